@@ -1,0 +1,1 @@
+"""YAML files and keyword arguments become one frozen ServerConfig."""
