@@ -1,0 +1,1 @@
+"""The models named `builtin:...`, and the script that writes the smallest of them."""
