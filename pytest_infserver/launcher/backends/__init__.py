@@ -1,0 +1,1 @@
+"""One file per backend, and the registry that finds them."""

@@ -1,0 +1,96 @@
+"""llama.cpp: ``llama-server`` from PATH, else the same server embedded in the package xllamacpp."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import sys
+
+from pytest_infserver.config.flags import ARGUMENT_KEYS
+from pytest_infserver.errors import ServerStartupError
+from pytest_infserver.launcher.arguments import option_values
+from pytest_infserver.launcher.server import InferenceServer
+from pytest_infserver.models.builtin import is_builtin
+
+
+class LlamaCppServer(InferenceServer):
+    """A llama.cpp server. ``binary_path`` may name a ``llama-server``."""
+
+    install_hint = "Install llama.cpp, or \"pip install 'pytest-infserver[llamacpp]'\" for the embedded one."
+    config_keys = frozenset(ARGUMENT_KEYS)
+    reserved_options = {"--host": "host", "--port": "port", "--model": "model", "-m": "model"}  # noqa: RUF012
+    endpoint_paths = {  # noqa: RUF012
+        "health": "/health",
+        "models": "/v1/models",
+        "completions": "/v1/completions",
+        "chat": "/v1/chat/completions",
+        "responses": "/v1/responses",
+        "messages": "/v1/messages",
+        "tokenize": "/tokenize",
+        "detokenize": "/detokenize",
+        "props": "/props",
+        "slots": "/slots",
+        "metrics": "/metrics",
+        "embeddings": "/v1/embeddings",
+        "rerank": "/v1/rerank",
+    }
+    cause_patterns = (
+        re.compile(rb"error: invalid argument.*|error while handling argument.*"),
+        re.compile(rb"couldn't bind HTTP server socket"),
+        re.compile(rb"gguf_init_from_file.*: failed|error loading model|failed to load model"),
+    )
+
+    def get_backend_name(self) -> str:
+        """Return ``llamacpp``."""
+        return "llamacpp"
+
+    def get_binary_path(self) -> str:
+        """Return ``llama-server`` if it is on PATH, else this Python interpreter, which runs the embedded one."""
+        return shutil.which("llama-server") or sys.executable
+
+    def get_launch_command(self) -> list[str]:
+        """Return ``llama-server --model MODEL --host HOST --port PORT`` and the configured arguments."""
+        embedded = ["-m", "pytest_infserver.llamacpp_server"] if self._embedded() else []
+        arguments = self.server_args()
+        address = ["--host", self.host, "--port", str(self.port)]
+        model = ["--model", self.model_path, *self._for_builtin_model(arguments)]
+        return [self.binary_path, *embedded, *model, *address, *arguments]
+
+    def list_endpoints(self) -> dict[str, str]:
+        """Return name to URL; what llama-server only has behind a flag needs that flag. It has no OpenAPI."""
+        arguments = self.server_args()
+        optional = {
+            "metrics": "--metrics" in arguments,
+            "embeddings": "--embeddings" in arguments or "--embedding" in arguments,
+            "rerank": "--rerank" in arguments or "--reranking" in arguments,
+            "slots": "--no-slots" not in arguments,
+        }
+        return {name: url for name, url in super().list_endpoints().items() if optional.get(name, True)}
+
+    def require_engine(self) -> None:
+        """Make sure that there is a llama-server or the embedded one.
+
+        Raises:
+            ServerStartupError: There is neither.
+        """
+        super().require_engine()
+        if self._embedded() and importlib.util.find_spec("xllamacpp") is None:
+            raise ServerStartupError(
+                f"{self} cannot start: no 'llama-server' is on PATH, and the package 'xllamacpp' is not installed for"
+                f" {sys.executable}. {self.install_hint} Or name a llama-server with 'binary_path:' (YAML) or"
+                " binary_path=... (Python)."
+            )
+
+    def _for_builtin_model(self, arguments: list[str]) -> list[str]:
+        words = []
+        if is_builtin(self.model) and not option_values(arguments, "--alias", "-a"):
+            # Otherwise clients are told that the model is called like its file in the cache.
+            words += ["--alias", self.model]
+        if self.model == "builtin:tiny" and not option_values(arguments, "--threads", "-t"):
+            # Several threads spin for one another: on a loaded machine seconds instead of milliseconds.
+            words += ["--threads", "1"]
+        return words
+
+    def _embedded(self) -> bool:
+        return self.binary_path == sys.executable

@@ -1,0 +1,101 @@
+"""Finds the class of a backend by its name or by its import path."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pytest_infserver.config.model import ServerConfig
+from pytest_infserver.config.validation import nearest
+from pytest_infserver.errors import ConfigError
+from pytest_infserver.launcher.server import InferenceServer
+
+_BUILTIN = {
+    "vllm": "pytest_infserver.launcher.backends.vllm:VLLMServer",
+    "sglang": "pytest_infserver.launcher.backends.sglang:SGLangServer",
+    "llamacpp": "pytest_infserver.launcher.backends.llamacpp:LlamaCppServer",
+    "transformers": "pytest_infserver.launcher.backends.transformers:TransformersServer",
+    "command": "pytest_infserver.launcher.backends.command:CommandServer",
+    "remote": "pytest_infserver.launcher.backends.remote:RemoteServer",
+}
+_registered: dict[str, type[InferenceServer]] = {}
+
+
+def register_backend(backend: type[InferenceServer]) -> type[InferenceServer]:
+    """Make a backend known under the name that its ``get_backend_name`` returns; usable as a decorator.
+
+    Args:
+        backend: The class. A later one of the same name takes its place.
+
+    Raises:
+        ConfigError: It is not a subclass of InferenceServer, or has no name.
+    """
+    if not (isinstance(backend, type) and issubclass(backend, InferenceServer)):
+        raise ConfigError(f"{backend!r} is no backend: it must be a subclass of InferenceServer")
+    _registered[backend_name(backend)] = backend
+    return backend
+
+
+def backend_name(backend: type[InferenceServer]) -> str:
+    """Return the name of a backend class without making a server of it.
+
+    Raises:
+        ConfigError: Its ``get_backend_name`` is missing or needs a configured server.
+    """
+    try:
+        name = backend.get_backend_name(object.__new__(backend))
+    except Exception as error:
+        raise ConfigError(
+            f"{backend.__name__}.get_backend_name() must return a fixed name, but raised {error!r}"
+        ) from None
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{backend.__name__}.get_backend_name() must return a name, not {name!r}")
+    return name
+
+
+def known_backends() -> list[str]:
+    """Return the names of all backends that are known now."""
+    return sorted({*_BUILTIN, *_registered})
+
+
+def find_backend(config: ServerConfig) -> type[InferenceServer]:
+    """Return the class for ``config.backend``.
+
+    Raises:
+        ConfigError: There is no such backend, or its module cannot be imported.
+    """
+    name = config.backend
+    if name in _registered:
+        return _registered[name]
+    path = _BUILTIN.get(name, name)
+    if ":" not in path:
+        raise config.error(f"unknown backend '{name}'{nearest(name, known_backends())}", "backend")
+    module_name, _, attribute = path.partition(":")
+    place = config.origins.find(("backend",))
+    try:
+        with _importable(Path(place.file).parent if place is not None else None):
+            backend = getattr(importlib.import_module(module_name), attribute)
+    except (Exception, SystemExit) as error:
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        raise config.error(f"backend '{name}' cannot be imported: {problem}", "backend") from error
+    if not (isinstance(backend, type) and issubclass(backend, InferenceServer)):
+        raise config.error(f"backend '{name}' is not a subclass of InferenceServer", "backend")
+    return backend
+
+
+@contextmanager
+def _importable(folder: Path | None) -> Iterator[None]:
+    """Let modules that lie beside the YAML file be imported, after everything else."""
+    if folder is None:
+        yield
+        return
+    entry = str(folder.absolute())
+    sys.path.append(entry)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(entry)

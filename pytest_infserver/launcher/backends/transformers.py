@@ -1,0 +1,40 @@
+"""Hugging Face transformers: ``transformers serve MODEL``. Facts from transformers 5.23."""
+
+from __future__ import annotations
+
+import re
+
+from pytest_infserver.config.flags import ARGUMENT_KEYS
+from pytest_infserver.launcher.server import InferenceServer
+
+
+class TransformersServer(InferenceServer):
+    """A ``transformers serve`` server."""
+
+    install_hint = "Install it with \"pip install 'transformers[serving]'\"."
+    config_keys = frozenset(ARGUMENT_KEYS)
+    reserved_options = {"--host": "host", "--port": "port"}  # noqa: RUF012
+    # /v1/models is left out: it asks the hub, and answers 500 offline.
+    endpoint_paths = {  # noqa: RUF012
+        "health": "/health",
+        "completions": "/v1/completions",
+        "chat": "/v1/chat/completions",
+        "responses": "/v1/responses",
+    }
+    download_patterns = (
+        re.compile(rb"\.(?:safetensors|bin|json|model): +\d+%\|"),
+        re.compile(rb"Fetching \d+ files: +\d+%|Downloading .+: +\d+%"),
+    )
+
+    def get_backend_name(self) -> str:
+        """Return ``transformers``."""
+        return "transformers"
+
+    def get_binary_path(self) -> str:
+        """Return the ``transformers`` command."""
+        return "transformers"
+
+    def get_launch_command(self) -> list[str]:
+        """Return ``transformers serve MODEL --host HOST --port PORT`` and the configured arguments."""
+        address = ["--host", self.host, "--port", str(self.port)]
+        return [self.binary_path, "serve", self.model_path, *address, *self.server_args()]

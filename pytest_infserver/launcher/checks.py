@@ -1,0 +1,66 @@
+"""What a backend requires of its settings, beyond the kinds of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pytest_infserver.config.flags import ARGUMENT_KEYS, to_flag
+from pytest_infserver.config.model import ServerConfig
+from pytest_infserver.config.validation import nearest
+from pytest_infserver.launcher.arguments import option_values
+from pytest_infserver.models.builtin import builtin_path, is_builtin
+
+if TYPE_CHECKING:
+    from pytest_infserver.launcher.server import InferenceServer
+
+
+def check_settings(server: InferenceServer) -> None:
+    """Make sure that a server's settings fit its backend.
+
+    Raises:
+        ConfigError: They do not; it points at the place the wrong one came from.
+    """
+    settings = server.settings
+    if server.requires_model and not settings.model and not server.attached:
+        raise settings.error(f"backend '{server.get_backend_name()}' needs a 'model'")
+    if settings.model and is_builtin(settings.model):
+        try:
+            builtin_path(settings.model)
+        except ValueError as error:
+            raise settings.error(str(error), "model") from None
+    if server.config_keys is not None:
+        _check_engine(server, server.config_keys)
+    given = [key for key in ARGUMENT_KEYS if settings.config.get(key) is not None]
+    if len(given) > 1:
+        raise settings.error(f"{' and '.join(given)} mean the same: use one of them", "config", given[1])
+    if given:
+        _check_reserved(server, given[0])
+
+
+def _check_engine(server: InferenceServer, known: frozenset[str]) -> None:
+    settings = server.settings
+    if settings.launch_command is not None:
+        message = f"'launch_command' is for backend 'command': '{server.get_backend_name()}' knows its own"
+        raise settings.error(message, "launch_command")
+    for key in settings.config:
+        if key not in known:
+            raise settings.error(f"unknown key '{key}' in 'config'{nearest(key, known)}", "config", key)
+
+
+def _check_reserved(server: InferenceServer, block: str) -> None:
+    argv = server.server_args()
+    for flag, key in server.reserved_options.items():
+        configured = getattr(server.settings, key)
+        for words in option_values(argv, flag):
+            if configured is None or words != [str(configured)]:
+                message = f"{flag} belongs in '{key}:', not in 'config'"
+                raise server.settings.error(message, "config", block, _place(server.settings, block, flag))
+
+
+def _place(settings: ServerConfig, block: str, flag: str) -> str | int:
+    """Return the key or the index under which the user wrote a flag."""
+    written = settings.config[block]
+    if isinstance(written, Mapping):
+        return next(str(key) for key in written if to_flag(key) == flag)
+    return next(index for index, word in enumerate(written) if str(word).partition("=")[0] == flag)

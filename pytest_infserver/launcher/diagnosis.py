@@ -1,0 +1,96 @@
+"""Why a server failed: the one line of its log that says so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from pytest_infserver.launcher.log import ServerLog
+
+_HEAD = 2 * 1024 * 1024
+_TAIL = 8 * 1024 * 1024
+_MAX_LINE = 500
+_MAX_SEARCHED = 8 * 1024
+
+ADDRESS_IN_USE = re.compile(rb"address already in use|couldn't bind|EADDRINUSE", re.IGNORECASE)
+
+EXCEPTION = re.compile(rb"(?:^|[\s\])])(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b: .+")
+"""The last line of a Python traceback, with or without a logger's prefix."""
+
+GENERIC_CAUSES: tuple[re.Pattern[bytes], ...] = (
+    re.compile(rb"CUDA error|out of memory|HIP error|NCCL error", re.IGNORECASE),
+    ADDRESS_IN_USE,
+    re.compile(rb"error: (?:unrecognized|invalid) arguments?.*|No module named .+", re.IGNORECASE),
+    EXCEPTION,
+    re.compile(rb"\b(?:error|fatal|critical|panic|failed)\b", re.IGNORECASE),
+)
+"""What names a cause in any program's log, the most telling first."""
+
+_ESCAPE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
+
+_WITHOUT_CONTENT = re.compile(
+    rb"See root cause above|Failed core proc\(s\)|resource_tracker"
+    rb"|Traceback \(most recent call last\):\s*$|^\s*raise |^\s*File \"",
+    re.IGNORECASE,
+)
+
+
+def root_cause(log: ServerLog, patterns: Sequence[re.Pattern[bytes]] = (), start: int = 0) -> str | None:
+    """Return the log line that best explains a failure.
+
+    Args:
+        log: The log; a very long one is read at its beginning and end only.
+        patterns: What the backend's engine writes, the most telling first; tried before GENERIC_CAUSES.
+        start: Byte from which on the log counts.
+
+    Returns:
+        The line, shortened; the last line where none names a cause; None when there is no line.
+    """
+    best: dict[re.Pattern[bytes], bytes] = {}
+    last = None
+    ranked = (*patterns, *GENERIC_CAUSES)
+    for line in _lines(log, start):
+        if not line.strip():
+            continue
+        last = line
+        if _WITHOUT_CONTENT.search(line):
+            continue
+        for pattern in ranked:
+            if pattern.search(line):
+                # Exceptions are chained: the last line of the last traceback is what reached the top.
+                if pattern is EXCEPTION or pattern not in best:
+                    best[pattern] = line
+                break
+    chosen = next((best[pattern] for pattern in ranked if pattern in best), last)
+    return None if chosen is None else readable(chosen)
+
+
+def matches(log: ServerLog, pattern: re.Pattern[bytes], start: int = 0) -> bool:
+    """Tell whether a line behind byte ``start`` matches."""
+    return any(pattern.search(line) for line in _lines(log, start))
+
+
+def readable(line: bytes) -> str:
+    """Return a log line as text for a message: decoded, trimmed, without control characters, shortened."""
+    text = _ESCAPE.sub(b"", line).decode("utf-8", "replace")
+    text = "".join(char if char.isprintable() else " " for char in text).strip()
+    return text if len(text) <= _MAX_LINE else f"{text[:_MAX_LINE]} ..."
+
+
+def last_lines(log: ServerLog, count: int, start: int = 0) -> list[str]:
+    """Return the last lines of the log that are not empty."""
+    data, _ = log.read_bytes(start, 32 * 1024)
+    lines = [readable(line) for line in re.split(rb"[\r\n]+", data) if line.strip()]
+    return lines[-count:]
+
+
+def _lines(log: ServerLog, start: int) -> Iterator[bytes]:
+    size = log.size()
+    if size - start <= _HEAD + _TAIL:
+        windows = [log.read_bytes(start, _HEAD + _TAIL)[0]]
+    else:
+        windows = [log.read_head(start, _HEAD), log.read_bytes(start, _TAIL)[0]]
+    for window in windows:
+        for line in re.split(rb"[\r\n]+", window):
+            # Patterns must meet neither a line of megabytes nor colours.
+            yield _ESCAPE.sub(b"", line[:_MAX_SEARCHED]) if b"\x1b" in line else line[:_MAX_SEARCHED]

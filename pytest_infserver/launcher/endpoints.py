@@ -1,0 +1,37 @@
+"""Which of an engine's endpoints a running server really has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import islice
+
+_TIMEOUT = 10.0
+_CHUNK = 64 * 1024
+_MAX_CHUNKS = 256
+
+
+def existing(server_url: str, paths: Mapping[str, str]) -> dict[str, str]:
+    """Return those of ``paths`` (name to path) that the server's ``/openapi.json`` lists; all if it has none."""
+    known = openapi_paths(server_url)
+    if known is None:
+        return dict(paths)
+    return {name: path for name, path in paths.items() if path in known or path == "/openapi.json"}
+
+
+def openapi_paths(server_url: str) -> frozenset[str] | None:
+    """Return the paths of the server's OpenAPI document, or None if there is no such document."""
+    import requests
+
+    with requests.Session() as session:
+        session.trust_env = False  # a proxy of the environment would be asked for 127.0.0.1
+        try:
+            with session.get(f"{server_url}/openapi.json", timeout=_TIMEOUT, stream=True) as response:
+                if not response.ok:
+                    return None
+                # A longer document is cut, and no JSON then.
+                body = b"".join(islice(response.iter_content(_CHUNK), _MAX_CHUNKS))
+                paths = json.loads(body).get("paths")
+        except (requests.RequestException, ValueError, AttributeError):
+            return None
+    return frozenset(paths) if isinstance(paths, dict) else None

@@ -1,0 +1,54 @@
+"""Where this package keeps what it shares between runs on one machine."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+
+def state_dir() -> Path | None:
+    """Return a private folder for sockets and locks, made if needed; None if there is no place for one.
+
+    ``INFSERVER_STATE_DIR``, else a folder in ``XDG_RUNTIME_DIR``, else one per user in the temporary directory.
+    """
+    candidates = []
+    if os.environ.get("INFSERVER_STATE_DIR"):
+        candidates.append(Path(os.environ["INFSERVER_STATE_DIR"]))
+    if os.environ.get("XDG_RUNTIME_DIR"):
+        candidates.append(Path(os.environ["XDG_RUNTIME_DIR"]) / "pytest-infserver")
+    candidates.append(Path(tempfile.gettempdir()) / f"pytest-infserver-{os.getuid()}")
+    return next((folder for folder in candidates if _is_private(folder)), None)
+
+
+def _is_private(folder: Path) -> bool:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
+
+
+def take_lock(path: Path) -> int | None:
+    """Open ``path`` and lock it against every other process without waiting.
+
+    Returns:
+        The locked file descriptor: the lock lasts until it and all its duplicates are closed. None if somebody
+        else holds the lock.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        # A file system without locks: better no lock than no server.
+        return descriptor
+    return descriptor

@@ -1,0 +1,188 @@
+"""Ports: which one a server gets, and who holds one that is taken."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_infserver.errors import PortInUseError, ServerStartupError
+from pytest_infserver.launcher.places import state_dir, take_lock
+
+DEFAULT_PORT = 8000
+_SEARCH = range(DEFAULT_PORT, DEFAULT_PORT + 1000)
+"""Below the range (32768 and up on Linux) from which outgoing connections take theirs."""
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """A port promised to one server; other servers of this package on the machine keep off it.
+
+    Attributes:
+        port: The port.
+        lock_fd: Descriptor that holds the promise, or None where there was no place for the lock file.
+    """
+
+    port: int
+    lock_fd: int | None
+
+    def release(self) -> None:
+        """Close our descriptor; the promise lasts while a supervisor holds a duplicate."""
+        if self.lock_fd is not None:
+            with contextlib.suppress(OSError):
+                os.close(self.lock_fd)
+
+
+def reserve_port(host: str, port: int | None, avoid: Iterable[int] = ()) -> Reservation:
+    """Reserve a port for a server that is about to start.
+
+    Args:
+        host: The address that it will listen on.
+        port: The port that the user named; if None 8000, or the next free one.
+        avoid: Ports not to choose.
+
+    Raises:
+        PortInUseError: The named port is taken; the message says who holds it.
+        ServerStartupError: Nothing can listen on that address.
+    """
+    if port is not None:
+        lock = _lock(port) if is_free(host, port) else _TAKEN
+        if lock == _TAKEN:
+            raise PortInUseError(
+                f"port {port} is taken by {describe_holder(port)}. Stop that process, or choose another port, or"
+                " leave 'port' out to get a free one."
+            )
+        return Reservation(port, lock)
+    shunned = set(avoid)
+    for number in (*_SEARCH, 0):
+        if number in shunned:
+            continue
+        # The last resort is a port that the system chooses.
+        candidate = number or _ephemeral(host)
+        if not is_free(host, candidate):
+            continue
+        lock = _lock(candidate)
+        if lock != _TAKEN:
+            return Reservation(candidate, lock)
+    raise PortInUseError(f"no free port from {_SEARCH.start} to {_SEARCH.stop - 1} on {host}")
+
+
+def is_free(host: str, port: int) -> bool:
+    """Tell whether a server could listen on this port now.
+
+    Raises:
+        ServerStartupError: It never could.
+    """
+    try:
+        with _probe(host) as probe:
+            # As servers do it: connections in TIME_WAIT do not count.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            probe.listen(1)
+    except PermissionError as error:
+        raise ServerStartupError(f"port {port} cannot be used by this user: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            return False
+        reason = getattr(error, "strerror", None) or error
+        raise ServerStartupError(
+            f"nothing can listen on '{host}': {reason}. Set 'host' to an address of this machine."
+        ) from None
+    return True
+
+
+def is_listener(port: int, root: int | None, supervisor: int | None) -> bool | None:
+    """Tell whether a server's own processes listen on ``port``; None if that cannot be seen.
+
+    Args:
+        port: The port.
+        root: Its root process.
+        supervisor: The process above all of its processes.
+    """
+    import psutil
+
+    # The root is the listener of nearly every engine; walking the tree costs a look at every process.
+    if root is not None and listener_pids(port, [root]):
+        return True
+    try:
+        tree = psutil.Process(supervisor).children(recursive=True)
+    except psutil.Error:
+        return None
+    found = listener_pids(port, [child.pid for child in tree])
+    return None if found is None else bool(found)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach a server on ``host``."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def listener_pids(port: int, pids: Iterable[int]) -> set[int] | None:
+    """Return which of the processes ``pids`` listen on ``port``; None if that cannot be seen."""
+    import psutil
+
+    found, hidden = set(), False
+    for pid in pids:
+        try:
+            connections = psutil.Process(pid).net_connections("tcp")
+        except psutil.NoSuchProcess:
+            continue
+        except (psutil.Error, OSError):
+            hidden = True
+            continue
+        if any(entry.status == psutil.CONN_LISTEN and entry.laddr[1:2] == (port,) for entry in connections):
+            found.add(pid)
+    return None if hidden and not found else found
+
+
+def describe_holder(port: int) -> str:
+    """Say in words which process listens on ``port``, as far as this user may know."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OSError):
+        for entry in psutil.net_connections("tcp"):
+            if entry.status == psutil.CONN_LISTEN and entry.laddr[1:2] == (port,) and entry.pid:
+                process = psutil.Process(entry.pid)
+                command = " ".join(process.cmdline())[:120] or process.name()
+                return f"pid {entry.pid} ({command})"
+    return "another server of pytest-infserver that starts or stops" if _lock_is_held(port) else "another process"
+
+
+_TAKEN = -1
+
+
+def _lock_file(port: int) -> Path | None:
+    folder = state_dir()
+    return None if folder is None else folder / f"port-{port}.lock"
+
+
+def _lock(port: int) -> int | None:
+    file = _lock_file(port)
+    if file is None:
+        return None
+    try:
+        lock = take_lock(file)
+    except OSError:
+        return None
+    return _TAKEN if lock is None else lock
+
+
+def _lock_is_held(port: int) -> bool:
+    lock = _lock(port)
+    if lock is not None and lock != _TAKEN:
+        os.close(lock)
+    return lock == _TAKEN
+
+
+def _probe(host: str) -> socket.socket:
+    return socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+
+
+def _ephemeral(host: str) -> int:
+    with _probe(host) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

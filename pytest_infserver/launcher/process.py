@@ -1,0 +1,251 @@
+"""The owner's side of one supervised server process."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_infserver.launcher import supervisor
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How the server's root process ended.
+
+    Attributes:
+        code: Exit code; negative for the number of the signal that killed it; None if it got lost with its
+            supervisor.
+        max_rss: Peak resident memory of the root process, in bytes.
+        at: ``time.monotonic()`` when it was reported.
+    """
+
+    code: int | None
+    max_rss: int
+    at: float
+
+    def __str__(self) -> str:
+        if self.code is None:
+            return "ended together with its supervisor (was that killed?)"
+        if self.code >= 0:
+            return f"exited with code {self.code}"
+        with contextlib.suppress(ValueError):
+            return f"was killed by {signal.Signals(-self.code).name}"
+        return f"was killed by signal {-self.code}"
+
+
+@dataclass(frozen=True)
+class Survivor:
+    """A process of the server that had to be killed.
+
+    Attributes:
+        stuck: It survived even SIGKILL.
+    """
+
+    pid: int
+    command: str
+    stuck: bool = False
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} ({self.command or 'no command line'}){' survived SIGKILL' if self.stuck else ''}"
+
+
+_NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
+_JOIN_LIMIT = 2.0
+_ANSWER_LIMIT = 5.0
+"""Seconds that the supervisor gets beyond what it gives the server's processes."""
+
+
+class LaunchFailed(Exception):
+    """The command could not be executed."""
+
+
+class ServerProcess:
+    """One launch of a server: made, launched once, stopped once."""
+
+    def __init__(self) -> None:
+        self.pid: int | None = None
+        self.exit: Exit | None = None
+        self.survivors: tuple[Survivor, ...] = ()
+        self.supervisor_pid: int | None = None
+        self._supervisor: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+        self._reader: threading.Thread | None = None
+        self._changed = threading.Condition()
+        self._failure: str | None = None
+        self._gone = False
+        self._let_go = False
+
+    def launch(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        log_fd: int,
+        stop_timeout: float,
+        keep_fds: Sequence[int] = (),
+        cwd: Path | None = None,
+        timeout: float = 30.0,
+    ) -> None:
+        """Start the supervisor and the server under it.
+
+        Args:
+            argv: The command; never passed to a shell.
+            env: The whole environment of the server.
+            log_fd: File descriptor for its output.
+            stop_timeout: Seconds that the server gets to end when this process is gone.
+            keep_fds: Descriptors (locks) that the supervisor holds as long as it lives.
+            cwd: Working directory; this process's own if None.
+            timeout: Seconds until the supervisor must have answered.
+
+        Raises:
+            LaunchFailed: The command could not be executed.
+        """
+        try:
+            launch = {
+                "argv": [_wire(word) for word in argv],
+                "env": {_wire(name): _wire(value) for name, value in env.items()},
+                "cwd": None if cwd is None else _wire(str(cwd)),
+            }
+            self._start_supervisor(log_fd, keep_fds)
+        except (OSError, UnicodeError) as error:
+            raise LaunchFailed(str(error)) from None
+        self._send(do="launch", stop_timeout=stop_timeout, **launch)
+        with self._changed:
+            self._changed.wait_for(lambda: self.pid or self._failure or self._gone, timeout)
+        if not self.pid:
+            raise LaunchFailed(self._failure or "the supervisor process did not start")
+
+    def _start_supervisor(self, log_fd: int, keep_fds: Sequence[int]) -> None:
+        self._channel, theirs = socket.socketpair()
+        with theirs:
+            for end in (self._channel, theirs):
+                # Whatever socket.setdefaulttimeout() says: hours may pass between two messages.
+                end.settimeout(None)
+            # Before the supervisor, so that stop() can rely on it wherever an interrupt comes.
+            self._reader = threading.Thread(
+                target=self._read, args=(self._channel,), name="infserver-supervisor", daemon=True
+            )
+            self._reader.start()
+            with _inheritable(theirs.fileno(), *keep_fds) as handles:
+                self._supervisor = subprocess.Popen(
+                    [sys.executable, "-I", "-S", supervisor.__file__, str(handles[0]), str(os.getpid())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log_fd,
+                    stderr=log_fd,
+                    pass_fds=handles,
+                    start_new_session=True,
+                )
+        self.supervisor_pid = self._supervisor.pid
+
+    def mark_ready(self) -> None:
+        """Tell the supervisor that the server now obeys SIGTERM, so that it gets its full time to end."""
+        self._send(do="ready")
+
+    def wait_exit(self, timeout: float) -> Exit | None:
+        """Wait until the root process has ended; return how, or None after ``timeout`` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.exit is not None, timeout)
+            return self.exit
+
+    def stop(self, timeout: float) -> None:
+        """End the whole tree: SIGTERM, ``timeout`` seconds, SIGKILL. Returns when it is gone."""
+        if self._supervisor is None:
+            self.close()
+            return
+        try:
+            self._send(do="stop", timeout=timeout)
+            limit = timeout + supervisor.DRAIN_GRACE + supervisor.KILL_LIMIT + _ANSWER_LIMIT
+            with self._changed:
+                gone = self._changed.wait_for(lambda: self._gone, limit)
+            if not gone:
+                self._supervisor.kill()
+            self._supervisor.wait()
+            # It still has to end the root of a supervisor that was killed.
+            self._join_reader()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go: the supervisor sees it and ends the tree by itself."""
+        if self._channel is not None:
+            self._let_go = True
+            # Wakes our own reader, which close() alone does not.
+            with contextlib.suppress(OSError):
+                self._channel.shutdown(socket.SHUT_RDWR)
+            self._channel.close()
+            self._join_reader()
+
+    def _join_reader(self) -> None:
+        if self._reader is not None and self._reader.is_alive():
+            self._reader.join(_JOIN_LIMIT)
+
+    def _send(self, **message: object) -> None:
+        if self._channel is not None:
+            with contextlib.suppress(OSError):
+                self._channel.sendall(json.dumps(message).encode() + b"\n", _NO_SIGNAL)
+
+    def _read(self, channel: socket.socket) -> None:
+        # ValueError: the last message of a supervisor that was killed may be half a message.
+        with contextlib.suppress(OSError, ValueError), channel.makefile("rb") as lines:
+            for line in lines:
+                self._handle(json.loads(line))
+        with self._changed:
+            if self.pid and not self._gone and not self._let_go:
+                self._supervisor_lost(self.pid)
+            self._gone = True
+            self._changed.notify_all()
+
+    def _handle(self, message: dict[str, object]) -> None:
+        with self._changed:
+            event = message["event"]
+            if event == "launched":
+                self.pid = int(str(message["pid"]))
+            elif event == "failed":
+                self._failure = str(message["message"])
+            elif event == "exited":
+                self.exit = Exit(int(str(message["code"])), int(str(message["max_rss"])), time.monotonic())
+            elif event == "gone":
+                self.survivors = _survivors(message["survivors"], message["stuck"])
+                self._gone = True
+            self._changed.notify_all()
+
+    def _supervisor_lost(self, pid: int) -> None:
+        # The root leads its own group; nobody else can have got its pid while the group has members.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        if self.exit is None:
+            self.exit = Exit(None, 0, time.monotonic())
+
+
+def _wire(text: str) -> str:
+    return os.fsencode(text).decode("latin-1")
+
+
+@contextlib.contextmanager
+def _inheritable(*descriptors: int) -> Iterator[list[int]]:
+    """Duplicate descriptors above 2: where stdin is closed ours are low, and the child's own would replace them."""
+    with contextlib.ExitStack() as stack:
+        copies = []
+        for descriptor in descriptors:
+            copies.append(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3))
+            stack.callback(os.close, copies[-1])
+        yield copies
+
+
+def _survivors(killed: object, stuck: object) -> tuple[Survivor, ...]:
+    assert isinstance(killed, list)
+    assert isinstance(stuck, list)
+    stuck_pids = {entry["pid"] for entry in stuck}
+    entries = {entry["pid"]: entry for entry in [*killed, *stuck]}
+    return tuple(Survivor(pid, entry["command"], pid in stuck_pids) for pid, entry in entries.items())

@@ -1,0 +1,159 @@
+"""Waits until a launched server is ready, or knows why it is not."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pytest_infserver.launcher.http_probe import Answer, ask
+from pytest_infserver.launcher.log import ServerLog
+from pytest_infserver.launcher.process import Exit, ServerProcess
+
+_LOG_INTERVAL = 0.25
+_LOG_WINDOW = 1024 * 1024
+_MAX_LINE = 16 * 1024
+_REQUEST_LIMIT = 5.0
+_FATAL_GRACE = 5.0
+"""Seconds that a server gets to end by itself, with its whole traceback, after a fatal line."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The server answers."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class NotReady:
+    """The server will not become ready, or not in time.
+
+    Attributes:
+        problem: In words, to follow the server's name.
+        exit: How it ended, if it did.
+        timed_out: Whether the time was up.
+        foreign_listener: Whether another process answers on its port.
+    """
+
+    problem: str
+    exit: Exit | None = None
+    timed_out: bool = False
+    foreign_listener: bool = False
+
+
+@dataclass(frozen=True)
+class ReadinessCheck:
+    """What to wait for.
+
+    Attributes:
+        health_url: URL that answers 2xx when the server is ready.
+        startup_timeout: Limit in seconds, downloads not counted.
+        download_timeout: Limit of the downloads, in seconds.
+        request_timeout: Limit of one health request, in seconds.
+        fatal: A log line that matches one of these means that the server will not become ready.
+        downloading: While the newest log line matches one of these, weights are being downloaded.
+        owns_port: Whether the listener on the port is the server's own; None if nobody can tell.
+        headers: Sent with the health request.
+    """
+
+    health_url: str
+    startup_timeout: float
+    download_timeout: float
+    request_timeout: float
+    fatal: Sequence[re.Pattern[bytes]] = ()
+    downloading: Sequence[re.Pattern[bytes]] = ()
+    owns_port: Callable[[], bool | None] = lambda: True
+    headers: dict[str, str] | None = None
+
+
+def wait_until_ready(
+    check: ReadinessCheck, process: ServerProcess, log: ServerLog, log_start: int = 0
+) -> Ready | NotReady:
+    """Wait for a server.
+
+    Args:
+        check: What to wait for.
+        process: Its launched process; the wait ends at once when that exits.
+        log: Its log.
+        log_start: Byte of the log at which this launch begins.
+    """
+    begin = time.monotonic()
+    watch = _LogWatch(check, log, log_start, begin)
+    while True:
+        if process.exit is not None:
+            return NotReady(f"{process.exit}, before it was ready", process.exit)
+        left = watch.time_left()
+        limit = max(0.01, min(check.request_timeout, left, _REQUEST_LIMIT))
+        answer = ask(check.health_url, limit, check.headers, pointless=lambda: process.exit is not None)
+        now = time.monotonic()
+        if answer.ok:
+            owned = _confirm_owner(check, process)
+            if owned is not None:
+                return owned
+            return Ready(now - begin)
+        watch.look(now)
+        if watch.fatal_line and process.wait_exit(_FATAL_GRACE) is None:
+            return NotReady("reported a fatal error and did not end")
+        if watch.time_left() <= 0:
+            return NotReady(watch.timeout_text(answer), timed_out=True)
+        # Short steps at first, for quick servers; a share of the elapsed time later, for cheap waiting. A closed
+        # port is asked more often than a server that has to answer each time.
+        share = 0.003 if answer.status is None else 0.006
+        process.wait_exit(min(max(0.005, (now - begin) * share), 0.25))
+
+
+def _confirm_owner(check: ReadinessCheck, process: ServerProcess) -> NotReady | None:
+    # A server that could not bind ends soon: its own reason is better than ours.
+    if check.owns_port() is not False:
+        return None
+    if process.wait_exit(0.5) is not None:
+        return NotReady(f"{process.exit}, before it was ready", process.exit, foreign_listener=True)
+    if check.owns_port() is not False:
+        return None
+    return NotReady("does not listen on its port, but another process answers there", foreign_listener=True)
+
+
+class _LogWatch:
+    """Reads what is new in the log now and then, and keeps the two clocks."""
+
+    def __init__(self, check: ReadinessCheck, log: ServerLog, start: int, begin: float) -> None:
+        self.check = check
+        self.log = log
+        self.position = start
+        self.begin = begin
+        self.last_look = begin
+        self.downloading = False
+        self.download_seconds = 0.0
+        self.fatal_line = False
+        self.unfinished = b""
+
+    def look(self, now: float) -> None:
+        if now - self.last_look < _LOG_INTERVAL:
+            return
+        if self.downloading:
+            self.download_seconds += now - self.last_look
+        self.last_look = now
+        size = self.log.size()
+        if size == self.position:
+            return
+        data, left_out = self.log.read_bytes(self.position, _LOG_WINDOW)
+        self.position = size
+        pieces = re.split(rb"[\r\n]+", data if left_out else self.unfinished + data)
+        self.unfinished = pieces[-1][-_MAX_LINE:]
+        lines = [line for line in pieces if line.strip()]
+        self.fatal_line = any(pattern.search(line) for line in lines for pattern in self.check.fatal)
+        if lines:
+            self.downloading = any(pattern.search(lines[-1]) for pattern in self.check.downloading)
+
+    def time_left(self) -> float:
+        if self.downloading:
+            return self.check.download_timeout - self.download_seconds
+        return self.begin + self.check.startup_timeout + self.download_seconds - time.monotonic()
+
+    def timeout_text(self, answer: Answer) -> str:
+        if self.downloading:
+            return f"was still downloading after {self.check.download_timeout:g} s (download_timeout)"
+        url = self.check.health_url
+        return f"was not ready after {self.check.startup_timeout:g} s (startup_timeout): {url} {answer}"

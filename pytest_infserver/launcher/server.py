@@ -1,0 +1,577 @@
+"""InferenceServer: one server, from its settings to its end. Every backend is a subclass."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, TypeVar
+
+from pytest_infserver.config.flags import ARGUMENT_KEYS
+from pytest_infserver.config.loading import build_server
+from pytest_infserver.config.model import ServerConfig
+from pytest_infserver.config.tree import Tree
+from pytest_infserver.config.validation import build_config
+from pytest_infserver.errors import (
+    InferenceServerError,
+    LeakError,
+    PortInUseError,
+    ProfileError,
+    ServerDiedError,
+    ServerStartupError,
+)
+from pytest_infserver.launcher import diagnosis, messages, ports
+from pytest_infserver.launcher.arguments import ArgumentsError, option_values, to_argv
+from pytest_infserver.launcher.attach import wait_for_url
+from pytest_infserver.launcher.checks import check_settings
+from pytest_infserver.launcher.command import Command, make_command, require_binary
+from pytest_infserver.launcher.endpoints import existing
+from pytest_infserver.launcher.heartbeat import Heartbeat
+from pytest_infserver.launcher.http_probe import Answer, ask
+from pytest_infserver.launcher.log import MAX_READ, ServerLog
+from pytest_infserver.launcher.process import LaunchFailed, ServerProcess, Survivor
+from pytest_infserver.launcher.readiness import NotReady, ReadinessCheck, wait_until_ready
+from pytest_infserver.launcher.state import ServerState
+from pytest_infserver.models.builtin import builtin_path, ensure_builtin, is_builtin
+
+logger = logging.getLogger("pytest_infserver")
+
+Self = TypeVar("Self", bound="InferenceServer")
+
+_PORT_ATTEMPTS = 3
+
+
+class InferenceServer:
+    """One inference server.
+
+    A backend overrides `get_backend_name`, `get_binary_path`, `get_launch_command`, `get_health_endpoint` and
+    `list_endpoints`; the class attributes below are what it may say beyond that.
+
+    Attributes:
+        name: Name in test ids, reports and log folders.
+        settings: Everything that was configured.
+        output_dir: Directory that holds the server's log folder.
+        survivors: Processes that had to be killed at the last stop.
+        start_seconds: How long the last start took.
+        launches: How often the server's process was launched.
+        launch_log_start: Size of the log, in bytes, before the last launch.
+        on_progress: Gets a line of text when something before the launch takes long.
+        on_warning: Gets a text about something that works, but not as one would want it.
+        install_hint: One sentence: how the engine is installed.
+        requires_model: Whether the backend cannot do without ``model``.
+        config_keys: Keys allowed in ``config``; None allows any.
+        reserved_options: Flags that the launch command sets itself, and the key that the user sets instead.
+        endpoint_paths: Name to path of the engine's endpoints.
+        fatal_patterns: Log lines after which the server will not become ready.
+        cause_patterns: Log lines that explain a failure, the most telling first.
+        download_patterns: Log lines that say that weights are being downloaded.
+    """
+
+    install_hint: ClassVar[str] = ""
+    requires_model: ClassVar[bool] = True
+    config_keys: ClassVar[frozenset[str] | None] = None
+    reserved_options: ClassVar[Mapping[str, str]] = {}
+    endpoint_paths: ClassVar[Mapping[str, str]] = {"health": "/health"}
+    fatal_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
+    cause_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
+    download_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
+
+    def __init__(self, model: str | None = None, **settings: Any) -> None:
+        """Configure a server; nothing is started.
+
+        Args:
+            model: Model name or path, ``builtin:tiny`` or ``builtin:smollm2``.
+            **settings: Any other field of `ServerConfig`; times are in seconds.
+
+        Raises:
+            ConfigError: A setting is unknown or has a wrong value.
+        """
+        origins = settings.pop("origins", None)
+        backend = settings.pop("backend", None) or self.get_backend_name()
+        data = {**settings, "model": model, "backend": backend}
+        if origins is None:
+            self.settings = build_server(data, f"{type(self).__name__}()")
+        else:
+            self.settings = build_config(Tree(data, origins))
+        self.name: str = self.settings.name or self.get_backend_name()
+        self.output_dir = Path(self.settings.output_dir).expanduser().absolute()
+        self.survivors: tuple[Survivor, ...] = ()
+        self.start_seconds: float | None = None
+        self.on_progress: Callable[[str], None] = logger.info
+        self.on_warning: Callable[[str], None] = logger.warning
+        self._port = self.settings.port
+        self._log = ServerLog(self.output_dir, self.name)
+        self.launch_log_start = 0
+        self._process: ServerProcess | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._state = ServerState.NEW
+        self._hang: str | None = None
+        self._stop_refusal: str | None = None
+        self._lifecycle = threading.RLock()
+        self._owner = os.getpid()
+        self.launches = 0
+        self._check_settings()
+
+    @classmethod
+    def from_config(cls: type[Self], config: ServerConfig) -> Self:
+        """Make a server from a resolved configuration.
+
+        Raises:
+            ConfigError: The configuration does not fit this backend; it points into the YAML file.
+        """
+        return cls(**config.keywords(), backend=config.backend, origins=config.origins)
+
+    # What a backend overrides.
+
+    def get_backend_name(self) -> str:
+        """Return the backend's name, as in ``backend:`` and ``@pytest.mark.backend``."""
+        raise NotImplementedError
+
+    def get_binary_path(self) -> str:
+        """Return the engine's binary: a path, or a name that is looked up on PATH."""
+        raise NotImplementedError
+
+    def get_launch_command(self) -> list[str]:
+        """Return the command that starts the server."""
+        raise NotImplementedError
+
+    def get_health_endpoint(self) -> str:
+        """Return the URL that answers 200 when the server is ready."""
+        return self.url_for(self.settings.health_endpoint or self.endpoint_paths.get("health", "/health"))
+
+    def list_endpoints(self) -> dict[str, str]:
+        """Return name to URL of the endpoints; while the server runs only of those that exist."""
+        paths = {**self.endpoint_paths, **self.settings.endpoints}
+        if self.state is ServerState.READY:
+            paths = existing(self.server_url, paths)
+        return {name: self.url_for(path) for name, path in paths.items()}
+
+    # What everybody uses.
+
+    @property
+    def model(self) -> str:
+        """The model as configured, or "" for a backend that needs none."""
+        return self.settings.model or ""
+
+    @property
+    def model_path(self) -> str:
+        """The model as the engine is told: for a built-in one the path of its file."""
+        return str(builtin_path(self.model)) if is_builtin(self.model) else self.model
+
+    @property
+    def host(self) -> str:
+        """The address that the server listens on."""
+        return self.settings.host
+
+    @property
+    def port(self) -> int:
+        """The port; before the start the one that it gets if nobody else has it."""
+        return self._port or ports.DEFAULT_PORT
+
+    @property
+    def server_url(self) -> str:
+        """The URL under which clients on this machine reach the server, without a slash at the end."""
+        if self.settings.url:
+            return self.settings.url
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def binary_path(self) -> str:
+        """The engine's binary: the configured one, else the backend's."""
+        return self.settings.binary_path or self.get_binary_path()
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The engine's own settings, as configured."""
+        return self.settings.config
+
+    @property
+    def env_vars(self) -> Mapping[str, str | None]:
+        """The environment variables of the server, as configured."""
+        return self.settings.env_vars
+
+    @property
+    def debug_mode(self) -> bool:
+        """Whether what the server leaves behind is an error."""
+        return self.settings.debug_mode
+
+    @property
+    def attached(self) -> bool:
+        """Whether the server was running already and is not ours to start or stop."""
+        return self.settings.url is not None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the server's root process while it runs, else None."""
+        process = self._process
+        return process.pid if process is not None and process.exit is None else None
+
+    @property
+    def log_path(self) -> Path:
+        """The server's log file."""
+        return self._log.path
+
+    @property
+    def state(self) -> ServerState:
+        """Where the server is in its life; a death is noticed at once."""
+        if self._state is ServerState.READY and self._process is not None and self._process.exit is not None:
+            self._state = ServerState.DIED
+        return self._state
+
+    @property
+    def running(self) -> bool:
+        """Whether the server is ready to be used."""
+        return self.state is ServerState.READY
+
+    @property
+    def launched(self) -> bool:
+        """Whether there is something to stop: it runs, or has died."""
+        return self._state not in (ServerState.NEW, ServerState.STOPPED, ServerState.FAILED)
+
+    @property
+    def api_key(self) -> str | None:
+        """The API key that the server was given with ``--api-key``, or None."""
+        values = option_values([*self.get_launch_command(), *self.server_args()], "--api-key")
+        return values[0][0] if values and values[0] else None
+
+    def url_for(self, path: str) -> str:
+        """Return the URL of a path on the server."""
+        return f"{self.server_url}/{path.lstrip('/')}"
+
+    def read_log(self, start: int = 0, limit: int = MAX_READ) -> str:
+        """Return the log from byte ``start`` on, at most its last ``limit`` bytes, secrets included."""
+        return self._log.read(start, limit)
+
+    @property
+    def log_size(self) -> int:
+        """The size of the log in bytes."""
+        return self._log.size()
+
+    def command(self) -> Command:
+        """Return the command that `start` runs, with its environment."""
+        return make_command(self.get_launch_command(), self.env_vars)
+
+    def server_args(self) -> list[str]:
+        """Return the engine's arguments from ``config``, as words."""
+        for key in ARGUMENT_KEYS:
+            if self.config.get(key) is not None:
+                try:
+                    return to_argv(self._argument_block(key))
+                except ArgumentsError as error:
+                    raise self.settings.error(f"'config.{key}': {error}", "config", key, error.key) from None
+        return []
+
+    def check_health(self) -> bool:
+        """Ask the server now whether it is healthy; takes at most ``heartbeat_timeout`` seconds."""
+        alive = self.attached or (self._process is not None and self._process.exit is None)
+        return alive and self._ask_health().ok
+
+    def start(self: Self) -> Self:
+        """Start the server and return when it is ready; no effect when it is running.
+
+        Raises:
+            ServerStartupError: It did not become ready; nothing of it is left running.
+            ServerStartupTimeout: It took too long.
+            ProfileError: The profile that is configured cannot be made.
+        """
+        if self.launched:
+            self._require_owner("start it again")
+        with self._lifecycle:
+            if self.state is ServerState.READY:
+                return self
+            begin = time.monotonic()
+            try:
+                self._end_process()
+                self._owner = os.getpid()
+                self._state = ServerState.STARTING
+                self._hang = None
+                if self.attached:
+                    wait_for_url(self.server_url, self._ask_health, self.settings.startup_timeout, str(self))
+                else:
+                    self._start_process()
+                self._state = ServerState.READY
+                self._start_heartbeat()
+                self.start_seconds = time.monotonic() - begin
+                return self
+            except BaseException:
+                self._state = ServerState.FAILED
+                self._end_process()
+                raise
+
+    def stop(self) -> None:
+        """Stop the server and everything that it started; no effect when it does not run.
+
+        Raises:
+            LeakError: Debug mode: processes were left that had to be killed.
+            InferenceServerError: The server is shared with other tests, or belongs to another process.
+        """
+        if self._stop_refusal is not None:
+            raise InferenceServerError(self._stop_refusal)
+        self._require_owner("stop it")
+        with self._lifecycle:
+            orderly = self.state is ServerState.READY
+            if self._state is ServerState.NEW:
+                return
+            try:
+                self._state = ServerState.STOPPING
+                self._end_process()
+            except BaseException:
+                if self._process is not None:
+                    self._process.close()
+                raise
+            finally:
+                self._state = ServerState.STOPPED
+            if self.survivors and orderly:
+                text = messages.survivors(str(self), self.survivors, self.settings.stop_timeout)
+                if self.debug_mode:
+                    raise LeakError(text)
+                self.on_warning(text)
+
+    def why_died(self) -> str | None:
+        """Return how and why the server died, or None if it did not."""
+        if self.state is not ServerState.DIED or self._process is None:
+            return None
+        cause = diagnosis.root_cause(self._log, self.cause_patterns, self.launch_log_start)
+        return messages.death(str(self), self._hang or str(self._process.exit), cause, self.log_path, self.command())
+
+    def raise_if_dead(self) -> None:
+        """Raise if the server has died.
+
+        Raises:
+            ServerDiedError: It has; the message says how and why.
+        """
+        reason = self.why_died()
+        if reason is not None:
+            raise ServerDiedError(reason)
+
+    def settle_death(self, wait: float = 6.0) -> bool:
+        """Find out, after something went wrong, whether the server is dying; tell whether it has died.
+
+        Args:
+            wait: Seconds that a server whose health check fails is given to end: vLLM 0.32 takes 5 to follow
+                its engine process.
+        """
+        if self.running and not self.attached and not self._ask_health(limit=2.0).ok:
+            self.wait_death(wait)
+        return self.state is ServerState.DIED
+
+    def wait_death(self, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds for the server's end; tell whether it has died."""
+        if self._process is not None:
+            self._process.wait_exit(timeout)
+        return self.state is ServerState.DIED
+
+    def start_profile(self) -> None:
+        """Begin to profile.
+
+        Raises:
+            ProfileError: Always: this version cannot profile.
+        """
+        raise ProfileError(f"{self}: this version of pytest-infserver cannot profile")
+
+    def stop_profile(self) -> None:
+        """End a profile.
+
+        Raises:
+            ProfileError: Always: no profile is running.
+        """
+        raise ProfileError(f"{self}: no profile is running")
+
+    def pause_heartbeat(self) -> None:
+        """Keep the server from being taken for hung, as under a debugger, until `resume_heartbeat`."""
+        if self._heartbeat is not None:
+            self._heartbeat.pause()
+
+    def resume_heartbeat(self) -> None:
+        """Undo one `pause_heartbeat`."""
+        if self._heartbeat is not None:
+            self._heartbeat.resume()
+
+    def refuse_stop(self, reason: str | None) -> None:
+        """Make `stop` fail with ``reason``, for a server that others use too; None allows it again."""
+        self._stop_refusal = reason
+
+    def __enter__(self: Self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __str__(self) -> str:
+        backend = self.get_backend_name()
+        return self.name if self.name == backend else f"{self.name} ({backend})"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name} {self.state} {self.server_url}>"
+
+    # The inside.
+
+    def _require_owner(self, deed: str) -> None:
+        if os.getpid() != self._owner:
+            raise InferenceServerError(f"{self} belongs to process {self._owner}: only that one may {deed}")
+
+    def _check_settings(self) -> None:
+        check_settings(self)
+
+    def _argument_block(self, key: str) -> Mapping[str, Any] | Sequence[Any]:
+        value = self.config[key]
+        if isinstance(value, (Mapping, list, tuple)):
+            return value
+        message = f"'config.{key}' must be a mapping or a list: nothing is passed to a shell"
+        raise self.settings.error(message, "config", key)
+
+    def _ask_health(self, limit: float | None = None) -> Answer:
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else None
+        return ask(self.get_health_endpoint(), limit or self.settings.heartbeat_timeout, headers)
+
+    def _start_process(self) -> None:
+        if self.settings.profile is not None and self.settings.profile.enabled:
+            raise ProfileError(
+                f"{self}: 'profile' is enabled, but this version of pytest-infserver cannot profile; set"
+                " 'enabled: false' under 'profile:' to run without."
+            )
+        if self.settings.gpus is not None:
+            self.on_warning(f"{self}: 'gpus' is not enforced yet; set CUDA_VISIBLE_DEVICES in env_vars")
+        if not ports.is_loopback(self.host) and self.api_key is None:
+            self.on_warning(
+                f"{self}: listens on {self.host}, where others may reach it, and has no API key; set one with the"
+                " engine's --api-key, or leave 'host' at 127.0.0.1"
+            )
+        self.require_engine()
+        if is_builtin(self.model):
+            try:
+                ensure_builtin(self.model, self.on_progress)
+            except RuntimeError as error:
+                raise ServerStartupError(f"{self} cannot start: {error}") from None
+        tried: list[int] = []
+        for attempt in range(_PORT_ATTEMPTS):
+            try:
+                self._launch(tried)
+                return
+            except PortInUseError:
+                self._end_process()
+                # Only a port that was ours to choose may be exchanged for another.
+                if self.settings.port is not None or attempt == _PORT_ATTEMPTS - 1:
+                    raise
+                self._port = None
+
+    def require_engine(self) -> None:
+        """Make sure that the engine is installed, before anything is started.
+
+        Raises:
+            ServerStartupError: It is not; the message says what to do.
+        """
+        require_binary(self.command(), str(self), self.install_hint)
+
+    def _launch(self, tried: list[int]) -> None:
+        try:
+            reservation = ports.reserve_port(self.host, self._port, avoid=tried)
+        except ServerStartupError as error:
+            raise type(error)(f"{self} cannot start: {error}") from None
+        with contextlib.ExitStack() as stack:
+            stack.callback(reservation.release)
+            self._port = reservation.port
+            tried.append(reservation.port)
+            try:
+                output, folder_lock = self._log.open()
+            except OSError as error:
+                raise ServerStartupError(
+                    f"{self} cannot start: its log cannot be written: {error}. Set 'output_dir' to a place that can."
+                ) from None
+            stack.callback(os.close, output)
+            stack.callback(os.close, folder_lock)
+            self.launch_log_start = self._log.size()
+            self.launches += 1
+            command = self.command()
+            self._process = process = ServerProcess()
+            keep = [lock for lock in (folder_lock, reservation.lock_fd) if lock is not None]
+            try:
+                process.launch(
+                    command.argv,
+                    env=command.env,
+                    log_fd=output,
+                    stop_timeout=self.settings.stop_timeout,
+                    keep_fds=keep,
+                )
+            except LaunchFailed as error:
+                raise ServerStartupError(
+                    f"{self} cannot start: {error}\n  command: {command}\n  log:     {self.log_path}",
+                    log_path=self.log_path,
+                ) from None
+        self._wait_until_ready(process, command)
+        process.mark_ready()
+
+    def _wait_until_ready(self, process: ServerProcess, command: Command) -> None:
+        check = ReadinessCheck(
+            health_url=self.get_health_endpoint(),
+            startup_timeout=self.settings.startup_timeout,
+            download_timeout=self.settings.download_timeout,
+            request_timeout=self.settings.heartbeat_timeout,
+            fatal=self.fatal_patterns,
+            downloading=self.download_patterns,
+            owns_port=self._owns_port,
+        )
+        outcome = wait_until_ready(check, process, self._log, self.launch_log_start)
+        if isinstance(outcome, NotReady):
+            # The rest of the tree may still be writing its reasons.
+            self._end_process(keep=True)
+            raise messages.startup_error(
+                str(self),
+                outcome,
+                command,
+                self._log,
+                self.launch_log_start,
+                (*self.cause_patterns, *self.fatal_patterns),
+            )
+
+    def _owns_port(self) -> bool | None:
+        process = self._process
+        if not self.settings.own_listener or process is None:
+            return None
+        return ports.is_listener(self.port, process.pid, process.supervisor_pid)
+
+    def _start_heartbeat(self) -> None:
+        self._heartbeat = Heartbeat(
+            self._ask_health,
+            interval=self.settings.heartbeat_interval,
+            hang_timeout=self.settings.hang_timeout,
+            on_hang=functools.partial(self._kill_hung, self._process),
+        )
+        self._heartbeat.start()
+
+    def _kill_hung(self, process: ServerProcess | None, seconds: float) -> None:
+        # A server that was started again meanwhile is another one.
+        if process is None or process is not self._process:
+            return
+        answer = None if self._heartbeat is None else self._heartbeat.last
+        self._hang = f"hung and was killed: its health check has failed for {seconds:.0f} s ({answer})"
+        process.stop(0)
+
+    def _end_process(self, keep: bool = False) -> None:
+        """End the process and its tree; with ``keep`` remember it for what is asked of it later."""
+        if self._heartbeat is not None:
+            self._heartbeat.end()
+            self._heartbeat = None
+        process = self._process
+        if process is None:
+            return
+        try:
+            process.stop(self.settings.stop_timeout)
+        except BaseException:
+            # An interrupted stop: the supervisor ends the tree by itself.
+            process.close()
+            raise
+        finally:
+            self.survivors = process.survivors
+            if not keep:
+                self._process = None

@@ -1,0 +1,127 @@
+"""What all tests share: the fake engine, a clean environment, and proof that nothing is left running."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pytest_infserver import CommandServer
+
+pytest_plugins = ["pytester"]
+
+FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
+ROOT = Path(__file__).parent.parent
+HARD_LIMIT = 120.0
+"""Seconds after which a run of pytest inside a test counts as hung."""
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the developer's own settings and other runs' port locks out of the tests."""
+    for name in list(os.environ):
+        if name.startswith("INFSERVER_") and name != "INFSERVER_CACHE_DIR":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.fixture
+def hard_limit() -> Iterator[None]:
+    """Interrupt a test that hangs."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"the test took longer than {HARD_LIMIT:g} s")
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(int(HARD_LIMIT))
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """Fail if the test leaves a process behind that its parents have forgotten or that is still their child."""
+    token = f"infserver-test-{os.getpid()}-{time.monotonic_ns()}"
+    os.environ["INFSERVER_TEST_TOKEN"] = token
+    yield
+    del os.environ["INFSERVER_TEST_TOKEN"]
+    deadline = time.monotonic() + 10
+    while (left := _processes_with(token)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    commands = []
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            commands.append(process.cmdline())
+            process.kill()
+    assert not commands, f"left running: {commands}"
+
+
+def _processes_with(token: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            marked = process.pid != os.getpid() and process.environ().get("INFSERVER_TEST_TOKEN") == token
+            if marked and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def fake_command(*arguments: str) -> list[str]:
+    """Return the command line of the fake engine."""
+    return [sys.executable, "-S", str(FAKE_ENGINE), "--port", "{port}", *arguments]
+
+
+@pytest.fixture
+def fake_server(tmp_path: Path, nothing_left: None) -> Iterator[Callable[..., CommandServer]]:
+    """Make servers that run the fake engine: ``fake_server("--delay", "1", startup_timeout=5)``."""
+    made: list[CommandServer] = []
+
+    def make(*arguments: str, **settings: Any) -> CommandServer:
+        settings.setdefault("output_dir", tmp_path / "server_logs")
+        settings.setdefault("startup_timeout", 30)
+        settings.setdefault("name", "fake")
+        server = CommandServer(launch_command=fake_command(*arguments), **settings)
+        made.append(server)
+        return server
+
+    yield make
+    for server in made:
+        server.refuse_stop(None)
+        server.stop()
+
+
+@pytest.fixture
+def run_pytest(pytester: pytest.Pytester, nothing_left: None) -> Callable[..., pytest.RunResult]:
+    """Run pytest with the plugin in a subprocess, in an empty folder, with a hard time limit."""
+    pytester.makeini("[pytest]\n")
+
+    def run(*arguments: str | Path) -> pytest.RunResult:
+        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments, timeout=HARD_LIMIT)
+
+    return run
+
+
+@pytest.fixture
+def servers_yaml(pytester: pytest.Pytester) -> Callable[..., Path]:
+    """Write a servers.yaml of fake servers: ``servers_yaml(a=["--delay", "1"], b=[])``."""
+
+    def write(defaults: dict[str, Any] | None = None, **servers: list[str]) -> Path:
+        import yaml
+
+        blocks = {name: {"backend": "command", "launch_command": fake_command(*args)} for name, args in servers.items()}
+        path = pytester.path / "servers.yaml"
+        path.write_text(yaml.safe_dump({"defaults": {"startup_timeout": 30, **(defaults or {})}, "servers": blocks}))
+        return path
+
+    return write

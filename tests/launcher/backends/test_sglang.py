@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_infserver import ConfigError, ServerStartupError, SGLangServer
+
+
+@pytest.mark.parametrize(
+    ("settings", "command"),
+    [
+        ({}, f"{sys.executable} -m sglang.launch_server --model-path m --host 127.0.0.1 --port 8000"),
+        (
+            {"binary_path": "/env/bin/python3.12", "port": 7},
+            "/env/bin/python3.12 -m sglang.launch_server --model-path m --host 127.0.0.1 --port 7",
+        ),
+        ({"binary_path": "/env/bin/sglang"}, "/env/bin/sglang serve --model-path m --host 127.0.0.1 --port 8000"),
+        (
+            {"binary_path": "sglang", "config": {"server_args": {"tp": 4, "context_length": 8192}}},
+            "sglang serve --model-path m --host 127.0.0.1 --port 8000 --tp 4 --context-length 8192",
+        ),
+    ],
+)
+def test_the_command(settings: dict[str, Any], command: str) -> None:
+    server = SGLangServer(model="m", **settings)
+    assert server.get_launch_command() == command.split()
+    assert server.get_backend_name() == "sglang"
+
+
+def test_the_endpoints() -> None:
+    server = SGLangServer(model="m", port=7)
+    assert server.get_health_endpoint() == "http://127.0.0.1:7/health"
+    assert server.list_endpoints()["generate"] == "http://127.0.0.1:7/generate"
+    assert server.list_endpoints()["chat"] == "http://127.0.0.1:7/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model-path": "x"}, "--model-path belongs in 'model:'"),
+        (["--model", "x"], "--model belongs in 'model:'"),
+        (["--host=0.0.0.0"], "--host belongs in 'host:'"),
+    ],
+)
+def test_reserved_options(arguments: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        SGLangServer(model="m", config={"server_args": arguments})
+    assert message in str(caught.value)
+
+
+def test_a_missing_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ServerStartupError) as caught:
+        SGLangServer(model="m", output_dir=tmp_path).start()
+    assert str(caught.value) == (
+        f"sglang cannot start: the package 'sglang' is not installed for {sys.executable}. Install it with"
+        " 'pip install sglang'. Or name another environment's interpreter or 'sglang' command with 'binary_path:'"
+        " (YAML) or binary_path=... (Python)."
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,131 @@
+"""Log files: bytes from a foreign program, of any size."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_infserver.launcher.log import MAX_READ, ServerLog
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[bytes], ServerLog]:
+    def make(data: bytes) -> ServerLog:
+        log = ServerLog(tmp_path, "server")
+        for descriptor in log.open():
+            os.close(descriptor)
+        log.path.write_bytes(data)
+        return log
+
+    return make
+
+
+def test_place(tmp_path: Path) -> None:
+    assert ServerLog(tmp_path, "llama").path == tmp_path / "llama" / "server.log"
+
+
+def test_nothing_yet(tmp_path: Path) -> None:
+    log = ServerLog(tmp_path, "server")
+    assert (log.size(), log.read(), log.read_bytes(0, 10), log.read_head(0, 10)) == (0, "", (b"", 0), b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"plain\n", "plain\n"),
+        (b"windows\r\nlines\r\n", "windows\nlines\n"),
+        (b"bad \xff\xfe bytes", "bad \ufffd\ufffd bytes"),
+        ("ä€😀".encode(), "ä€😀"),
+        (b"nul \0", "nul \0"),
+    ],
+)
+def test_text(write: Callable[[bytes], ServerLog], data: bytes, text: str) -> None:
+    assert write(data).read() == text
+
+
+def test_parts(write: Callable[[bytes], ServerLog]) -> None:
+    log = write(b"0123456789")
+    assert log.size() == 10
+    assert log.read(4) == "456789"
+    assert log.read_bytes(2, 3) == (b"789", 5)
+    assert log.read_head(2, 3) == b"234"
+    assert log.read(0, 4).splitlines()[0] == f"[... 6 bytes left out, see {log.path}]"
+
+
+def test_truncated_log_is_read_from_its_beginning(write: Callable[[bytes], ServerLog]) -> None:
+    assert write(b"new").read(1000) == "new"
+
+
+def test_character_cut_in_two_is_no_error(write: Callable[[bytes], ServerLog]) -> None:
+    assert write("ää".encode()).read(1) == "\ufffdä"
+
+
+def open_log(log: ServerLog, text: bytes) -> int:
+    """Write to a log as a server does; returns the descriptor that locks its folder."""
+    output, lock = log.open()
+    os.write(output, text)
+    os.close(output)
+    return lock
+
+
+def test_restart_appends_and_a_new_server_keeps_the_previous_log(tmp_path: Path) -> None:
+    first, second = ServerLog(tmp_path, "server"), ServerLog(tmp_path, "server")
+    for text in (b"one ", b"two "):
+        os.close(open_log(first, text))
+    assert first.path.read_bytes() == b"one two "
+    os.close(open_log(second, b"three"))
+    assert second.path.read_bytes() == b"three"
+    assert second.path.with_name("server.previous.log").read_bytes() == b"one two "
+
+
+def test_servers_of_one_name_at_the_same_time(tmp_path: Path) -> None:
+    logs = [ServerLog(tmp_path, "server") for _ in range(3)]
+    locks = [open_log(log, b"x") for log in logs]
+    assert [log.path.parent.name for log in logs] == ["server", "server-2", "server-3"]
+    os.close(locks[0])
+    os.close(locks[2])
+    # A restart goes on where it was, also when a lower number is free by now.
+    os.close(open_log(logs[2], b"y"))
+    assert logs[2].path.parent.name == "server-3"
+    assert logs[2].path.read_bytes() == b"xy"
+    os.close(locks[1])
+
+
+def test_log_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "server").write_text("in the way")
+    with pytest.raises(OSError):
+        ServerLog(tmp_path, "server").open()
+
+
+def test_log_of_a_gigabyte_costs_no_memory(tmp_path: Path) -> None:
+    """Sparse on disk; in a process of its own, whose peak tells."""
+    code = """
+import os, re, resource, sys
+from pathlib import Path
+from pytest_infserver.launcher import diagnosis
+from pytest_infserver.launcher.log import ServerLog
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+log = ServerLog(Path(sys.argv[1]), "big")
+for descriptor in log.open():
+    os.close(descriptor)
+with log.path.open("wb") as file:
+    file.write(b"first line\\nValueError: the cause\\n")
+    file.seek(1 << 30)
+    file.write(b"\\nlast line\\n")
+before = peak()
+print(len(log.read()) <= 70_000, diagnosis.root_cause(log), diagnosis.last_lines(log, 1))
+print(diagnosis.matches(log, re.compile(b"nowhere")), peak() - before < 100)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert done.stdout == "True ValueError: the cause ['last line']\nFalse True\n"
+    assert MAX_READ <= 1 << 20

@@ -1,0 +1,203 @@
+"""Which port a server gets, among servers of this package and others."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_infserver import CommandServer, PortInUseError, ServerStartupError
+from pytest_infserver.launcher import ports
+
+pytestmark = pytest.mark.usefixtures("hard_limit")
+
+FakeServer = Callable[..., CommandServer]
+QUIET_PORT = 20_000 + os.getpid() % 10_000
+"""A port that other runs of these tests do not choose."""
+
+
+@pytest.fixture
+def listener() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def port_of(listener: socket.socket) -> int:
+    return int(listener.getsockname()[1])
+
+
+def test_named_port_that_is_taken_is_an_immediate_error(fake_server: FakeServer, listener: socket.socket) -> None:
+    with listener:
+        server = fake_server(port=port_of(listener))
+        with pytest.raises(PortInUseError) as caught:
+            server.start()
+    message = str(caught.value)
+    assert f"port {port_of_message(message)} is taken by pid {os.getpid()} (" in message
+    assert Path(sys.argv[0]).name in message or "python" in message
+    assert server.launches == 0
+    assert server.pid is None
+
+
+def port_of_message(message: str) -> str:
+    return message.partition("port ")[2].partition(" ")[0]
+
+
+def test_named_port_of_a_server_of_ours(fake_server: FakeServer) -> None:
+    first = fake_server().start()
+    with pytest.raises(PortInUseError, match=rf"pid {first.pid} .*fake_engine"):
+        fake_server(port=first.port).start()
+    assert first.check_health()
+
+
+def test_unnamed_port_is_8000_or_the_next(fake_server: FakeServer) -> None:
+    first, second = fake_server().start(), fake_server().start()
+    assert first.port in range(8000, 9000)
+    assert second.port in range(8000, 9000)
+    assert second.port != first.port
+    assert fake_server().port == 8000
+
+
+def test_port_that_is_listened_on_is_passed_over(monkeypatch: pytest.MonkeyPatch, listener: socket.socket) -> None:
+    with listener:
+        port = port_of(listener)
+        monkeypatch.setattr(ports, "_SEARCH", range(port, port + 1))
+        reservation = ports.reserve_port("127.0.0.1", None)
+        assert reservation.port != port
+        reservation.release()
+
+
+def test_ports_to_avoid(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ports.reserve_port("127.0.0.1", None)
+    first.release()
+    second = ports.reserve_port("127.0.0.1", None, avoid=[first.port])
+    second.release()
+    assert second.port != first.port
+
+
+def test_reserved_port_is_kept_from_others_until_it_is_released() -> None:
+    first = ports.reserve_port("127.0.0.1", QUIET_PORT)
+    try:
+        with pytest.raises(PortInUseError, match="another server of pytest-infserver"):
+            ports.reserve_port("127.0.0.1", QUIET_PORT)
+    finally:
+        first.release()
+    ports.reserve_port("127.0.0.1", QUIET_PORT).release()
+
+
+def test_no_port_at_all_is_an_error(fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "is_free", lambda host, port: False)
+    with pytest.raises(PortInUseError, match="no free port"):
+        fake_server().start()
+
+
+def test_port_that_is_not_for_this_user(fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unprivileged(socket.socket):
+        """Refuses low ports, as the kernel does for anybody but root."""
+
+        def bind(self, address: tuple[str, int]) -> None:  # type: ignore[override]
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(ports.socket, "socket", Unprivileged)
+    with pytest.raises(ServerStartupError, match="port 1 cannot be used by this user"):
+        fake_server(port=1).start()
+
+
+@pytest.mark.parametrize("mine", ["127.0.0.1", "0.0.0.0"])
+def test_taken_on_another_address_counts_where_it_collides(mine: str) -> None:
+    # The listener of this test is on loopback only: the kernel refuses the wildcard address as well.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert not ports.is_free(mine, port_of(listener))
+
+
+def test_connection_in_time_wait_does_not_take_a_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = port_of(listener)
+        client = socket.create_connection(("127.0.0.1", port))
+        accepted = listener.accept()[0]
+        accepted.close()
+        client.close()
+    assert ports.is_free("127.0.0.1", port)
+
+
+def test_listeners_among_processes(listener: socket.socket) -> None:
+    with listener:
+        port = port_of(listener)
+        assert ports.listener_pids(port, [os.getpid(), 2**22 + 1]) == {os.getpid()}
+        assert ports.listener_pids(port, [2**22 + 1]) == set()
+
+
+STARTER = """
+import sys
+from pytest_infserver import CommandServer
+server = CommandServer(launch_command={command!r}, output_dir=sys.argv[1], name="race", startup_timeout=60)
+sys.stdin.readline()
+server.start()
+print(server.port, server.log_path.parent.name, flush=True)
+sys.stdin.readline()
+server.stop()
+"""
+
+
+def test_servers_that_start_at_once_in_several_processes(fake_server: FakeServer, tmp_path: Path) -> None:
+    """None of them gets the port or the log folder of another."""
+    text = STARTER.format(command=list(fake_server().settings.launch_command or ()))
+    starters = [
+        subprocess.Popen(
+            [sys.executable, "-c", text, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    try:
+        for starter in starters:
+            assert starter.stdin is not None
+            starter.stdin.write("go\n")
+            starter.stdin.flush()
+        places = [starter.stdout.readline().split() for starter in starters if starter.stdout is not None]
+        assert len({port for port, _ in places}) == len(starters)
+        assert {folder for _, folder in places} == {"race", "race-2", "race-3"}
+    finally:
+        for starter in starters:
+            starter.communicate("end\n", timeout=60)
+
+
+LATE_LISTENER = """
+import os, socket, sys
+port = int(sys.argv[1])
+if os.path.exists(sys.argv[2]):
+    os.execv(sys.argv[3], [sys.argv[3], '-S', sys.argv[4], '--port', sys.argv[1]])
+open(sys.argv[2], 'w').close()
+print('OSError: [Errno 98] Address already in use', flush=True)
+sys.exit(1)
+"""
+
+
+def late(tmp_path: Path, **settings: int) -> CommandServer:
+    """Return a server that finds its port taken when it is launched for the first time."""
+    engine = str(Path(__file__).parents[1] / "fake_engine.py")
+    words = [sys.executable, "-I", "-S", "-c", LATE_LISTENER, "{port}", str(tmp_path / "mark"), sys.executable, engine]
+    return CommandServer(launch_command=words, output_dir=tmp_path, startup_timeout=60, **settings)
+
+
+def test_port_that_was_ours_to_choose_is_exchanged(tmp_path: Path, nothing_left: None) -> None:
+    server = late(tmp_path).start()
+    assert server.launches == 2
+    assert server.check_health()
+    server.stop()
+
+
+def test_port_that_the_user_named_is_not_exchanged(tmp_path: Path, nothing_left: None) -> None:
+    server = late(tmp_path, port=QUIET_PORT)
+    with pytest.raises(PortInUseError, match="Address already in use"):
+        server.start()
+    assert server.launches == 1
+
+
+def test_port_is_not_exchanged_for_ever(fake_server: FakeServer) -> None:
+    server = fake_server("--say", "OSError: [Errno 98] Address already in use", "--exit=1")
+    with pytest.raises(PortInUseError):
+        server.start()
+    assert server.launches == 3

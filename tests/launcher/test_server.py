@@ -1,0 +1,426 @@
+"""The life of one InferenceServer, with the fake engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pytest_infserver import (
+    CommandServer,
+    InferenceServerError,
+    PortInUseError,
+    RemoteServer,
+    ServerDiedError,
+    ServerStartupError,
+    ServerStartupTimeout,
+    ServerState,
+)
+
+pytestmark = pytest.mark.usefixtures("hard_limit")
+
+FakeServer = Callable[..., CommandServer]
+
+
+def get(server: CommandServer, path: str) -> Any:
+    with urllib.request.urlopen(server.url_for(path), timeout=30) as response:
+        return json.load(response)
+
+
+def ask_for_death(server: CommandServer, path: str) -> None:
+    with pytest.raises(OSError):
+        get(server, path)
+    assert server.wait_death(30)
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+# Starting and stopping.
+
+
+def test_a_life(fake_server: FakeServer) -> None:
+    server = fake_server()
+    assert (server.state, server.pid, server.launches, server.check_health()) == (ServerState.NEW, None, 0, False)
+    assert server.start() is server
+    assert server.state is ServerState.READY
+    assert server.check_health()
+    assert server.pid == get(server, "/argv")["pid"]
+    assert server.start_seconds is not None
+    assert server.start_seconds > 0
+    server.stop()
+    assert server.state is ServerState.STOPPED
+    assert (server.pid, server.check_health(), server.why_died()) == (None, False, None)
+
+
+def test_state_is_a_plain_word() -> None:
+    words = ["new", "starting", "ready", "stopping", "stopped", "failed", "died"]
+    assert [str(state) for state in ServerState] == words
+    assert [f"{state}" for state in ServerState] == words
+    assert ServerState.READY.value == "ready"
+
+
+def test_start_twice_is_one_start(fake_server: FakeServer) -> None:
+    server = fake_server().start()
+    pid = server.pid
+    assert server.start() is server
+    assert (server.pid, server.launches) == (pid, 1)
+
+
+def test_stop_before_start_and_twice(fake_server: FakeServer) -> None:
+    server = fake_server()
+    server.stop()
+    assert server.state is ServerState.NEW
+    server.start()
+    server.stop()
+    server.stop()
+    assert server.state is ServerState.STOPPED
+
+
+@pytest.fixture
+def quiet_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choose ports that other runs of these tests do not choose between a stop and a start."""
+    first = 20_000 + os.getpid() % 1000 * 10
+    monkeypatch.setattr("pytest_infserver.launcher.ports._SEARCH", range(first, first + 10))
+
+
+def test_start_after_stop_is_the_same_server_again(fake_server: FakeServer, quiet_ports: None) -> None:
+    server = fake_server("--say", "launched").start()
+    before = (server.name, server.port, server.server_url, server.log_path)
+    first = server.pid
+    server.stop()
+    server.start()
+    assert (server.name, server.port, server.server_url, server.log_path) == before
+    assert server.pid != first
+    assert server.read_log().count("launched") == 2
+    assert server.read_log(server.launch_log_start).count("launched") == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "how"),
+    [
+        ("/exit?code=0&say=bye", "exited with code 0"),
+        ("/exit?code=7&say=ValueError:+broken", "exited with code 7"),
+        ("/kill?signal=9", "was killed by SIGKILL"),
+    ],
+)
+def test_crash_is_known_at_once_and_can_be_restarted(
+    fake_server: FakeServer, quiet_ports: None, path: str, how: str
+) -> None:
+    server = fake_server("--children", "1").start()
+    before = (server.port, server.server_url, server.name, server.log_path)
+    ask_for_death(server, path)
+    assert server.state is ServerState.DIED
+    assert (server.pid, server.running, server.check_health()) == (None, False, False)
+    with pytest.raises(ServerDiedError) as caught:
+        server.raise_if_dead()
+    assert how in str(caught.value)
+    assert str(server.log_path) in str(caught.value)
+    if "ValueError" in path:
+        assert "ValueError: broken" in str(caught.value)
+    server.start()
+    assert server.check_health()
+    assert (server.port, server.server_url, server.name, server.log_path) == before
+    assert server.launches == 2
+
+
+def test_stop_after_a_crash(fake_server: FakeServer) -> None:
+    server = fake_server(debug_mode=True).start()
+    ask_for_death(server, "/kill?signal=9")
+    server.stop()
+    assert server.state is ServerState.STOPPED
+
+
+def test_with(fake_server: FakeServer) -> None:
+    with fake_server() as server:
+        assert server.check_health()
+    assert server.state is ServerState.STOPPED
+
+
+def test_with_on_a_server_that_runs_already(fake_server: FakeServer) -> None:
+    server = fake_server().start()
+    pid = server.pid
+    with server as same:
+        assert same is server
+        assert server.pid == pid
+    assert server.state is ServerState.STOPPED
+
+
+def test_exception_inside_with_stops_and_passes_on(fake_server: FakeServer) -> None:
+    server = fake_server()
+    with pytest.raises(ZeroDivisionError), server:
+        raise ZeroDivisionError
+    assert server.state is ServerState.STOPPED
+
+
+def test_failed_start_leaves_nothing_and_can_be_repeated(fake_server: FakeServer, tmp_path: Path) -> None:
+    server = fake_server("--exit", "3", "--say", "ValueError: no such model", "--children", "2", "--daemon")
+    for _ in range(2):
+        with pytest.raises(ServerStartupError) as caught:
+            server.start()
+        error = caught.value
+        assert (error.exit_code, error.log_path) == (3, server.log_path)
+        for part in ("fake", "exited with code 3", "ValueError: no such model", str(server.log_path), "fake_engine"):
+            assert part in str(error)
+        assert server.state is ServerState.FAILED
+        assert server.pid is None
+        assert psutil.Process().children() == []
+    server.stop()
+
+
+def test_startup_timeout(fake_server: FakeServer) -> None:
+    server = fake_server("--delay", "100", "--ignore-term", startup_timeout=0.3, stop_timeout=0.5)
+    with pytest.raises(ServerStartupTimeout, match=r"startup_timeout") as caught:
+        server.start()
+    assert caught.value.exit_code is None
+    assert server.state is ServerState.FAILED
+
+
+def test_stop_while_starting_in_another_thread(fake_server: FakeServer) -> None:
+    server = fake_server("--loading", "0.3")
+    thread = threading.Thread(target=server.start)
+    thread.start()
+    while server.state is ServerState.NEW:
+        time.sleep(0.001)
+    assert server.state is ServerState.STARTING
+    server.stop()
+    thread.join(60)
+    assert server.state is ServerState.STOPPED
+
+
+def test_two_threads_start_one_server(fake_server: FakeServer) -> None:
+    server = fake_server()
+    threads = [threading.Thread(target=server.start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert (server.state, server.launches) == (ServerState.READY, 1)
+
+
+def test_shared_server_refuses_to_stop(fake_server: FakeServer) -> None:
+    server = fake_server().start()
+    server.refuse_stop("shared with others")
+    with pytest.raises(InferenceServerError, match="shared with others"):
+        server.stop()
+    assert server.check_health()
+
+
+def in_a_fork(function: Callable[[], object]) -> str:
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+            os.write(write, b"done")
+        except BaseException as error:
+            os.write(write, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        text = answer.read()
+    os.waitpid(pid, 0)
+    return text
+
+
+def test_fork_of_the_owner_cannot_stop_or_restart_it(fake_server: FakeServer) -> None:
+    server = fake_server().start()
+    assert "belongs to process" in in_a_fork(server.stop)
+    assert "belongs to process" in in_a_fork(server.start)
+    assert server.check_health()
+
+
+def test_fork_can_start_a_server_made_before(fake_server: FakeServer) -> None:
+    server = fake_server()
+
+    def live() -> None:
+        server.start()
+        server.stop()
+
+    assert in_a_fork(live) == "done"
+
+
+# What it tells.
+
+
+def test_check_health_asks_now(fake_server: FakeServer) -> None:
+    server = fake_server(heartbeat_interval=100).start()
+    assert server.check_health()
+    get(server, "/sick")
+    assert not server.check_health()
+    assert server.state is ServerState.READY
+
+
+def test_check_health_is_bounded(fake_server: FakeServer) -> None:
+    server = fake_server(heartbeat_timeout=0.2).start()
+    os.kill(server.pid or 0, signal.SIGSTOP)
+    begin = time.monotonic()
+    assert not server.check_health()
+    assert time.monotonic() - begin < 10
+    os.kill(server.pid or 0, signal.SIGCONT)
+    assert server.check_health()
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "v1/models", "//v1/models"])
+def test_url_for(fake_server: FakeServer, path: str) -> None:
+    assert fake_server(port=9).url_for(path) == "http://127.0.0.1:9/v1/models"
+
+
+def test_read_log(fake_server: FakeServer) -> None:
+    server = fake_server("--say", "erste Zeile: ä", "--say", "second").start()
+    assert server.read_log().splitlines()[:2] == ["erste Zeile: ä", "second"]
+    before = server.log_size
+    get(server, "/say?text=later")
+    assert server.read_log(before) == "later\n"
+    assert server.read_log(0, 6).endswith("later\n")
+    assert "left out" in server.read_log(0, 6)
+
+
+def test_log_that_is_deleted_while_it_runs(fake_server: FakeServer) -> None:
+    server = fake_server().start()
+    server.log_path.unlink()
+    get(server, "/say?text=unheard")
+    assert server.read_log() == ""
+    assert server.log_size == 0
+    ask_for_death(server, "/exit?code=1")
+    assert "exited with code 1" in str(server.why_died())
+    server.start()
+    assert server.log_path.exists()
+
+
+# What it is given.
+
+
+def test_env_vars_reach_the_server_and_null_unsets(fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INHERITED", "yes")
+    monkeypatch.setenv("UNWANTED", "yes")
+    monkeypatch.setenv("CHANGED", "before")
+    values = {"UNWANTED": None, "CHANGED": "after", "NUMBER": 3, "LINES": "a\nb", "NEVER_SET": None}
+    server = fake_server(env_vars=values).start()
+    env = get(server, "/argv")["env"]
+    assert (env["INHERITED"], env["CHANGED"], env["NUMBER"], env["LINES"]) == ("yes", "after", "3", "a\nb")
+    assert "UNWANTED" not in env
+    assert "NEVER_SET" not in env
+    assert "PYTEST_CURRENT_TEST" not in env
+
+
+def test_working_directory_is_ours(fake_server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    server = fake_server(output_dir="logs").start()
+    assert Path(get(server, "/argv")["cwd"]) == tmp_path
+    assert server.log_path == tmp_path / "logs" / "fake" / "server.log"
+
+
+@pytest.mark.parametrize(
+    ("host", "url"), [("0.0.0.0", "http://127.0.0.1"), ("localhost", "http://localhost"), ("::1", "http://[::1]")]
+)
+def test_host(fake_server: FakeServer, host: str, url: str) -> None:
+    if host == "::1" and not has_ipv6():
+        pytest.skip("no IPv6 on this machine")
+    if host == "0.0.0.0":
+        # Only the address: the engine itself listens on loopback.
+        server = fake_server(host=host).start()
+    else:
+        server = fake_server("--host", "{host}", host=host).start()
+    assert server.server_url == f"{url}:{server.port}"
+    assert server.check_health()
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_host_that_is_not_this_machine(fake_server: FakeServer, host: str) -> None:
+    for port in (None, 8123):
+        with pytest.raises(ServerStartupError, match=rf"{host}.*Set 'host'") as caught:
+            fake_server(host=host, port=port).start()
+        assert not isinstance(caught.value, PortInUseError)
+
+
+def test_second_server_of_one_name_gets_a_folder_of_its_own(fake_server: FakeServer, tmp_path: Path) -> None:
+    first, second, third = (fake_server("--say", word) for word in ("one", "two", "three"))
+    first.start()
+    second.start()
+    assert [server.log_path.parent.name for server in (first, second)] == ["fake", "fake-2"]
+    assert [server.read_log() for server in (first, second)] == ["one\n", "two\n"]
+    first.stop()
+    second.stop()
+    second.start()
+    assert second.log_path.parent.name == "fake-2"
+    assert second.read_log() == "two\ntwo\n"
+    third.start()
+    assert third.log_path.parent.name == "fake"
+    assert third.read_log() == "three\n"
+    assert third.log_path.with_name("server.previous.log").read_text() == "one\n"
+
+
+def test_output_dir_that_cannot_be_written(fake_server: FakeServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    server = fake_server(output_dir=tmp_path / "file" / "logs")
+    with pytest.raises(ServerStartupError, match=r"log cannot be written.*output_dir"):
+        server.start()
+    assert server.state is ServerState.FAILED
+    assert server.launches == 0
+
+
+def test_missing_binary_starts_nothing(tmp_path: Path) -> None:
+    server = CommandServer(launch_command=["no-such-engine", "{port}"], output_dir=tmp_path / "logs")
+    with pytest.raises(ServerStartupError, match=r"no-such-engine.*not on PATH.*binary_path"):
+        server.start()
+    assert not (tmp_path / "logs").exists()
+
+
+def test_file_that_cannot_be_executed(tmp_path: Path, nothing_left: None) -> None:
+    engine = tmp_path / "engine"
+    engine.write_bytes(b"\0")
+    engine.chmod(0o755)
+    server = CommandServer(launch_command=[str(engine), "{port}"], output_dir=tmp_path / "logs")
+    with pytest.raises(ServerStartupError, match="Exec format error") as caught:
+        server.start()
+    assert str(engine) in str(caught.value)
+    assert psutil.Process().children() == []
+
+
+def test_attached_server_is_neither_started_nor_stopped(fake_server: FakeServer) -> None:
+    server = fake_server().start()
+    remote = RemoteServer(url=server.server_url, name="there")
+    assert remote.start().state is ServerState.READY
+    assert remote.check_health()
+    assert (remote.pid, remote.server_url, remote.attached) == (None, server.server_url, True)
+    remote.stop()
+    assert remote.state is ServerState.STOPPED
+    assert server.check_health()
+
+
+def test_twenty_cycles_leak_nothing(fake_server: FakeServer) -> None:
+    server = fake_server()
+
+    def state() -> tuple[int, int, int]:
+        deadline = time.monotonic() + 20
+        while threading.active_count() > threads and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process = psutil.Process()
+        return process.num_fds(), threading.active_count(), len(process.children())
+
+    threads = threading.active_count()
+    with server:
+        pass
+    before = state()
+    for number in range(20):
+        with server:
+            if number % 5 == 0:
+                os.kill(server.pid or 0, signal.SIGKILL)
+    assert state() == before

@@ -1,0 +1,206 @@
+"""How trees of processes end, whatever they do about it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pytest_infserver import CommandServer, LeakError
+from pytest_infserver.launcher import supervisor
+
+pytestmark = pytest.mark.usefixtures("hard_limit")
+
+FakeServer = Callable[..., CommandServer]
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs a child subreaper")
+
+
+def tree(server: CommandServer) -> list[psutil.Process]:
+    return psutil.Process(server.pid).children(recursive=True)
+
+
+def ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return True
+
+
+def test_obedient_tree_has_no_survivors(fake_server: FakeServer) -> None:
+    server = fake_server("--children", "3").start()
+    children = tree(server)
+    assert len(children) == 3
+    server.stop()
+    assert server.survivors == ()
+    assert all(map(ended, children))
+
+
+def test_forgotten_children_are_asked_to_end_and_no_leak(fake_server: FakeServer) -> None:
+    server = fake_server("--children", "2", "--forget-children", debug_mode=True).start()
+    children = tree(server)
+    server.stop()
+    assert all(map(ended, children))
+
+
+@linux_only
+def test_daemon_in_a_session_of_its_own_is_found(fake_server: FakeServer) -> None:
+    server = fake_server("--daemon").start()
+    process = server._process
+    assert process is not None
+    below = psutil.Process(process.supervisor_pid).children(recursive=True)
+    daemon = [one for one in below if one.pid != server.pid and not ended(one)]
+    assert len(daemon) == 1
+    server.stop()
+    assert all(map(ended, daemon))
+
+
+@linux_only
+def test_stubborn_children_are_killed_and_named(fake_server: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
+    server = fake_server("--children", "2", "--forget-children", "--stubborn-children").start()
+    pids = {child.pid for child in tree(server)}
+    server.stop()
+    assert {survivor.pid for survivor in server.survivors} == pids
+    assert "2 of its processes did not end by themselves" in caplog.text
+
+
+def test_survivors_are_a_leak_in_debug_mode(fake_server: FakeServer) -> None:
+    server = fake_server("--ignore-term", stop_timeout=0.3, debug_mode=True).start()
+    pid = server.pid
+    with pytest.raises(LeakError, match=rf"pid {pid} .*fake_engine"):
+        server.stop()
+    assert server.pid is None
+
+
+def test_root_that_ignores_sigterm_gets_its_whole_time(fake_server: FakeServer) -> None:
+    server = fake_server("--ignore-term", stop_timeout=1).start()
+    begin = time.monotonic()
+    server.stop()
+    assert 1 <= time.monotonic() - begin < 20
+    assert [survivor.stuck for survivor in server.survivors] == [False]
+
+
+def test_slow_stop_is_waited_for(fake_server: FakeServer) -> None:
+    server = fake_server("--stop-delay", "0.7", stop_timeout=30).start()
+    begin = time.monotonic()
+    server.stop()
+    assert time.monotonic() - begin >= 0.7
+    assert server.survivors == ()
+
+
+def test_descendants_of_a_root_that_dies_by_itself_end_too(fake_server: FakeServer) -> None:
+    server = fake_server("--children", "2").start()
+    children = tree(server)
+    os.kill(server.pid or 0, signal.SIGKILL)
+    assert server.wait_death(30)
+    psutil.wait_procs(children, 30)
+    assert all(map(ended, children))
+
+
+def test_stopped_server_ends(fake_server: FakeServer) -> None:
+    server = fake_server(stop_timeout=0.5).start()
+    os.kill(server.pid or 0, signal.SIGSTOP)
+    server.stop()
+    assert server.pid is None
+
+
+@linux_only
+@pytest.mark.parametrize("how", ["--fork-chain", "--fork-tree"])
+def test_forking_at_the_stop_helps_nobody(fake_server: FakeServer, how: str) -> None:
+    fake_server(how, "200", stop_timeout=1).start().stop()
+
+
+@linux_only
+def test_process_whose_first_thread_has_ended_is_killed(fake_server: FakeServer) -> None:
+    if os.uname().machine not in ("x86_64", "aarch64"):
+        pytest.skip("the number of the system call is not known")
+    server = fake_server("--headless", stop_timeout=0.5).start()
+    pid = server.pid
+    begin = time.monotonic()
+    server.stop()
+    assert time.monotonic() - begin < supervisor.KILL_LIMIT
+    assert [(survivor.pid, survivor.stuck) for survivor in server.survivors] == [(pid, False)]
+
+
+@linux_only
+def test_sigterm_to_the_supervisor_is_a_stop(fake_server: FakeServer) -> None:
+    server = fake_server("--children", "1").start()
+    process = server._process
+    assert process is not None
+    os.kill(process.supervisor_pid or 0, signal.SIGTERM)
+    assert server.wait_death(30)
+    assert process.exit is not None
+    assert process.exit.code == 0
+
+
+def test_signal_reaches_only_the_process_that_was_meant() -> None:
+    child = subprocess.Popen(["sleep", "100"])
+    try:
+        found = next(one for one in supervisor.list_processes() if one.pid == child.pid)
+        supervisor.send_signal(found._replace(start="0"), signal.SIGKILL)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(0.1)
+        supervisor.send_signal(found, signal.SIGKILL)
+        assert child.wait(30) == -signal.SIGKILL
+        supervisor.send_signal(found, signal.SIGKILL)
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_processes_are_listed_with_parents() -> None:
+    name = "print(input())"
+    child = subprocess.Popen([sys.executable, "-c", name], stdin=subprocess.PIPE)
+    try:
+        below = supervisor.descendants(os.getpid())
+        assert child.pid in {process.pid for process in below}
+        assert all(process.pid != os.getpid() for process in below)
+        assert supervisor.describe(below[0])["pid"] == below[0].pid
+    finally:
+        child.communicate(b"\n", timeout=30)
+
+
+@pytest.mark.skipif(not Path("/bin/ps").exists(), reason="needs ps")
+def test_processes_can_be_listed_by_ps() -> None:
+    found = {process.pid: process for process in supervisor._list_processes_by_ps()}
+    assert found[os.getpid()].parent == os.getppid()
+
+
+@pytest.mark.parametrize("system_tells", [True, False])
+def test_end_of_the_owner_is_seen(
+    system_tells: bool, tmp_path: Path, nothing_left: None, fake_server: FakeServer
+) -> None:
+    """Also where there is no pidfd, and a fork of the owner holds its socket open."""
+    script = tmp_path / "supervisor.py"
+    source = Path(supervisor.__file__).read_text()
+    assert 'hasattr(os, "pidfd_open")' in source
+    script.write_text(source if system_tells else source.replace('hasattr(os, "pidfd_open")', "False"))
+    command = fake_server().settings.launch_command
+    owner = f"""
+import os, sys, time
+from pytest_infserver import CommandServer
+from pytest_infserver.launcher import supervisor
+supervisor.__file__ = {str(script)!r}
+server = CommandServer(launch_command={command!r}, output_dir={str(tmp_path)!r}, stop_timeout=2).start()
+fork = os.fork()
+if fork == 0:
+    os.close(1)
+    time.sleep(60)
+    os._exit(0)
+print(server.pid, fork, flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", owner], stdout=subprocess.PIPE, timeout=60, check=True)
+    pid, fork = map(int, done.stdout.split())
+    outlives = psutil.Process(fork)
+    server = [process for process in psutil.process_iter() if process.pid == pid]
+    psutil.wait_procs(server, 30)
+    assert all(map(ended, server))
+    assert not ended(outlives)
+    outlives.kill()
