@@ -1,0 +1,68 @@
+"""The command ``infserver``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Its words without the program's name; those of this process if None.
+
+    Returns:
+        The exit status: 0, 1 if a download failed, 4 for a configuration error.
+    """
+    parser = argparse.ArgumentParser(prog="infserver", description="Inference servers for tests (pytest-infserver).")
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("check", help="check configuration files and print each server's command")
+    check.add_argument("config", nargs="+", help="YAML file")
+    commands.add_parser("schema", help="print the JSON Schema of the configuration")
+    fetch = commands.add_parser("fetch", help="fetch a built-in model into the cache")
+    fetch.add_argument("model", help="builtin:smollm2")
+    arguments = parser.parse_args(argv)
+    if arguments.command == "check":
+        return _check(arguments.config)
+    if arguments.command == "schema":
+        return _schema()
+    return _fetch(arguments.model)
+
+
+def _check(files: Sequence[str]) -> int:
+    from pytest_infserver.errors import ConfigError
+    from pytest_infserver.launcher.factory import load_files
+    from pytest_infserver.reporting.dry_run import command_lines
+
+    try:
+        for line in command_lines(load_files(files).values()):
+            print(line)
+    except ConfigError as error:
+        print(f"infserver: {error}", file=sys.stderr)
+        return 4
+    return 0
+
+
+def _schema() -> int:
+    from pytest_infserver.config.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+    return 0
+
+
+def _fetch(model: str) -> int:
+    from pytest_infserver.models.builtin import ensure_builtin
+
+    try:
+        path = ensure_builtin(model, lambda text: print(text, file=sys.stderr))
+    except ValueError as error:
+        print(f"infserver: {error}", file=sys.stderr)
+        return 4
+    except RuntimeError as error:
+        print(f"infserver: {error}", file=sys.stderr)
+        return 1
+    print(path)
+    return 0

@@ -1,0 +1,41 @@
+"""An OpenAI client for a server."""
+
+from __future__ import annotations
+
+import os
+import urllib.parse
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    import openai
+
+    from pytest_infserver.launcher.server import InferenceServer
+
+
+def make_client(server: InferenceServer) -> openai.OpenAI:
+    """Return a client whose requests go to ``server``.
+
+    It does not retry, so that a test sees the server's failures, and for a server on this machine it uses no proxy
+    of the environment.
+
+    Args:
+        server: A server with an OpenAI-compatible API under ``/v1``.
+    """
+    try:
+        import openai
+    except ImportError:
+        pytest.fail("inference_client needs the package openai: pip install 'pytest-infserver[openai]'", pytrace=False)
+    key = server.api_key or (os.environ.get("OPENAI_API_KEY") if server.attached else None)
+    return openai.OpenAI(
+        base_url=server.url_for("/v1"),
+        api_key=key or "none-needed",
+        max_retries=0,
+        http_client=openai.DefaultHttpxClient(trust_env=False) if _is_here(server) else None,
+    )
+
+
+def _is_here(server: InferenceServer) -> bool:
+    host = urllib.parse.urlsplit(server.server_url).hostname or ""
+    return not server.attached or host in ("localhost", "::1") or host.startswith("127.")

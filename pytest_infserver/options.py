@@ -1,0 +1,91 @@
+"""The options of the command line, their environment and ini twins. Loaded in every run of pytest: keep it light."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import pytest
+
+
+class Option(NamedTuple):
+    """One setting: ``--infserver-NAME``, ``INFSERVER_NAME`` and the ini key ``infserver_NAME``.
+
+    Attributes:
+        name: Its name with dashes.
+        help: One sentence.
+        kind: ``flag``, ``value`` or ``list`` (may be repeated).
+        separators: Characters besides the newline that separate the items of a list in environment and ini.
+        metavar: What stands for the value in the help.
+        command_line_only: Whether it has no twins.
+    """
+
+    name: str
+    help: str
+    kind: str = "value"
+    separators: str = ""
+    metavar: str = "VALUE"
+    command_line_only: bool = False
+
+    @property
+    def flag(self) -> str:
+        """The option on the command line."""
+        return f"--infserver-{self.name}"
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return f"INFSERVER_{self.name.upper().replace('-', '_')}"
+
+    @property
+    def ini(self) -> str:
+        """The key in pytest.ini or pyproject.toml, and the attribute of the parsed options."""
+        return f"infserver_{self.name.replace('-', '_')}"
+
+
+OPTIONS = (
+    Option("config", "YAML file that names the servers.", "list", os.pathsep, "PATH"),
+    Option("server", "Keep only servers whose name matches.", "list", ",", "GLOB"),
+    Option("backend", "Keep only servers of this backend.", "list", ",", "NAME"),
+    Option("model", "Model of every server, or of the one that --infserver-backend names without a file."),
+    Option("env", "Environment variable of every server.", "list", "", "KEY=VALUE"),
+    Option("set", "Setting of every server, e.g. config.server_args.ctx-size=4096.", "list", "", "KEY=VALUE"),
+    Option("url", "Attach to a server that runs already.", metavar="URL"),
+    Option("debug", "Debug mode: what a server leaves behind is an error.", "flag"),
+    Option("output-dir", "Directory for logs, one folder per server.", metavar="PATH"),
+    Option("startup-timeout", "Seconds until a server must be ready.", metavar="SECONDS"),
+    Option("strict", "A test that no configured server fits fails instead of being skipped.", "flag"),
+    Option("dry-run", "Print the command of each server and stop.", "flag", command_line_only=True),
+)
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Declare every option and its ini twin."""
+    group = parser.getgroup("infserver", "inference servers (pytest-infserver)")
+    for option in OPTIONS:
+        keywords: dict[str, Any] = {"action": "store_true"} if option.kind == "flag" else {"metavar": option.metavar}
+        if option.kind == "list":
+            keywords["action"] = "append"
+        twins = "" if option.command_line_only else f" (env {option.variable}, ini {option.ini})"
+        group.addoption(option.flag, dest=option.ini, default=None, help=option.help + twins, **keywords)
+        if not option.command_line_only:
+            parser.addini(option.ini, option.help, type="string", default=None)
+
+
+def is_used(config: pytest.Config) -> bool:
+    """Tell whether this run says anything to this plugin."""
+    return any(
+        config.getoption(option.ini) or os.environ.get(option.variable) or _is_in_ini(config, option)
+        for option in OPTIONS
+    )
+
+
+def _is_in_ini(config: pytest.Config, option: Option) -> bool:
+    return not option.command_line_only and bool(raw_ini(config, option))
+
+
+def raw_ini(config: pytest.Config, option: Option) -> Any:
+    """Return what the ini file says, of whatever type, or None."""
+    # getini() insists on one type; in TOML a number or a list is as good as a text for us.
+    written = getattr(config, "_inicfg", {}).get(option.ini)
+    return config.getini(option.ini) if written is None else written.value

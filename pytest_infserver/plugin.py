@@ -1,0 +1,262 @@
+"""The pytest plugin: hooks and fixtures. What they do lies in the other modules, imported when needed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_infserver.options import add_options, is_used
+
+if TYPE_CHECKING:
+    import openai
+
+    from pytest_infserver.launcher.server import InferenceServer
+    from pytest_infserver.pool.run import Run
+
+RUN: pytest.StashKey[Run] = pytest.StashKey()
+RESUME: pytest.StashKey[Callable[[], None]] = pytest.StashKey()
+MARKERS = (
+    "backend(*names, exclude=...): run this test on servers of these backends only, or on all but those excluded",
+    "infserver(*names): run this test on servers with these names only; * and ? match as in file names",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the options."""
+    add_options(parser)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Declare the hooks of this plugin."""
+    from pytest_infserver import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the markers."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """Print the commands and stop, if that is what was asked for."""
+    if not config.getoption("infserver_dry_run"):
+        return None
+    from pytest_infserver.reporting.dry_run import print_commands
+
+    # As for --help: a conftest.py may bring its backends in pytest_configure.
+    config._do_configure()
+    print_commands(_load(config), sys.stdout)
+    return 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Read the configuration, before anything is collected or started."""
+    if is_used(session.config) and not _only_shows(session.config):
+        session.config.stash[RUN] = _load(session.config)
+
+
+def _only_shows(config: pytest.Config) -> bool:
+    """Tell whether pytest runs no tests but shows something, which helps also where the configuration is broken."""
+    return any(config.getoption(option, None) for option in ("showfixtures", "show_fixtures_per_test", "cacheshow"))
+
+
+def _run(config: pytest.Config) -> Run:
+    """Return this session's run; one without any of our options has none until a test asks for one."""
+    if RUN not in config.stash:
+        config.stash[RUN] = _load(config)
+    return config.stash[RUN]
+
+
+def _load(config: pytest.Config) -> Run:
+    from pytest_infserver.errors import ConfigError
+    from pytest_infserver.pool.run import load_run
+    from pytest_infserver.settings import read_settings
+
+    def progress(text: str) -> None:
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.ensure_newline()
+            reporter.write_line(f"infserver: {text}")
+
+    try:
+        return load_run(config, read_settings(config), progress)
+    except ConfigError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Show the servers."""
+    if RUN not in config.stash:
+        return []
+    from pytest_infserver.reporting.header import header_lines
+
+    run = config.stash[RUN]
+    debug = any(server.debug_mode for server in run.pool.configs.values())
+    return header_lines(run.settings, run.candidates, debug)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test that takes our fixture once on every server that its marks allow."""
+    if not {"inference_server", "inference_server_factory"}.intersection(metafunc.fixturenames):
+        return
+    if _only_shows(metafunc.config):
+        return
+    from pytest_infserver.pool.items import FIXTURE, markers, reaches_ours
+    from pytest_infserver.selection import MarkerError
+
+    run = _run(metafunc.config)
+    if FIXTURE not in metafunc.fixturenames or not reaches_ours(metafunc._arg2fixturedefs.get(FIXTURE)):
+        return
+    # A test that is parametrised already has chosen its servers itself.
+    if not run.candidates or any(FIXTURE in call.params for call in metafunc._calls):
+        return
+    try:
+        parameters = run.parameters(markers(metafunc.definition))
+    except MarkerError as error:
+        raise pytest.Collector.CollectError(f"{metafunc.definition.nodeid}: {error}") from None
+    metafunc.parametrize(FIXTURE, parameters, indirect=True)
+
+
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+    """Leave out and skip what the marks on single parameters and on unittest methods say."""
+    if RUN not in session.config.stash:
+        return
+    items[:], left_out = session.config.stash[RUN].choose(items)
+    if left_out:
+        session.config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Put the tests of each server together, after everybody else who orders them."""
+    if RUN in session.config.stash:
+        session.config.stash[RUN].plan(session.items)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """Lease the test's server outside of everything that limits or repeats the test."""
+    run = item.config.stash.get(RUN, None)
+    if run is None:
+        return (yield)
+    with run.test(item, last=nextitem is None):
+        return (yield)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail a test whose server could not be had."""
+    if RUN in item.config.stash:
+        item.config.stash[RUN].before_setup(item)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """Finish what depends on a server before its stop; innermost, so that it counts as the test's own teardown."""
+    __tracebackhide__ = True
+    try:
+        return (yield)
+    finally:
+        if RUN in item.config.stash:
+            item.config.stash[RUN].after_teardown(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show in a failed test what its server wrote, and fail a test whose server died."""
+    report = yield
+    run = item.config.stash.get(RUN, None)
+    servers = [] if run is None else run.servers_in_use()
+    if run is None or not servers:
+        return report
+    from pytest_infserver.reporting.sections import add_server_sections
+
+    return add_server_sections(report, servers, run.pool)
+
+
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
+    """Remember how the fixtures that depend on a server are finished before its stop."""
+    if fixturedef.argname != "inference_server":
+        return
+    from pytest_infserver.pool.items import is_ours
+
+    if is_ours(fixturedef):
+        run = _run(request.config)
+        parameter = getattr(request, "param", None)
+        run.remember_dependents(parameter, lambda: fixturedef.finish(request))  # type: ignore[arg-type]
+
+
+def pytest_enter_pdb(config: pytest.Config) -> None:
+    """Let no server be taken for hung while somebody debugs."""
+    if RUN in config.stash:
+        config.stash[RESUME] = config.stash[RUN].pause()
+
+
+def pytest_leave_pdb(config: pytest.Config) -> None:
+    """Let time pass again."""
+    config.stash.get(RESUME, lambda: None)()
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
+    """Stop what still runs, after the fixtures that use it are finished and before the summary is shown."""
+    try:
+        return (yield)
+    finally:
+        run = session.config.stash.get(RUN, None)
+        if run is not None:
+            run.close()
+            if run.errors and session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Show what belongs to no test."""
+    run = config.stash.get(RUN, None)
+    notes = [] if run is None else [*run.pool.incidents, *run.errors]
+    if notes:
+        terminalreporter.section("infserver")
+        for note in notes:
+            terminalreporter.write_line(note)
+
+
+@pytest.fixture(scope="session")
+def inference_server(request: pytest.FixtureRequest) -> InferenceServer:
+    """A running inference server; the test runs once on each configured one that its marks allow.
+
+    The value stays the same object, with the same name, port and URL, when the server is started again.
+    """
+    run = _run(request.config)
+    return run.handle(run.named(getattr(request, "param", None)))
+
+
+@pytest.fixture(scope="session")
+def inference_server_factory(request: pytest.FixtureRequest) -> Callable[..., InferenceServer]:
+    """Starts more servers: ``factory("name")`` or ``factory(backend=..., model=...)``, stopped with their scope.
+
+    ``scope`` is function (default), class, module, package or session. Keywords beside a name replace its settings.
+    """
+    from pytest_infserver.pool.factory import ServerFactory
+    from pytest_infserver.pool.run import register_backends
+
+    register_backends(request.config)
+    return ServerFactory(_run(request.config), request.session)
+
+
+@pytest.fixture(scope="session")
+def inference_client(inference_server: InferenceServer) -> Iterator[openai.OpenAI]:
+    """An ``openai.OpenAI`` for the current server, without retries (extra ``openai``)."""
+    from pytest_infserver.client import make_client
+
+    client = make_client(inference_server)
+    yield client
+    client.close()

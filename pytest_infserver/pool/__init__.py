@@ -1,0 +1,1 @@
+"""Which test gets which server, and when."""

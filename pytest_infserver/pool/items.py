@@ -1,0 +1,86 @@
+"""What the tests that pytest has collected say about the servers they use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pytest
+
+FIXTURE = "inference_server"
+FIXTURE_HOME = "pytest_infserver.plugin"
+MARKER_NAMES = ("backend", "infserver")
+
+
+class Unmatched:
+    """Stands for the server of a test that no server fits."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+def uses_fixture(item: pytest.Item) -> bool:
+    """Tell whether a test uses our fixture, not one of the same name that a project put in its place."""
+    info = getattr(item, "_fixtureinfo", None)
+    return info is not None and reaches_ours(info.name2fixturedefs.get(FIXTURE))
+
+
+def reaches_ours(definitions: Sequence[pytest.FixtureDef[Any]] | None) -> bool:
+    """Tell whether the fixture that a test gets under our name is ours, or a project's that asks for ours."""
+    for definition in reversed(definitions or ()):
+        if is_ours(definition):
+            return True
+        if definition.params is not None or FIXTURE not in definition.argnames:
+            return False
+    return False
+
+
+def is_ours(definition: pytest.FixtureDef[Any]) -> bool:
+    """Tell whether this is our own fixture."""
+    return definition.argname == FIXTURE and getattr(definition.func, "__module__", None) == FIXTURE_HOME
+
+
+def parameter(item: pytest.Item) -> object:
+    """Return what a test was parametrised with, the name of a server as a rule, or None."""
+    callspec = getattr(item, "callspec", None)
+    return None if callspec is None else callspec.params.get(FIXTURE)
+
+
+def markers(node: pytest.Item | Any) -> list[pytest.Mark]:
+    """Return the marks on a test, its class and its module that choose servers."""
+    return [mark for mark in node.iter_markers() if mark.name in MARKER_NAMES]
+
+
+def grouped(items: Iterable[pytest.Item], server_of: Callable[[pytest.Item], str | None]) -> list[pytest.Item]:
+    """Return the tests with those of one server together, where the first of them stood."""
+    groups: dict[object, list[pytest.Item]] = {}
+    for item in items:
+        # A test without a server is a group of its own and keeps its place.
+        groups.setdefault(server_of(item) or item, []).append(item)
+    return [item for group in groups.values() for item in group]
+
+
+def will_run(item: pytest.Item) -> bool:
+    """Tell whether pytest is going to run the test: no server is started for one that is skipped."""
+    if item.config.getoption("setupplan", False):
+        return False
+    try:
+        from _pytest.skipping import evaluate_skip_marks, evaluate_xfail_marks
+
+        if evaluate_skip_marks(item) is not None:
+            return False
+        xfail = evaluate_xfail_marks(item)
+    except ImportError:
+        return item.get_closest_marker("skip") is None
+    except (Exception, pytest.fail.Exception):
+        # A condition that cannot be evaluated: pytest reports it in the setup, without a server.
+        return False
+    return xfail is None or xfail.run or bool(item.config.getoption("runxfail", False))
+
+
+def unittest_skip(item: pytest.Item) -> str | None:
+    """Return why ``@unittest.skip`` skips a test, which pytest itself learns only when its fixtures are made."""
+    for place in (getattr(item, "obj", None), getattr(item, "cls", None)):
+        if getattr(place, "__unittest_skip__", False) is True:
+            return str(getattr(place, "__unittest_skip_why__", ""))
+    return None

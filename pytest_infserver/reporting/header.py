@@ -1,0 +1,18 @@
+"""The line at the top of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_infserver.selection import Candidate
+    from pytest_infserver.settings import Settings
+
+
+def header_lines(settings: Settings, candidates: list[Candidate], debug: bool) -> list[str]:
+    """Return which servers this run has and where they come from; nothing if none is configured."""
+    if not candidates:
+        return []
+    source = ", ".join(file.name for file in settings.config_files) or settings.url or "command line"
+    servers = ", ".join(f"{one.name} ({one.backend})" for one in candidates)
+    return [f"infserver: {source}: {servers}{'; debug mode' if debug else ''}"]

@@ -1,0 +1,71 @@
+"""Puts what a server did during a test into that test's report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_infserver.launcher.redaction import redact
+
+if TYPE_CHECKING:
+    from pytest_infserver.launcher.server import InferenceServer
+    from pytest_infserver.pool.pool import Pool
+
+MAX_LOG = 16 * 1024
+"""Bytes of a server's log that one section shows."""
+
+
+def add_server_sections(
+    report: pytest.TestReport, servers: list[tuple[InferenceServer, int]], pool: Pool
+) -> pytest.TestReport:
+    """Make a test whose server died fail, and show a failed test's server logs.
+
+    Args:
+        report: The report of one phase.
+        servers: The test's servers, each with the size of its log when the test began.
+        pool: Knows which deaths have been reported.
+    """
+    for server, log_start in servers:
+        if report.failed:
+            server.settle_death()
+        reason = pool.death(server)
+        if reason is not None:
+            _fail(report, reason)
+        if report.failed and not server.attached:
+            _add_log(report, server, log_start)
+    return report
+
+
+def _fail(report: pytest.TestReport, reason: str) -> None:
+    if report.failed:
+        report.sections.append(("inference server died during this test", reason))
+        return
+    # A skip or an expected failure does not hide a dead server.
+    report.outcome = "failed"
+    report.longrepr = reason
+    if hasattr(report, "wasxfail"):
+        del report.wasxfail
+
+
+def _add_log(report: pytest.TestReport, server: InferenceServer, log_start: int) -> None:
+    text = _log(server, log_start)
+    if text or server.running:
+        report.sections.append((_title(server, report.when), text or "(nothing)"))
+
+
+def _title(server: InferenceServer, when: str | None) -> str:
+    during = "start" if when == "setup" and not server.running else "this test"
+    return f"{server.name}: log during {during} ({server.get_backend_name()}, {server.server_url}, {server.log_path})"
+
+
+def _log(server: InferenceServer, log_start: int) -> str:
+    text = server.read_log(log_start, MAX_LOG).rstrip()
+    if not text:
+        return ""
+    secrets = server.command().secrets
+    if server.log_size - log_start > MAX_LOG:
+        # What is left of a secret that the limit has cut in two must go as well.
+        note, _, rest = text.partition("\n")
+        text = f"{note}\n{rest[max(map(len, secrets), default=0) :]}"
+    return redact(text, secrets)

@@ -1,0 +1,195 @@
+"""Command line, environment and ini file become one frozen Settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from pytest_infserver.config.paths import absolute, resolve_paths
+from pytest_infserver.options import OPTIONS, Option, raw_ini
+
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"0", "false", "no", "off", ""}
+_SERVER_OPTIONS = ("model", "debug", "output-dir", "startup-timeout", "env", "set")
+
+Layer: TypeAlias = "tuple[str, Mapping[str, Any]]"
+"""Settings of a server, and what the user knows their source as."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one pytest run was told; by default nothing.
+
+    Attributes:
+        config_files: YAML files.
+        servers: Globs of server names to keep; empty keeps all.
+        backends: Names of backends to keep; empty keeps all.
+        url: Server to attach to, or None.
+        url_is_default: Whether a server's own ``url`` counts more than this one.
+        strict: Whether a test without a fitting server fails.
+        dry_run: Whether only commands are printed.
+        overrides: Server settings from environment and command line, each with the option it came from; a later
+            one counts more.
+        defaults: Server settings from the ini file, likewise.
+    """
+
+    config_files: tuple[Path, ...] = ()
+    servers: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()
+    url: str | None = None
+    url_is_default: bool = False
+    strict: bool = False
+    dry_run: bool = False
+    overrides: tuple[Layer, ...] = ()
+    defaults: tuple[Layer, ...] = ()
+
+
+def read_settings(config: pytest.Config, environ: Mapping[str, str] | None = None) -> Settings:
+    """Collect what the user said: the command line counts most, then the environment, then the ini file.
+
+    Raises:
+        pytest.UsageError: A value cannot be read.
+    """
+    reader = _Reader(config, os.environ if environ is None else environ)
+    return Settings(
+        config_files=reader.paths("config"),
+        servers=tuple(reader.get("server") or ()),
+        backends=tuple(reader.get("backend") or ()),
+        url=reader.get("url"),
+        url_is_default=reader.command_line("url") is None and reader.environment("url") is None,
+        strict=bool(reader.get("strict")),
+        dry_run=bool(config.getoption("infserver_dry_run")),
+        overrides=reader.overrides(),
+        defaults=reader.defaults(),
+    )
+
+
+class _Reader:
+    """Looks one option up in the three places."""
+
+    def __init__(self, config: pytest.Config, environ: Mapping[str, str]) -> None:
+        self.config = config
+        self.environ = environ
+        self.options = {option.name: option for option in OPTIONS}
+        self.invocation_dir = config.invocation_params.dir
+        self.ini_dir = config.inipath.parent if config.inipath is not None else self.invocation_dir
+
+    def get(self, name: str) -> Any:
+        for value in (self.command_line(name), self.environment(name), self.ini(name)):
+            if value is not None:
+                return value
+        return None
+
+    def command_line(self, name: str) -> Any:
+        return self.config.getoption(self.options[name].ini)
+
+    def environment(self, name: str) -> Any:
+        option = self.options[name]
+        text = self.environ.get(option.variable)
+        return None if not text else _parse(option, text, option.variable)
+
+    def ini(self, name: str) -> Any:
+        option = self.options[name]
+        value = raw_ini(self.config, option)
+        return None if value is None or value == "" else _parse(option, value, f"ini {option.ini}")
+
+    def paths(self, name: str) -> tuple[Path, ...]:
+        from_ini = self.command_line(name) is None and self.environment(name) is None
+        folder = self.ini_dir if from_ini else self.invocation_dir
+        return tuple(Path(absolute(item, folder)) for item in self.get(name) or ())
+
+    def overrides(self) -> tuple[Layer, ...]:
+        return (*self._layers(self.environment), *self._layers(self.command_line))
+
+    def defaults(self) -> tuple[Layer, ...]:
+        logs = {"output_dir": str(self.config.rootpath / "server_logs")}
+        return (("rootdir", logs), *self._layers(self.ini))
+
+    def _label(self, option: Option, source: Callable[[str], Any]) -> str:
+        if source == self.command_line:
+            return option.flag
+        return option.variable if source == self.environment else f"ini {option.ini}"
+
+    def _layers(self, source: Callable[[str], Any]) -> list[Layer]:
+        folder = self.ini_dir if source == self.ini else self.invocation_dir
+        layers: list[Layer] = []
+        for name in _SERVER_OPTIONS:
+            option, value = self.options[name], source(name)
+            if value is None:
+                continue
+            label = self._label(option, source)
+            for settings in server_settings(name, value, label):
+                layers.append((label, resolve_paths(settings, folder)))
+        return layers
+
+
+def server_settings(name: str, value: Any, label: str) -> list[dict[str, Any]]:
+    """Return the server settings that one option stands for; a later one counts more.
+
+    Args:
+        name: The option's name.
+        value: Its value.
+        label: What the user knows the source as.
+
+    Raises:
+        pytest.UsageError: The value cannot be read.
+        ConfigError: A value of ``--infserver-set`` is no YAML.
+    """
+    if name == "debug":
+        return [{"debug_mode": value}]
+    if name == "startup-timeout":
+        try:
+            return [{"startup_timeout": float(value)}]
+        except ValueError:
+            raise pytest.UsageError(f"{label}: expected a number of seconds, not {value!r}") from None
+    if name == "env":
+        return [{"env_vars": dict(_assignment(item, label) for item in value)}]
+    if name == "set":
+        return [_dotted(*_assignment(item, label), label) for item in value]
+    return [{name.replace("-", "_"): value}]
+
+
+def _assignment(item: str, label: str) -> tuple[str, str]:
+    key, equals, value = item.partition("=")
+    if not equals or not key.strip():
+        raise pytest.UsageError(f"{label}: expected KEY=VALUE, not {item!r}")
+    return key.strip(), value
+
+
+def _dotted(key: str, text: str, label: str) -> dict[str, Any]:
+    """Return ``a.b=text`` as nested mappings. Below ``config`` only one level is cut: flags may hold dots."""
+    from pytest_infserver.config.yaml_source import parse_scalar
+
+    value = parse_scalar(text, label)
+    top, dot, rest = key.partition(".")
+    if not dot:
+        return {top: value}
+    if top != "config":
+        return {top: {rest: value}}
+    block, dot, flag = rest.partition(".")
+    return {top: {block: {flag: value} if dot else value}}
+
+
+def _parse(option: Option, value: Any, label: str) -> Any:
+    if option.kind == "flag":
+        text = str(value).strip().lower()
+        if text not in _TRUE | _FALSE:
+            raise pytest.UsageError(f"{label}: expected true or false, not {value!r}")
+        return text in _TRUE
+    if option.kind == "value":
+        if isinstance(value, (list, tuple, dict, bool)):
+            raise pytest.UsageError(f"{label}: expected one text or number, not {value!r}")
+        return str(value)
+    items: Sequence[Any] = value if isinstance(value, (list, tuple)) else [value]
+    wrong = [item for item in items if isinstance(item, bool) or not isinstance(item, (str, int, float))]
+    if wrong:
+        raise pytest.UsageError(f"{label}: expected texts, not {wrong[0]!r}")
+    texts = [str(item) for item in items]
+    for separator in "\n" + option.separators:
+        texts = [part for text in texts for part in text.split(separator)]
+    return [text.strip() for text in texts if text.strip()]

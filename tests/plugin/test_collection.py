@@ -1,0 +1,242 @@
+"""What a run reads and prints before it starts anything, and what keeps servers from being started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SIMPLE = """
+def test_it(inference_server):
+    assert inference_server.check_health()
+"""
+BROKEN = "servers:\n  a: {backend: comand, launch_command: [x]}\n"
+BACKEND = """
+import sys
+from pytest_infserver import CommandServer
+class Mine(CommandServer):
+    def get_backend_name(self): return "mine"
+    def get_launch_command(self): return [sys.executable, "-S", ENGINE, "--port", str(self.port), "--model", self.model]
+    def _check_settings(self): pass
+"""
+
+
+def backend(engine: str) -> str:
+    return BACKEND.replace("ENGINE", repr(engine))
+
+
+@pytest.fixture
+def engine() -> str:
+    return str(Path(__file__).parent.parent / "fake_engine.py")
+
+
+def test_no_configuration_shows_the_three_ways(project, quiet) -> None:
+    project.files(
+        test_simple="""
+        import pytest
+        def test_it(inference_server): pass
+        @pytest.mark.backend("vllm")
+        def test_client(inference_client): pass
+        def test_dynamic(request): request.getfixturevalue("inference_server")
+        def test_plain(): pass
+        """
+    )
+    result = project.bare()
+    result.assert_outcomes(passed=1, errors=2, failed=1)
+    text = quiet(result)
+    for way in ("--infserver-config servers.yaml", "--infserver-backend llamacpp", "--infserver-url http"):
+        assert way in text
+
+
+@pytest.mark.parametrize("arguments", [(), ("--collect-only",), ("--infserver-dry-run",), ("--setup-plan",)])
+def test_configuration_errors_are_exit_status_4_in_one_paragraph(project, quiet, arguments) -> None:
+    (project.path / "servers.yaml").write_text(BROKEN)
+    project.files(test_simple=SIMPLE)
+    result = project.run(*arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    text = quiet(result)
+    assert "servers.yaml:2:" in text
+    assert "'comand'" in text
+    assert "'command'" in text
+    assert project.events() == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--infserver-config", "absent.yaml"),
+        ("--infserver-set", "nonsense"),
+        ("--infserver-url", "http://127.0.0.1:1", "--infserver-server", "zz"),
+        ("--infserver-backend", "nosuch"),
+    ],
+)
+def test_wrong_options_are_exit_status_4_too(project, quiet, arguments) -> None:
+    project.files(test_simple=SIMPLE)
+    result = project.bare(*arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: " in quiet(result)
+
+
+def test_commands_that_only_show_something_do_not_need_a_good_configuration(project, pytester) -> None:
+    (project.path / "servers.yaml").write_text(BROKEN)
+    pytester.makeini("[pytest]\ninfserver_config = servers.yaml\ninfserver_debug = perhaps\n")
+    project.files(test_simple=SIMPLE)
+    for arguments, shown in (
+        (["--help"], "--infserver-config=PATH"),
+        (["--version"], "pytest "),
+        (["--fixtures"], "inference_server_factory [session scope]"),
+        (["--fixtures-per-test"], "inference_server"),
+        (["--markers"], "@pytest.mark.infserver(*names)"),
+    ):
+        result = project.bare(*arguments)
+        assert result.ret == 0, arguments
+        assert shown in result.stdout.str()
+    assert project.bare().ret == pytest.ExitCode.USAGE_ERROR
+
+
+def test_collect_only_setup_plan_and_dry_run_start_nothing(project, servers_yaml) -> None:
+    servers_yaml(a=["--api-key", "very-secret-1"], b=[])
+    project.files(
+        test_simple="""
+        import pytest
+        @pytest.fixture(scope="module")
+        def dependent(inference_server): yield 1 / 0
+        def test_it(dependent): pass
+        """
+    )
+    for arguments in (["--collect-only"], ["--co", "-q"], ["--setup-plan"]):
+        result = project.run(*arguments)
+        assert result.ret == 0
+        result.stdout.fnmatch_lines(["*test_it[[]b]*"])
+    result = project.run("--infserver-dry-run")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["a: *fake_engine.py --port 8000 --api-key *****", "b: *fake_engine.py --port 8000"])
+    assert "very-secret-1" not in result.stdout.str()
+    assert project.bare("--infserver-dry-run").ret == 0
+    assert project.events() == []
+    assert not (project.path / "server_logs").exists()
+
+
+def test_a_url_attaches_with_and_without_a_file(project, servers_yaml, fake_server) -> None:
+    running = fake_server().start()
+    project.files(
+        test_simple="""
+        import pytest
+        from helpers import get
+        def test_it(inference_server):
+            assert inference_server.attached and get(inference_server, "/argv")["pid"]
+            with pytest.raises(Exception, match="shared"):
+                inference_server.stop()
+        @pytest.mark.backend("command")
+        def test_keeps_its_backend(inference_server): assert inference_server.name == "a"
+        """
+    )
+    result = project.bare("--infserver-url", running.server_url, "-v")
+    result.assert_outcomes(passed=1, skipped=1)
+    servers_yaml(a=["--exit", "1"], b=["--exit", "1"])
+    result = project.run("--infserver-url", running.server_url, "--infserver-server", "a")
+    result.assert_outcomes(passed=2)
+    assert project.run("--infserver-url", running.server_url).ret == pytest.ExitCode.USAGE_ERROR
+    assert running.check_health()
+    running.stop()
+    result = project.bare("--infserver-url", running.server_url, "-v", "--infserver-startup-timeout", "2")
+    result.assert_outcomes(errors=1, skipped=1)
+    assert "pytest_infserver/" not in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "def pytest_infserver_backends(config): return [Mine]",
+        "def pytest_infserver_backends(config): return Mine",
+        "def pytest_configure(config):\n    from pytest_infserver import register_backend\n    register_backend(Mine)",
+    ],
+)
+def test_a_backend_of_the_project_runs_without_a_file(project, engine, hook) -> None:
+    project.conftest(backend(engine) + hook)
+    project.files(
+        test_simple="""
+        from helpers import get
+        def test_it(inference_server):
+            assert inference_server.get_backend_name() == "mine"
+            assert get(inference_server, "/argv")["argv"][-1] == "my-model"
+        """
+    )
+    arguments = ["--infserver-backend", "mine", "--infserver-model", "my-model"]
+    project.bare(*arguments, "-v").assert_outcomes(passed=1)
+    dry = project.bare(*arguments, "--infserver-dry-run")
+    dry.stdout.fnmatch_lines(["mine: *--model my-model"])
+
+
+def test_skipped_and_deselected_tests_start_no_server(project, servers_yaml) -> None:
+    servers_yaml(a=[], b=[], c=[])
+    project.files(
+        test_skips="""
+        import pytest, sys, unittest
+        @pytest.mark.infserver("a")
+        class TestA:
+            @pytest.mark.skip
+            def test_skip(self, inference_server): pass
+            @pytest.mark.skipif("sys.version_info > (3,)", reason="always")
+            def test_skipif(self, inference_server): pass
+            @pytest.mark.xfail(run=False)
+            def test_xfail(self, inference_server): pass
+            @unittest.skip("no")
+            def test_unittest(self, inference_server): pass
+            @pytest.mark.skipif("no such thing", reason="broken")
+            def test_broken_condition(self, inference_server): pass
+            def test_left_out(self, inference_server): pass
+            @pytest.mark.slow
+            def test_slow(self, inference_server): pass
+        @pytest.mark.infserver("b")
+        class TestB:
+            def test_runs(self, inference_server): pass
+            def test_left_out(self, inference_server): pass
+            @pytest.mark.skip
+            def test_skip(self, inference_server): pass
+            @pytest.mark.slow
+            def test_slow(self, inference_server): pass
+        @pytest.mark.infserver("c")
+        def test_c(inference_server): pass
+        """
+    )
+    result = project.run("-k", "not left_out", "-m", "not slow", "--deselect", "test_skips.py::test_c")
+    result.assert_outcomes(passed=1, skipped=4, xfailed=1, errors=1, deselected=5)
+    assert project.events("started", "test", "stopped") == ["started b", "test test_runs[b]", "stopped b gone"]
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*1 passed, *"])
+
+
+def test_a_server_stops_after_its_last_running_test(project, servers_yaml) -> None:
+    servers_yaml(a=[], b=[])
+    project.files(
+        test_skips="""
+        import pytest
+        def test_1(inference_server): pass
+        @pytest.mark.skip
+        def test_2(inference_server): pass
+        """
+    )
+    project.conftest('\ndef pytest_runtest_logfinish(nodeid): note("end", nodeid.split("::")[1])\n')
+    project.run().assert_outcomes(passed=2, skipped=2)
+    assert project.events()[:6] == [
+        "started a",
+        "test test_1[a]",
+        "end test_1[a]",
+        "stopping a",
+        "stopped a gone",
+        "end test_2[a]",
+    ]
+
+
+def test_rootdir_need_not_be_the_working_directory(project, pytester, servers_yaml, monkeypatch) -> None:
+    servers_yaml(a=[])
+    pytester.makeini("[pytest]\ninfserver_config = servers.yaml\n")
+    project.files(test_simple=SIMPLE)
+    elsewhere = project.path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    project.bare(os.fspath(project.path)).assert_outcomes(passed=1)
+    assert (project.path / "server_logs" / "a" / "server.log").exists()
+    assert list(elsewhere.iterdir()) == []

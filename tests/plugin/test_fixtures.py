@@ -1,0 +1,294 @@
+"""The fixtures, and those of projects that depend on them."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def test_dependent_fixtures_are_finished_while_the_server_runs(project, servers_yaml) -> None:
+    servers_yaml(a=[], b=[])
+    project.files(
+        test_1="""
+        import pytest
+        from helpers import get, note
+        def dependent(scope, name):
+            @pytest.fixture(scope=scope, name=name)
+            def fixture(inference_server):
+                yield
+                get(inference_server, "/health")
+                note("finished", name, inference_server.name)
+            return fixture
+        s, m, c, f = (dependent(scope, scope[0]) for scope in ("session", "module", "class", "function"))
+        def test_1(s, m, c, f): pass
+        def test_2(s): pass
+        """,
+        test_2="""
+        from test_1 import s
+        def test_3(s): pass
+        def test_last(): pass
+        """,
+    )
+    result = project.run()
+    result.assert_outcomes(passed=7)
+    events = project.events("started", "finished", "stopped")
+    assert [event for event in events if event.endswith("a") or " a " in event][-2:] == [
+        "finished s a",
+        "stopped a gone",
+    ]
+    for name in ("a", "b"):
+        mine = [event for event in events if f" {name}" in event]
+        assert mine[0] == f"started {name}"
+        assert sorted(mine[1:-1]) == [f"finished {fixture} {name}" for fixture in "cfm"] + [f"finished s {name}"] * (
+            mine.count(f"finished s {name}")
+        )
+        assert mine[-1] == f"stopped {name} gone"
+
+
+def test_an_error_in_the_teardown_of_a_dependent_is_the_last_tests_and_the_server_stops(project, servers_yaml) -> None:
+    servers_yaml(a=[], b=[])
+    project.files(
+        test_1="""
+        import pytest
+        @pytest.fixture(scope="session")
+        def dependent(inference_server):
+            yield
+            print("said at the end")
+            pytest.fail(f"user error of {inference_server.name}")
+        def test_1(dependent): pass
+        def test_2(inference_server): pass
+        """
+    )
+    result = project.run("-v")
+    result.assert_outcomes(passed=4, errors=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*ERROR at teardown of test_2[[]a]*",
+            "E       Failed: user error of a",
+            "said at the end",
+            "*ERROR at teardown of test_2[[]b]*",
+            "E       Failed: user error of b",
+        ]
+    )
+    assert "plugin.py" not in result.stdout.str()
+    assert project.events("started", "stopped") == ["started a", "stopped a gone", "started b", "stopped b gone"]
+
+
+@pytest.mark.parametrize("stop", ["-x", "--maxfail=1"])
+def test_dependents_are_finished_before_the_stop_when_the_run_ends_early(project, servers_yaml, stop) -> None:
+    servers_yaml(a=[])
+    project.files(
+        test_1="""
+        import pytest
+        from helpers import get, note
+        @pytest.fixture(scope="session")
+        def dependent(inference_server):
+            yield
+            get(inference_server, "/health")
+            note("finished")
+        def test_1(dependent): assert False
+        def test_2(dependent): pass
+        """
+    )
+    project.run(stop).assert_outcomes(failed=1)
+    assert project.events() == ["started a", "test test_1[a]", "finished", "stopping a", "stopped a gone"]
+
+
+def test_dynamic_requests_get_the_only_server_until_the_end(project, servers_yaml) -> None:
+    servers_yaml(a=[])
+    project.files(
+        test_1="""
+        import pytest
+        from helpers import get, kill
+        def test_1(request): get(request.getfixturevalue("inference_server"), "/health")
+        def test_plain(): pass
+        def test_3(request):
+            get(request.getfixturevalue("inference_server"), "/health")
+            assert 0
+        def test_4(request): kill(request.getfixturevalue("inference_server"))
+        def test_5(request): get(request.getfixturevalue("inference_server"), "/health")
+        def test_6(inference_server): get(inference_server, "/health")
+        """
+    )
+    result = project.run()
+    result.assert_outcomes(passed=4, failed=2)
+    assert project.events("started", "stopped") == ["started a", "started a", "stopped a gone"]
+    result.stdout.fnmatch_lines(["*exited with code 3, while it was in use*"])
+
+
+def test_several_servers_and_a_dynamic_request_or_a_testcase_give_a_clear_error(project, servers_yaml, quiet) -> None:
+    servers_yaml(a=[], b=[])
+    project.files(
+        test_1="""
+        import pytest, unittest
+        class TestOld(unittest.TestCase):
+            @pytest.fixture(autouse=True)
+            def give(self, inference_server): self.server = inference_server
+            def test_old(self): pass
+            @pytest.mark.infserver("b")
+            def test_chosen(self): assert self.server.name == "b"
+            @unittest.skip("no")
+            def test_skipped(self): pass
+        def test_dynamic(request): request.getfixturevalue("inference_server")
+        """
+    )
+    result = project.run()
+    result.assert_outcomes(passed=1, failed=1, errors=1, skipped=1)
+    assert quiet(result).count("cannot be parametrised over several servers (a, b)") >= 2
+    assert project.events("started", "stopped") == ["started b", "stopped b gone"]
+    project.run("--infserver-server", "a").assert_outcomes(passed=2, skipped=2)
+
+
+def test_a_testcase_works_with_one_server_and_its_dependents_are_finished_in_time(project, servers_yaml) -> None:
+    servers_yaml(a=[])
+    project.files(
+        test_1="""
+        import pytest, unittest
+        from helpers import get, note
+        @pytest.fixture(scope="session")
+        def dependent(inference_server):
+            yield inference_server
+            get(inference_server, "/health")
+            note("finished")
+        class TestOld(unittest.TestCase):
+            @pytest.fixture(autouse=True)
+            def give(self, dependent): self.server = dependent
+            def test_1(self): get(self.server, "/health")
+            def test_2(self): get(self.server, "/health")
+        def test_last(): pass
+        """
+    )
+    project.run().assert_outcomes(passed=3)
+    assert project.events("started", "finished", "stopped", "test")[-4:] == [
+        "test test_2",
+        "finished",
+        "stopped a gone",
+        "test test_last",
+    ]
+
+
+def test_doctests_and_items_of_other_kinds_run_beside_ours(project, servers_yaml) -> None:
+    servers_yaml(a=[])
+    project.conftest(
+        """
+import pytest
+
+class Item(pytest.Item):
+    def runtest(self): pass
+
+class File(pytest.File):
+    def collect(self): yield Item.from_parent(self, name="thing")
+
+def pytest_collect_file(file_path, parent):
+    return File.from_parent(parent, path=file_path) if file_path.suffix == ".thing" else None
+"""
+    )
+    (project.path / "x.thing").touch()
+    project.files(
+        test_1='''
+        def f():
+            """
+            >>> server = getfixture("inference_server")
+            >>> server.check_health()
+            True
+            """
+        def test_it(inference_server): pass
+        '''
+    )
+    project.run("--doctest-modules").assert_outcomes(passed=3)
+    assert project.events("started", "stopped") == ["started a", "stopped a gone"]
+
+
+def test_a_project_may_override_the_fixture(project, servers_yaml) -> None:
+    servers_yaml(a=[], b=[])
+    project.conftest(
+        "\nimport pytest\n@pytest.fixture(params=[1, 2])\ndef inference_server(request): return request.param\n"
+    )
+    project.files(
+        test_1="""
+        import pytest
+        @pytest.mark.backend("nothing of ours")
+        def test_it(inference_server): assert inference_server in (1, 2)
+        """
+    )
+    project.run().assert_outcomes(passed=2)
+    assert project.events("started") == []
+
+
+def test_a_project_may_wrap_the_fixture(project, servers_yaml) -> None:
+    servers_yaml(a=[], b=[])
+    project.conftest(
+        """
+import pytest
+
+@pytest.fixture
+def inference_server(inference_server):
+    yield ("wrapped", inference_server)
+    note("unwrapped", inference_server.name)
+"""
+    )
+    project.files(
+        test_1="""
+        def test_1(inference_server): assert inference_server[0] == "wrapped" and inference_server[1].running
+        def test_2(inference_server): assert inference_server[1].check_health()
+        """
+    )
+    project.run().assert_outcomes(passed=4)
+    assert project.events("started", "unwrapped", "stopped") == [
+        *("started a", "unwrapped a", "unwrapped a", "stopped a gone"),
+        *("started b", "unwrapped b", "unwrapped b", "stopped b gone"),
+    ]
+
+
+def test_a_server_that_a_test_names_itself_must_be_configured(project, servers_yaml, quiet) -> None:
+    servers_yaml(a=[])
+    project.files(
+        test_1="""
+        import pytest
+        @pytest.mark.parametrize("inference_server", ["a", "zz", 7], indirect=True)
+        def test_it(inference_server): assert inference_server.name == "a"
+        """
+    )
+    result = project.run()
+    result.assert_outcomes(passed=1, errors=2)
+    assert "no server is called 'zz'; configured: a" in quiet(result)
+
+
+def test_client(project, servers_yaml, monkeypatch) -> None:
+    pytest.importorskip("openai")
+    servers_yaml({"config": {"server_args": ["--api-key", "very-secret-1"]}}, a=[])
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("OPENAI_API_KEY", "the-users-own-key")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    project.files(
+        test_1="""
+        from helpers import kill
+        def chat(client):
+            messages = [{"role": "user", "content": "abc"}]
+            return client.chat.completions.create(model="fake", messages=messages).choices[0].message.content
+        def test_1(inference_client, inference_server):
+            assert str(inference_client.base_url).rstrip("/") == inference_server.server_url + "/v1"
+            assert inference_client.max_retries == 0
+            assert inference_client.api_key == "very-" + "secret-1"
+            assert chat(inference_client) == "cba"
+            kill(inference_server)
+        def test_2(inference_client): assert chat(inference_client) == "cba"
+        """
+    )
+    result = project.run()
+    result.assert_outcomes(passed=1, failed=1)
+    assert "very-secret-1" not in result.stdout.str()
+
+
+def test_client_without_openai(project, servers_yaml, quiet) -> None:
+    servers_yaml(a=[])
+    project.files(
+        test_1="""
+        import sys
+        sys.modules["openai"] = None
+        def test_1(inference_client): pass
+        """
+    )
+    result = project.run()
+    result.assert_outcomes(errors=1)
+    assert "pip install 'pytest-infserver[openai]'" in quiet(result)

@@ -1,0 +1,160 @@
+"""The end of a server and of a run: nothing is left, and nobody else is hit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+LEAKY = ["--children", "1", "--stubborn-children", "--forget-children"]
+
+
+def test_stop_of_a_shared_server_is_refused(project, servers_yaml) -> None:
+    servers_yaml(a=[])
+    project.files(
+        test_1="""
+        import pytest
+        from pytest_infserver import InferenceServerError
+        def test_1(inference_server):
+            with pytest.raises(InferenceServerError, match="shared with other tests.*inference_server_factory"):
+                inference_server.stop()
+            with pytest.raises(InferenceServerError), inference_server: pass
+        def test_2(inference_server): assert inference_server.start() is inference_server and inference_server.running
+        """
+    )
+    project.run().assert_outcomes(passed=2)
+    assert project.events("started", "stopped") == ["started a", "stopped a gone"]
+
+
+@pytest.mark.parametrize("reruns", [(), ("--reruns=2",)])
+def test_a_leak_is_an_extra_error_of_the_last_test_and_of_no_other(project, servers_yaml, quiet, reruns) -> None:
+    if reruns:
+        pytest.importorskip("pytest_rerunfailures")
+    servers_yaml({"debug_mode": True, "stop_timeout": 1}, leaky=LEAKY, tidy=[])
+    project.files(
+        test_1="""
+        import pytest
+        def test_1(inference_server): pass
+        def test_2(inference_server): pass
+        @pytest.mark.skip
+        def test_3(inference_server): pass
+        def test_4(): pass
+        """
+    )
+    result = project.run("-v", *reruns, plugins=("pytest_rerunfailures",) if reruns else ())
+    result.assert_outcomes(passed=5, errors=1, skipped=2)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*ERROR at teardown of test_2[[]leaky]*", "leaky (command): 1 of its processes*"])
+    assert "rerun" not in result.stdout.str().splitlines()[-1]
+    quiet(result)
+    assert project.events().count("started leaky") == 1
+
+
+def test_a_leak_at_an_early_end_is_shown_and_a_leak_without_debug_mode_is_none(project, servers_yaml) -> None:
+    servers_yaml({"stop_timeout": 1}, leaky=LEAKY)
+    project.files(
+        test_1="""
+        import pytest
+        def test_1(inference_server): pass
+        def test_2(inference_server): pytest.exit("enough", returncode=0)
+        def test_3(inference_server): pass
+        """
+    )
+    result = project.run("--infserver-debug")
+    assert result.ret != 0
+    result.stdout.fnmatch_lines(["*leaky (command): 1 of its processes did not end by themselves*"])
+    assert project.run("-k", "test_1").ret == 0
+
+
+def test_the_end_of_a_run_leaves_nothing_however_it_comes(project, servers_yaml) -> None:
+    servers_yaml({"stop_timeout": 2}, a=["--children", "1"])
+    hook = 'raise RuntimeError("another plugin")'
+    for body, extra in (
+        ("assert 0", ""),
+        ("pytest.exit('enough')", ""),
+        ("os._exit(3)", ""),
+        ("raise KeyboardInterrupt", ""),
+        ("raise SystemExit(3)", ""),
+        ("pass", f"def pytest_runtest_logreport(report): {hook}"),
+        ("pass", f"def pytest_sessionfinish(): {hook}"),
+        ("pass", f"def pytest_runtest_logfinish(): {hook}"),
+    ):
+        (project.path / "events.txt").unlink(missing_ok=True)
+        project.conftest(f"\n{extra}\n")
+        project.files(
+            test_1=f"import os, pytest\ndef test_1(inference_server): {body}\ndef test_2(inference_server): pass\n"
+        )
+        result = project.run("-x")
+        if "logfinish" not in extra and "sessionfinish" not in extra:
+            assert result.ret != 0
+        assert project.events("started") == ["started a"], body
+        if "_exit" not in body:
+            assert project.events("stopped") == ["stopped a gone"], (body, extra)
+
+
+@pytest.mark.parametrize("moment", ["start", "test"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_signals_to_pytest_leave_nothing(project, servers_yaml, nothing_left, moment, number) -> None:
+    delay = ["--delay", "60"] if moment == "start" else []
+    servers_yaml({"stop_timeout": 2, "startup_timeout": 90}, a=["--say", "here", "--children", "2", *delay])
+    project.files(
+        test_1="""
+        import time
+        from helpers import note
+        def test_1(inference_server):
+            note("sleeping")
+            time.sleep(60)
+        """
+    )
+    argv = [sys.executable, "-m", "pytest", "-p", "pytest_infserver.plugin", "-p", "no:cacheprovider"]
+    process = subprocess.Popen(
+        [*argv, "--infserver-config", "servers.yaml"], cwd=project.path, stdout=subprocess.PIPE, start_new_session=True
+    )
+    log = project.path / "server_logs" / "a" / "server.log"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and "here" in log.read_text() and (moment == "start" or project.events("sleeping"))):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    # As a terminal does it: the whole group.
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=30)
+    if number == signal.SIGINT:
+        assert process.returncode == pytest.ExitCode.INTERRUPTED
+        assert b"KeyboardInterrupt" in output
+
+
+def test_time_stands_still_for_servers_in_the_debugger(project, servers_yaml, pytester) -> None:
+    servers_yaml({"heartbeat_interval": 0.05, "hang_timeout": 0.2}, a=[])
+    project.files(
+        test_1="""
+        import time
+        from helpers import get
+        def test_1(inference_server, inference_server_factory):
+            mine = inference_server_factory("a")
+            breakpoint()
+            time.sleep(0.1)
+            assert inference_server.running and mine.running
+            assert inference_server.wait_death(30) and mine.wait_death(30)
+        def test_2(inference_server): raise ValueError
+        """
+    )
+    argv = [sys.executable, "-m", "pytest", "-p", "pytest_infserver.plugin", "-p", "no:cacheprovider", "--pdb"]
+    script = "get(inference_server, '/sick'), get(mine, '/sick')\ntime.sleep(1)\ncontinue\nq\n"
+    result = subprocess.run(
+        [*argv, "--infserver-config", "servers.yaml"],
+        cwd=project.path,
+        input=script,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    # The death that the test waited for is what fails it, not an assertion about the time in the debugger.
+    assert "hung and was killed" in result.stdout, result.stdout
+    assert "AssertionError" not in result.stdout, result.stdout
+    assert project.events("stopped") == ["stopped a gone"]
