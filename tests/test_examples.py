@@ -1,0 +1,93 @@
+"""Every example runs as it stands, as a user would run it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from pytest_infserver import ServerConfig, load_server_configs
+from pytest_infserver.config.model import ProfileConfig, keys
+
+EXAMPLES = Path(__file__).parent.parent / "conftest_examples"
+LIMIT = 180
+
+
+def run(argv: list[str], output_dir: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    # Logs go to a temporary folder, so that the tree stays clean.
+    environ = {**os.environ, "INFSERVER_OUTPUT_DIR": str(output_dir), "PYTHONDONTWRITEBYTECODE": "1", **env}
+    return subprocess.run(
+        argv, cwd=EXAMPLES.parent, env=environ, capture_output=True, text=True, timeout=LIMIT, check=False
+    )
+
+
+def run_example(folder: str, output_dir: Path, **env: str) -> list[str]:
+    argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", f"conftest_examples/{folder}"]
+    result = run(argv, output_dir, **env)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout.splitlines()
+
+
+def test_quickstart(tmp_path: Path, nothing_left: None) -> None:
+    lines = run_example("quickstart", tmp_path)
+    assert "infserver: servers.yaml: smollm2 (llamacpp)" in lines
+    assert "6 passed" in lines[-1]
+
+
+def test_several_servers(tmp_path: Path, nothing_left: None) -> None:
+    lines = run_example("several_servers", tmp_path)
+    assert "15 passed, 1 skipped" in lines[-1]
+    reason = "no configured server fits backend('vllm', 'sglang'); configured: small-context (llamacpp)"
+    assert any(line.startswith("SKIPPED") and reason in line for line in lines)
+
+
+def test_custom_backend(tmp_path: Path, nothing_left: None) -> None:
+    assert "4 passed" in run_example("custom_backend", tmp_path)[-1]
+
+
+def test_command_backend(tmp_path: Path, nothing_left: None) -> None:
+    assert "2 passed" in run_example("command_backend", tmp_path)[-1]
+
+
+def test_attach(tmp_path: Path, nothing_left: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    script = [sys.executable, str(EXAMPLES / "attach" / "start_server.py"), str(port)]
+    with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        try:
+            assert running.stdout.readline() == f"llamacpp is ready: http://127.0.0.1:{port}\n"
+            lines = run_example("attach", tmp_path, SERVER_URL=f"http://127.0.0.1:{port}")
+            assert "2 passed" in lines[-1]
+            assert running.poll() is None
+        finally:
+            running.stdin.close()
+            running.wait(LIMIT)
+
+
+def test_attach_without_a_server_says_so(tmp_path: Path, nothing_left: None) -> None:
+    argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "conftest_examples/attach"]
+    result = run(argv, tmp_path, SERVER_URL="http://127.0.0.1:9")
+    assert result.returncode == 1
+    assert "running (llamacpp) cannot be attached: http://127.0.0.1:9 refused the connection" in result.stdout
+
+
+def test_the_annotated_configuration_has_every_key() -> None:
+    path = EXAMPLES / "example_server_config.yaml"
+    assert [config.name for config in load_server_configs(path)] == ["llama-tp2", "sgl", "mine", "staging"]
+    document = yaml.safe_load(path.read_text())
+    blocks = [document["defaults"], *document["servers"].values()]
+    assert {key for block in blocks for key in block} == set(keys(ServerConfig)) - {"name"}
+    assert set(document["servers"]["llama-tp2"]["profile"]) == set(keys(ProfileConfig))
+
+
+def test_the_annotated_configuration_shows_the_built_in_values() -> None:
+    shown = yaml.safe_load((EXAMPLES / "example_server_config.yaml").read_text())["defaults"]
+    built_in = dataclasses.asdict(ServerConfig())
+    assert {key: value for key, value in shown.items() if value != built_in[key]} == {"debug_mode": True}
