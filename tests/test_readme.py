@@ -1,0 +1,150 @@
+"""Every block of the README works: commands are run, YAML is loaded, Python is executed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pytest_infserver import VLLMServer, load_server_configs
+from pytest_infserver.launcher.backends.registry import known_backends
+from pytest_infserver.options import OPTIONS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)\n```$", README, re.MULTILINE | re.DOTALL)
+LIMIT = 120
+
+
+def blocks(language: str, containing: str = "") -> list[str]:
+    return [text for kind, text in BLOCKS if kind == language and containing in text]
+
+
+def one_block(language: str, containing: str) -> str:
+    (found,) = blocks(language, containing)
+    return found
+
+
+def run(argv: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, timeout=LIMIT, check=False)
+
+
+@pytest.fixture
+def first_test(tmp_path: Path, nothing_left: None) -> Path:
+    """A folder with the two files of "Your first test"."""
+    (tmp_path / "servers.yaml").write_text(one_block("yaml", "backend: llamacpp"))
+    (tmp_path / "test_mine.py").write_text(one_block("python", "def test_completion"))
+    return tmp_path
+
+
+def test_the_two_front_door_commands_are_what_ci_runs() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    for command in [text for text in blocks("bash") if text.startswith("pip install")]:
+        install, test = command.split(" && ")
+        assert install.removeprefix("pip ") in script
+        assert test in script
+
+
+def test_first_test(first_test: Path) -> None:
+    command = shlex.split(one_block("bash", "--infserver-config servers.yaml"))
+    result = run([*command, "-p", "no:cacheprovider"], first_test)
+    assert "2 passed" in result.stdout, result.stdout + result.stderr
+
+
+def test_commands_without_a_file(first_test: Path) -> None:
+    (first_test / "servers.yaml").unlink()
+    started, attached = map(shlex.split, one_block("bash", "--infserver-url").splitlines())
+    result = run([*started, "-p", "no:cacheprovider"], first_test)
+    assert "2 passed" in result.stdout, result.stdout + result.stderr
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        closed = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    attached = [closed if word.startswith("http") else word for word in attached]
+    result = run([*attached, "-p", "no:cacheprovider"], first_test)
+    assert f"remote cannot be attached: {closed} refused the connection" in result.stdout
+
+
+def test_every_bash_block_is_covered() -> None:
+    known = ("pip install", "pytest --infserver-config", "pytest --infserver-backend")
+    assert all(text.startswith(known) for text in blocks("bash"))
+
+
+def test_yaml_blocks_load(tmp_path: Path) -> None:
+    for text in blocks("yaml"):
+        path = tmp_path / "servers.yaml"
+        path.write_text(text)
+        names = [config.name for config in load_server_configs(path)]
+        document = yaml.safe_load(text)
+        assert names == list(document.get("servers", {document["backend"]: None} if "backend" in document else {}))
+
+
+def test_launch_argument_table(tmp_path: Path) -> None:
+    rows = re.findall(r"^\| (`.*?)\s\| (`.*?`|nothing.*?)\s\|$", README, re.MULTILINE)
+    rows = [row for row in rows if ": " in row[0]]
+    assert len(rows) == 5
+    for keys, words in rows:
+        spellings = [f"{keys.split(': ')[0].strip('`')}: null"] if words.startswith("nothing") else []
+        spellings += re.findall(r"`(.*?)`", keys)
+        expected = [] if words.startswith("nothing") else shlex.split(words.strip("`"))
+        for spelling in spellings:
+            if ": " not in spelling:
+                continue
+            path = tmp_path / "servers.yaml"
+            path.write_text(f"backend: vllm\nmodel: m\nconfig:\n  server_args:\n    {spelling}\n")
+            (config,) = load_server_configs(path)
+            assert VLLMServer.from_config(config).server_args() == expected, spelling
+
+
+def test_marker_block(tmp_path: Path) -> None:
+    (tmp_path / "test_markers.py").write_text(one_block("python", "@pytest.mark.backend"))
+    (tmp_path / "servers.yaml").write_text(one_block("yaml", "llama-tp2"))
+    command = ["pytest", "--infserver-config", "servers.yaml", "--collect-only", "-q", "--strict-markers"]
+    collected = run([*command, "-p", "no:cacheprovider"], tmp_path).stdout
+    assert set(re.findall(r"::test_(\w)\[(.*)\]", collected)) == {
+        *[("a", name) for name in ("llama-tp1", "llama-tp2", "sgl")],
+        *[("b", name) for name in ("llama-tp1", "llama-tp2", "mine", "staging")],
+        *[("c", name) for name in ("llama-tp1", "llama-tp2")],
+    }
+
+
+def test_python_api_block(first_test: Path) -> None:
+    result = run([sys.executable, "-c", one_block("python", "start_server_from_config")], first_test)
+    assert result.returncode == 0, result.stderr
+    assert "'chat': 'http://127.0.0.1:" in result.stdout
+
+
+def test_own_backend_block(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(one_block("python", "class MyBackendServer"))
+    (tmp_path / "servers.yaml").write_text("backend: mine:MyBackendServer\nmodel: m\nport: 9\n")
+    result = run(["infserver", "check", "servers.yaml"], tmp_path)
+    assert result.stdout == "mybackend: my-backend-binary --model m --port 9\n", result.stderr
+
+
+def test_config_error_block(tmp_path: Path) -> None:
+    (tmp_path / "servers.yaml").write_text("servers:\n llama:\n  modle: x\n")
+    result = run(["pytest", "--infserver-config", "servers.yaml", "-p", "no:cacheprovider"], tmp_path)
+    assert result.returncode == 4
+    assert result.stderr.strip().splitlines()[-1] == one_block("text", "modle")
+
+
+def test_option_table_is_complete() -> None:
+    documented = re.findall(r"^\| `(--infserver-[\w-]+)(?: [A-Z=]+)?` \| .+ \|$", README, re.MULTILINE)
+    assert documented == [option.flag for option in OPTIONS]
+
+
+def test_backend_table_is_complete() -> None:
+    documented = re.findall(r"^\| `(\w+)` \| `\w+Server` \|", README, re.MULTILINE)
+    assert set(documented) == {"vllm", "sglang", "llamacpp", "transformers", "command", "remote"}
+    assert set(documented) <= set(known_backends())
+
+
+def test_every_python_block_is_covered() -> None:
+    covered = ("def test_completion", "@pytest.mark.backend", "start_server_from_config", "class MyBackendServer")
+    assert all(any(words in text for words in covered) for text in blocks("python"))
