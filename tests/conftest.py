@@ -18,6 +18,9 @@ from pytest_infserver import CommandServer
 
 pytest_plugins = ["pytester"]
 
+# A shell's background job ignores SIGINT, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
 ROOT = Path(__file__).parent.parent
 HARD_LIMIT = 120.0
