@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import urllib.parse
 from typing import TYPE_CHECKING
@@ -23,10 +24,10 @@ def make_client(server: InferenceServer) -> openai.OpenAI:
     Args:
         server: A server with an OpenAI-compatible API under ``/v1``.
     """
-    try:
-        import openai
-    except ImportError:
+    if importlib.util.find_spec("openai") is None:
         pytest.fail("inference_client needs the package openai: pip install 'pytest-infserver[openai]'", pytrace=False)
+    import openai
+
     key = server.api_key or (os.environ.get("OPENAI_API_KEY") if server.attached else None)
     return openai.OpenAI(
         base_url=server.url_for("/v1"),

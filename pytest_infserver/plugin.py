@@ -246,9 +246,7 @@ def inference_server_factory(request: pytest.FixtureRequest) -> Callable[..., In
     ``scope`` is function (default), class, module, package or session. Keywords beside a name replace its settings.
     """
     from pytest_infserver.pool.factory import ServerFactory
-    from pytest_infserver.pool.run import register_backends
 
-    register_backends(request.config)
     return ServerFactory(_run(request.config), request.session)
 
 

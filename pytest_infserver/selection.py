@@ -52,11 +52,25 @@ def select(marks: Iterable[Mark], candidates: Sequence[Candidate]) -> list[Candi
     return chosen
 
 
-def explain(marks: Iterable[Mark], candidates: Sequence[Candidate]) -> str:
+def explain(marks: Sequence[Mark], candidates: Sequence[Candidate]) -> str:
     """Say why no candidate is left: what was asked for and what is configured."""
     asked = " and ".join(_shown(mark) for mark in marks) or "any server"
     configured = ", ".join(f"{one.name} ({one.backend})" for one in candidates) or "none"
-    return f"no configured server fits {asked}; configured: {configured}"
+    return f"no configured server fits {asked}; configured: {configured}{_suggestion(marks, candidates)}"
+
+
+def _suggestion(marks: Sequence[Mark], candidates: Sequence[Candidate]) -> str:
+    """Return a hint when a name that was asked for looks like a configured one."""
+    from difflib import get_close_matches
+
+    for mark in marks:
+        known = {one.backend if mark.name == "backend" else one.name for one in candidates}
+        words = [str(word) for word in mark.args if word not in known and not set(str(word)) & set("*?[")]
+        for word in words:
+            near = get_close_matches(word, known, n=1, cutoff=0.75)
+            if near:
+                return f"; did you mean '{near[0]}'?"
+    return ""
 
 
 def _arguments(mark: Mark) -> tuple[tuple[str, ...], tuple[str, ...]]:

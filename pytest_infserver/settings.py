@@ -32,7 +32,6 @@ class Settings:
         url: Server to attach to, or None.
         url_is_default: Whether a server's own ``url`` counts more than this one.
         strict: Whether a test without a fitting server fails.
-        dry_run: Whether only commands are printed.
         overrides: Server settings from environment and command line, each with the option it came from; a later
             one counts more.
         defaults: Server settings from the ini file, likewise.
@@ -44,7 +43,6 @@ class Settings:
     url: str | None = None
     url_is_default: bool = False
     strict: bool = False
-    dry_run: bool = False
     overrides: tuple[Layer, ...] = ()
     defaults: tuple[Layer, ...] = ()
 
@@ -63,7 +61,6 @@ def read_settings(config: pytest.Config, environ: Mapping[str, str] | None = Non
         url=reader.get("url"),
         url_is_default=reader.command_line("url") is None and reader.environment("url") is None,
         strict=bool(reader.get("strict")),
-        dry_run=bool(config.getoption("infserver_dry_run")),
         overrides=reader.overrides(),
         defaults=reader.defaults(),
     )
@@ -86,7 +83,8 @@ class _Reader:
         return None
 
     def command_line(self, name: str) -> Any:
-        return self.config.getoption(self.options[name].ini)
+        option, value = self.options[name], self.config.getoption(self.options[name].ini)
+        return _parse(option, value, option.flag) if value is not None and option.separators == "," else value
 
     def environment(self, name: str) -> Any:
         option = self.options[name]

@@ -18,8 +18,10 @@ from pytest_infserver import CommandServer
 
 pytest_plugins = ["pytester"]
 
-# A shell's background job ignores SIGINT, and so would every process that a test starts and interrupts.
+# What this process ignores, as under nohup or as a shell's background job, its children would ignore too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
 ROOT = Path(__file__).parent.parent

@@ -41,6 +41,7 @@ def parse():
     add("--mute", action="store_true", help="accept connections and never answer")
     add("--garbage", action="store_true", help="answer what is not HTTP")
     add("--drip", action="store_true", help="answer one byte a second")
+    add("--need-key", default="", help="answer 401 to who does not bring this key")
     add("--openapi", default="", help="comma-separated paths of /openapi.json")
     add("--version", action="store_true")
     return parser.parse_known_args()[0]
@@ -73,7 +74,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         parts = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(parts.query))
-        if parts.path == "/health":
+        if self.options.need_key and self.headers.get("Authorization") != f"Bearer {self.options.need_key}":
+            self.reply(401, {})
+        elif parts.path == "/health":
             loading = time.monotonic() < Handler.ready_at
             self.reply(503 if loading or Handler.sick else 200, {})
         elif parts.path == "/argv":

@@ -163,3 +163,37 @@ def test_a_subclass_is_a_backend() -> None:
     server = create_server("mybackend-unit", model="m", binary_path="/opt/mine")
     assert server.get_launch_command() == ["/opt/mine", "--model", "m", "--port", "8000"]
     assert repr(server) == "<MyBackendServer mybackend-unit new http://127.0.0.1:8000>"
+
+
+def test_an_attached_server_has_the_address_of_its_url() -> None:
+    server = create_server("vllm", url="http://gpu-box:9000/", model="m")
+    assert (server.host, server.port, server.server_url) == ("gpu-box", 9000, "http://gpu-box:9000")
+    assert create_server("remote", url="https://gpu-box").port == 443
+
+
+def test_paths_in_keywords_mean_what_they_mean_in_yaml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    server = LlamaCppServer(model="~/m.gguf", binary_path="./bin/llama-server", output_dir="logs")
+    monkeypatch.chdir("/")
+    assert server.get_launch_command()[:3] == [f"{tmp_path}/bin/llama-server", "--model", f"{tmp_path}/m.gguf"]
+    assert server.log_path == tmp_path / "logs" / "llamacpp" / "server.log"
+
+
+@pytest.mark.parametrize(
+    ("keywords", "key"),
+    [
+        ({"config": {"server_args": {"api-key": "a-key-of-mine"}}}, "a-key-of-mine"),
+        ({"config": {"server_args": ["--api-key=first,second"]}}, "first"),
+        ({"env_vars": {"LLAMA_API_KEY": "from-the-environment"}}, "from-the-environment"),
+        ({}, None),
+    ],
+)
+def test_the_api_key_for_clients(keywords: dict[str, object], key: str | None) -> None:
+    assert LlamaCppServer(model="m", **keywords).api_key == key
+
+
+@pytest.mark.parametrize("arguments", [{"x": ["--port", 9]}, {"--port=9": True}, ["--port=9"], {"port": 9}])
+def test_a_reserved_flag_is_found_however_it_is_written(arguments: object) -> None:
+    with pytest.raises(ConfigError, match="--port belongs in 'port:'"):
+        VLLMServer(model="m", config={"server_args": arguments})

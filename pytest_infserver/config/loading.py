@@ -32,7 +32,7 @@ def load_file(
         ConfigError: The file or a value in it is wrong, or it names no server.
     """
     file = read_yaml(path)
-    folder = Path(path).resolve().parent
+    folder = Path(path).absolute().parent
     lower, upper = base or Tree({}), overrides or Tree({})
     configs = []
     for server in _servers(file):
@@ -58,7 +58,16 @@ def build_server(settings: Mapping[str, Any], label: str) -> ServerConfig:
         settings: Keys and values as in the YAML file.
         label: What the user knows the source as; it stands in errors.
     """
-    return build_config(labelled(settings, label))
+    return build_config(keyword_tree(settings, label))
+
+
+def keyword_tree(settings: Mapping[str, Any], label: str) -> Tree:
+    """Return settings from Python as a tree; relative paths are relative to the working directory."""
+    try:
+        folder = Path.cwd()
+    except FileNotFoundError:
+        folder = Path()
+    return labelled(resolve_paths(settings, folder), label)
 
 
 def choose(configs: list[ServerConfig], name: str | None, source: str) -> ServerConfig:
@@ -139,6 +148,3 @@ def _with_names(data: Mapping[str, Any], block: tuple[str, ...], names: Mapping[
     if not block:
         return {names.get(key, key): value for key, value in data.items()}
     return {**data, block[0]: _with_names(data[block[0]], block[1:], names)}
-
-
-__all__ = ["ARGUMENT_KEYS", "build_server", "choose", "load_file", "merge_server"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_infserver.config import kinds
 from pytest_infserver.config.kinds import Kind
-from pytest_infserver.config.tree import Origins, Path
+from pytest_infserver.config.tree import Origins
 from pytest_infserver.errors import ConfigError
 
 
@@ -92,6 +92,3 @@ class ServerConfig:
 def keys(model: type[ServerConfig] | type[ProfileConfig]) -> dict[str, dataclasses.Field[Any]]:
     """Return the keys that a user may write in a block, with their definitions."""
     return {field.name: field for field in dataclasses.fields(model) if "kind" in field.metadata}
-
-
-__all__ = ["PROFILE", "Path", "ProfileConfig", "ServerConfig", "keys"]

@@ -62,7 +62,8 @@ class Tree:
         for depth, key in enumerate(prefix, start=1):
             data = data[key] if data[key] is not None else {}
             if not isinstance(data, Mapping):
-                raise self.origins.error(f"'{key}' must be a mapping", prefix[:depth])
+                example = f"{key}: {{my-server: {{backend: vllm, ...}}}}" if key == "servers" else f"{key}: {{...}}"
+                raise self.origins.error(f"'{key}' must be a mapping, such as {example}", prefix[:depth])
         return Tree(data, self.origins.below(prefix))
 
     def merged_under(self, upper: Tree) -> Tree:

@@ -83,7 +83,10 @@ def parse_scalar(text: str, label: str) -> Any:
 
 def _as_typed(path: str) -> str:
     """Return the path of a file below the working directory as relative, as the user sees it."""
-    here = os.getcwd() + os.sep  # noqa: PTH109
+    try:
+        here = os.getcwd() + os.sep  # noqa: PTH109
+    except FileNotFoundError:
+        return path
     return path.removeprefix(here)
 
 

@@ -62,5 +62,5 @@ def _place(settings: ServerConfig, block: str, flag: str) -> str | int:
     """Return the key or the index under which the user wrote a flag."""
     written = settings.config[block]
     if isinstance(written, Mapping):
-        return next(str(key) for key in written if to_flag(key) == flag)
-    return next(index for index, word in enumerate(written) if str(word).partition("=")[0] == flag)
+        return next((str(key) for key in written if to_flag(str(key)).partition("=")[0] == flag), block)
+    return next((index for index, word in enumerate(written) if str(word).partition("=")[0] == flag), block)

@@ -56,7 +56,8 @@ def make_command(argv: Sequence[str], env_vars: Mapping[str, str | None]) -> Com
             env.pop(name, None)
         else:
             env[name] = value
-    return Command(tuple(argv), env, env_vars, find_secrets(env, argv))
+    words = tuple(os.fspath(word) if isinstance(word, os.PathLike) else str(word) for word in argv)
+    return Command(words, env, env_vars, find_secrets(env, words))
 
 
 def require_binary(command: Command, who: str, hint: str) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from pytest_infserver.launcher.log import ServerLog
+from pytest_infserver.launcher.redaction import redact
 
 _HEAD = 2 * 1024 * 1024
 _TAIL = 8 * 1024 * 1024
@@ -13,6 +14,9 @@ _MAX_LINE = 500
 _MAX_SEARCHED = 8 * 1024
 
 ADDRESS_IN_USE = re.compile(rb"address already in use|couldn't bind|EADDRINUSE", re.IGNORECASE)
+
+_PORT = re.compile(rb"(?:port\W{1,3}|', |\d\.\d+:|[\]*]:|localhost:|::)(\d{2,5})\b", re.IGNORECASE)
+"""A port, as programs write it: ``port: 1``, ``('127.0.0.1', 1)``, ``127.0.0.1:1``, ``:::1``; not a time of day."""
 
 EXCEPTION = re.compile(rb"(?:^|[\s\])])(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b: .+")
 """The last line of a Python traceback, with or without a logger's prefix."""
@@ -35,24 +39,26 @@ _WITHOUT_CONTENT = re.compile(
 )
 
 
-def root_cause(log: ServerLog, patterns: Sequence[re.Pattern[bytes]] = (), start: int = 0) -> str | None:
+def root_cause(
+    log: ServerLog,
+    patterns: Sequence[re.Pattern[bytes]] = (),
+    start: int = 0,
+    secrets: frozenset[str] = frozenset(),
+) -> str | None:
     """Return the log line that best explains a failure.
 
     Args:
         log: The log; a very long one is read at its beginning and end only.
         patterns: What the backend's engine writes, the most telling first; tried before GENERIC_CAUSES.
         start: Byte from which on the log counts.
+        secrets: Values to hide.
 
     Returns:
-        The line, shortened; the last line where none names a cause; None when there is no line.
+        The line, shortened; None where no line names a cause.
     """
     best: dict[re.Pattern[bytes], bytes] = {}
-    last = None
     ranked = (*patterns, *GENERIC_CAUSES)
     for line in _lines(log, start):
-        if not line.strip():
-            continue
-        last = line
         if _WITHOUT_CONTENT.search(line):
             continue
         for pattern in ranked:
@@ -61,26 +67,33 @@ def root_cause(log: ServerLog, patterns: Sequence[re.Pattern[bytes]] = (), start
                 if pattern is EXCEPTION or pattern not in best:
                     best[pattern] = line
                 break
-    chosen = next((best[pattern] for pattern in ranked if pattern in best), last)
-    return None if chosen is None else readable(chosen)
+    chosen = next((best[pattern] for pattern in ranked if pattern in best), None)
+    return None if chosen is None else readable(chosen, secrets)
 
 
-def matches(log: ServerLog, pattern: re.Pattern[bytes], start: int = 0) -> bool:
-    """Tell whether a line behind byte ``start`` matches."""
-    return any(pattern.search(line) for line in _lines(log, start))
+def reports_port_taken(log: ServerLog, port: int, start: int = 0) -> bool:
+    """Tell whether a line behind byte ``start`` says that ``port``, or a port it does not name, is taken."""
+    for line in _lines(log, start):
+        if ADDRESS_IN_USE.search(line):
+            named = {int(digits) for digits in _PORT.findall(line)}
+            if not named or port in named:
+                return True
+    return False
 
 
-def readable(line: bytes) -> str:
+def readable(line: bytes, secrets: frozenset[str] = frozenset()) -> str:
     """Return a log line as text for a message: decoded, trimmed, without control characters, shortened."""
     text = _ESCAPE.sub(b"", line).decode("utf-8", "replace")
     text = "".join(char if char.isprintable() else " " for char in text).strip()
+    # Before it is shortened: half a secret would not be found any more.
+    text = redact(text, secrets)
     return text if len(text) <= _MAX_LINE else f"{text[:_MAX_LINE]} ..."
 
 
-def last_lines(log: ServerLog, count: int, start: int = 0) -> list[str]:
+def last_lines(log: ServerLog, count: int, start: int = 0, secrets: frozenset[str] = frozenset()) -> list[str]:
     """Return the last lines of the log that are not empty."""
     data, _ = log.read_bytes(start, 32 * 1024)
-    lines = [readable(line) for line in re.split(rb"[\r\n]+", data) if line.strip()]
+    lines = [readable(line, secrets) for line in re.split(rb"[\r\n]+", data) if line.strip()]
     return lines[-count:]
 
 

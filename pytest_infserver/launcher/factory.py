@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pytest_infserver.config.loading import build_server, choose, load_file
+from pytest_infserver.config.loading import build_server, choose, keyword_tree, load_file
 from pytest_infserver.config.model import ServerConfig
-from pytest_infserver.config.tree import Tree, labelled
+from pytest_infserver.config.tree import Tree
 from pytest_infserver.launcher.backends.registry import find_backend
 from pytest_infserver.launcher.server import InferenceServer
 
@@ -52,7 +52,7 @@ def load_server_configs(
     Raises:
         ConfigError: Something is wrong; the message says in which line and column.
     """
-    upper = labelled(overrides, "overrides") if overrides else None
+    upper = keyword_tree(overrides, "overrides") if overrides else None
     return list(load_files([config_file], overrides=upper).values())
 
 

@@ -72,10 +72,17 @@ class Heartbeat:
             if self._paused:
                 continue
             begin = time.monotonic()
-            answer = self._check()
+            answer = self._checked()
             if self._paused or self._pause_changed > begin or self._ended.is_set():
                 continue
             self._note(answer, begin)
+
+    def _checked(self) -> Answer:
+        try:
+            return self._check()
+        except Exception as error:
+            # A backend's own get_health_endpoint() must not end the watch.
+            return Answer(None, f"could not be asked: {error!r}", 0.0)
 
     def _note(self, answer: Answer, begin: float) -> None:
         self.last = answer

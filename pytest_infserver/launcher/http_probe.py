@@ -38,6 +38,11 @@ class Answer:
         return self.problem if self.status is None else f"answered {self.status}"
 
 
+def shown_seconds(seconds: float) -> str:
+    """Return a time as text, as exact as people want it."""
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
+
+
 def ask(
     url: str,
     timeout: float,
@@ -68,7 +73,7 @@ def ask(
             connection.request("GET", target, headers={"Connection": "close", **(headers or {})})
             status, problem = _read_status(connection, begin + timeout, pointless)
     except TimeoutError:
-        problem = f"gave no answer within {timeout:.2g} s"
+        problem = f"gave no answer within {shown_seconds(timeout)} s"
     except ConnectionRefusedError:
         problem = "refused the connection (the port is not open)"
     except (OSError, http.client.HTTPException) as error:

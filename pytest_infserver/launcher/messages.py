@@ -15,6 +15,7 @@ from pytest_infserver.launcher.readiness import NotReady
 from pytest_infserver.launcher.redaction import redact
 
 _LAST_LINES = 5
+_MAX_COMMAND = 4000
 
 
 def startup_error(
@@ -24,28 +25,35 @@ def startup_error(
     log: ServerLog,
     log_start: int,
     patterns: Sequence[re.Pattern[bytes]],
+    port: int,
 ) -> ServerStartupError:
     """Return the error for a server that did not become ready."""
-    cause = diagnosis.root_cause(log, patterns, log_start)
+    cause = diagnosis.root_cause(log, patterns, log_start, command.secrets)
+    tail = diagnosis.last_lines(log, _LAST_LINES, log_start, command.secrets)
+    unknown = "no line of its log names one, these are the last" if tail else "unknown, it wrote nothing"
     lines = [f"{who} {outcome.problem}"]
-    if cause:
-        lines.append(f"  cause:   {cause}")
-    else:
-        lines.append("  cause:   unknown, it wrote nothing")
-    lines += [f"  command: {command}", f"  log:     {log.path}"]
-    tail = [line for line in diagnosis.last_lines(log, _LAST_LINES, log_start) if line != cause]
-    lines += [f"  | {line}" for line in tail]
+    lines += [f"  cause:   {cause or unknown}", f"  command: {_shortened(str(command))}", f"  log:     {log.path}"]
+    lines += [f"  | {line}" for line in tail if line != cause]
     if outcome.timed_out:
-        lines.append("  If it only needs more time, raise startup_timeout (--infserver-startup-timeout).")
+        lines.append(_advice(outcome))
     text = redact("\n".join(lines), command.secrets)
     code = None if outcome.exit is None else outcome.exit.code
     kind: type[ServerStartupError] = ServerStartupTimeout if outcome.timed_out else ServerStartupError
     # A server that reports a taken port is started again elsewhere, if the port was not the user's choice.
-    if outcome.foreign_listener or (
-        outcome.exit is not None and diagnosis.matches(log, diagnosis.ADDRESS_IN_USE, log_start)
-    ):
+    if outcome.foreign_listener or (outcome.exit is not None and diagnosis.reports_port_taken(log, port, log_start)):
         kind = PortInUseError
     return kind(text, exit_code=code, log_path=log.path)
+
+
+def _shortened(command: str) -> str:
+    return command if len(command) <= _MAX_COMMAND else f"{command[:_MAX_COMMAND]} ..."
+
+
+def _advice(outcome: NotReady) -> str:
+    more_time = "raise startup_timeout (--infserver-startup-timeout) if it only needs more time"
+    if outcome.status is not None:
+        return f"  What to do: check 'health_endpoint', or {more_time}."
+    return f"  What to do: check that it listens on this host and port, or {more_time}."
 
 
 def death(who: str, how: str, cause: str | None, log_path: Path, command: Command) -> str:

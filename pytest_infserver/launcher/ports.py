@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import socket
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ def reserve_port(host: str, port: int | None, avoid: Iterable[int] = ()) -> Rese
         ServerStartupError: Nothing can listen on that address.
     """
     if port is not None:
-        lock = _lock(port) if is_free(host, port) else _TAKEN
+        lock = _lock_when_free(host, port)
         if lock == _TAKEN:
             raise PortInUseError(
                 f"port {port} is taken by {describe_holder(port)}. Stop that process, or choose another port, or"
@@ -149,10 +150,35 @@ def describe_holder(port: int) -> str:
                 process = psutil.Process(entry.pid)
                 command = " ".join(process.cmdline())[:120] or process.name()
                 return f"pid {entry.pid} ({command})"
-    return "another server of pytest-infserver that starts or stops" if _lock_is_held(port) else "another process"
+    if not _lock_is_held(port):
+        return "another process"
+    starter = _starter(port)
+    by = f", started by pid {starter}" if starter else ""
+    return f"another server of pytest-infserver that starts or stops{by}"
 
 
 _TAKEN = -1
+_PATIENCE = 5.0
+"""Seconds that a server of ours which holds a port and does not listen, as at its stop, is waited for."""
+
+
+def _lock_when_free(host: str, port: int) -> int | None:
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        if not is_free(host, port):
+            return _TAKEN
+        lock = _lock(port)
+        if lock != _TAKEN or time.monotonic() > deadline:
+            return lock
+        time.sleep(0.05)
+
+
+def _starter(port: int) -> str:
+    file = _lock_file(port)
+    try:
+        return "" if file is None else file.read_text()
+    except (OSError, UnicodeError):
+        return ""
 
 
 def _lock_file(port: int) -> Path | None:
@@ -168,14 +194,23 @@ def _lock(port: int) -> int | None:
         lock = take_lock(file)
     except OSError:
         return None
-    return _TAKEN if lock is None else lock
+    if lock is None:
+        return _TAKEN
+    with contextlib.suppress(OSError):
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+    return lock
 
 
 def _lock_is_held(port: int) -> bool:
-    lock = _lock(port)
-    if lock is not None and lock != _TAKEN:
+    file = _lock_file(port)
+    try:
+        lock = None if file is None or not file.exists() else take_lock(file)
+    except OSError:
+        return False
+    if lock is not None:
         os.close(lock)
-    return lock == _TAKEN
+    return file is not None and file.exists() and lock is None
 
 
 def _probe(host: str) -> socket.socket:

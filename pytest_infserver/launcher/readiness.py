@@ -35,12 +35,14 @@ class NotReady:
         exit: How it ended, if it did.
         timed_out: Whether the time was up.
         foreign_listener: Whether another process answers on its port.
+        status: The last HTTP status of its health check, if there was one.
     """
 
     problem: str
     exit: Exit | None = None
     timed_out: bool = False
     foreign_listener: bool = False
+    status: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def wait_until_ready(
         if watch.fatal_line and process.wait_exit(_FATAL_GRACE) is None:
             return NotReady("reported a fatal error and did not end")
         if watch.time_left() <= 0:
-            return NotReady(watch.timeout_text(answer), timed_out=True)
+            return NotReady(watch.timeout_text(answer), timed_out=True, status=answer.status)
         # Short steps at first, for quick servers; a share of the elapsed time later, for cheap waiting. A closed
         # port is asked more often than a server that has to answer each time.
         share = 0.003 if answer.status is None else 0.006

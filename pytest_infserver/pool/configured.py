@@ -39,12 +39,11 @@ def single_server(settings: Settings, values: Mapping[str, Any], label: str) -> 
     Raises:
         ConfigError: A value is wrong.
     """
-    from pytest_infserver.config.loading import merge_server
-    from pytest_infserver.config.tree import labelled
+    from pytest_infserver.config.loading import keyword_tree, merge_server
     from pytest_infserver.config.validation import build_config
     from pytest_infserver.launcher.factory import check_config
 
-    tree = merge_server(_base(settings), labelled(values, label), _overrides(settings))
+    tree = merge_server(_base(settings), keyword_tree(values, label), _overrides(settings))
     return check_config(build_config(tree))
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_infserver.config.loading import build_server, merge_server
-from pytest_infserver.config.tree import Tree, labelled
+from pytest_infserver.config.loading import build_server, keyword_tree, merge_server
+from pytest_infserver.config.tree import Tree
 from pytest_infserver.config.validation import build_config, nearest
 from pytest_infserver.errors import ConfigError, InferenceServerError
 from pytest_infserver.launcher.factory import check_config, create_from_config
@@ -44,8 +44,8 @@ class ServerFactory:
             which: The name of a configured server, or a mapping with its settings.
             scope: When it is stopped: at the end of the test (``function``), ``class``, ``module``, ``package`` or
                 ``session``.
-            **settings: Settings of the server; beside a name they replace what is configured, ``port=None`` for
-                instance a fixed port.
+            **settings: Settings of the server; beside a name they replace what is configured. ``port=None`` asks for
+                a free port in place of a configured one.
 
         Raises:
             ConfigError: The name, the scope or a setting is unknown.
@@ -73,7 +73,7 @@ class ServerFactory:
                 raise ConfigError(f"{_LABEL}: give the name of a configured server, or a backend; {known}")
             return single_server(self._run.settings, values, _LABEL)
         if what not in configs:
-            raise ConfigError(f"{_LABEL}: no server is called '{what}'{nearest(what, configs)}; {known}")
+            raise ConfigError(f"{_LABEL}: no server is called '{what}'{nearest(what, configs)}")
         return _replaced(configs[what], settings) if settings else configs[what]
 
     def _stopper(self, server: InferenceServer) -> Callable[[], None]:
@@ -104,4 +104,4 @@ def _replaced(config: ServerConfig, settings: Mapping[str, Any]) -> ServerConfig
     build_server(settings, _LABEL)
     values = {**config.keywords(), "backend": config.backend}
     kept = {key: value for key, value in values.items() if settings.get(key, value) is not None}
-    return check_config(build_config(merge_server(Tree(kept, config.origins), labelled(settings, _LABEL))))
+    return check_config(build_config(merge_server(Tree(kept, config.origins), keyword_tree(settings, _LABEL))))

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import pytest
+
 from pytest_infserver.errors import InferenceServerError, ServerDiedError, ServerStartupError
-from pytest_infserver.pool.liveness import notice_death
+from pytest_infserver.launcher.liveness import notice_death
 
 if TYPE_CHECKING:
     from pytest_infserver.config.model import ServerConfig
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 MAX_RESTARTS = 3
 """How often a server that died is started again in one run."""
 
+_OUTCOMES = (Exception, pytest.fail.Exception, pytest.skip.Exception)
+"""What a hook or a backend may raise; pytest's own outcomes are no Exceptions."""
 _NOT_USER_CODE = ("pytest_infserver", "pluggy")
 
 
@@ -106,10 +110,10 @@ class Pool:
     def acquire(self, name: str) -> Lease:
         """Give a test a server, started if it does not run; an error is in the lease, not raised."""
         server = self.server(name)
-        # What a failed start has written is shown once, with the first test.
-        fresh = name not in self._failures
+        launches = server.launches
         error = self._ready(name, server)
-        log_start = server.launch_log_start if error and fresh else server.log_size
+        # What a failed start has written is shown once, with the first test.
+        log_start = server.launch_log_start if error and server.launches > launches else server.log_size
         return Lease(name, server, log_start, error)
 
     def done(self, name: str) -> None:
@@ -161,7 +165,9 @@ class Pool:
             action(server)
         except InferenceServerError as error:
             return [str(error)]
-        except Exception as error:
+        except pytest.exit.Exception:
+            raise
+        except _OUTCOMES as error:
             # It must not keep the next server from its stop.
             return [_user_error(server, error)]
         return []
@@ -191,7 +197,9 @@ class Pool:
             self._started(server)
         except InferenceServerError as error:
             return error
-        except Exception as error:
+        except pytest.exit.Exception:
+            raise
+        except _OUTCOMES as error:
             # It is one of the tests that want the server, not of the whole run.
             return ServerStartupError(_user_error(server, error))
         return None
@@ -202,7 +210,7 @@ class Pool:
             self.incidents.append(f"between two tests: {reason}")
 
 
-def _user_error(server: InferenceServer, error: Exception) -> str:
+def _user_error(server: InferenceServer, error: BaseException) -> str:
     """Return the text for an exception that is none of ours, with the user's part of its traceback."""
     frame = error.__traceback__
     while frame is not None and frame.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_USER_CODE:

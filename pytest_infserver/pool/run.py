@@ -10,8 +10,8 @@ import pytest
 
 from pytest_infserver.pool.configured import backend_of, configured_servers
 from pytest_infserver.pool.items import Unmatched, grouped, markers, parameter, unittest_skip, uses_fixture, will_run
+from pytest_infserver.pool.late import report_error
 from pytest_infserver.pool.pool import Lease, Pool
-from pytest_infserver.reporting.late import report_error
 from pytest_infserver.selection import Candidate, MarkerError, explain, select
 from pytest_infserver.settings import Settings
 
@@ -96,7 +96,7 @@ class Run:
         if not names and not isinstance(name, Unmatched):
             self._turn_away(item, explain(marks, self.candidates))
         # A server that is not configured is left in: its error is better than its absence.
-        return not names or name in names or name not in self.pool.configs
+        return not names or not isinstance(name, str) or name in names or name not in self.pool.configs
 
     def _turn_away(self, item: pytest.Item, reason: str) -> None:
         if self.settings.strict:
@@ -118,7 +118,7 @@ class Run:
         if isinstance(name, Unmatched):
             pytest.fail(name.reason, pytrace=False)
         known = ", ".join(self.pool.configs)
-        if name is not None and name not in self.pool.configs:
+        if name is not None and (not isinstance(name, str) or name not in self.pool.configs):
             pytest.fail(f"no server is called {name!r}; configured: {known or 'none'}", pytrace=False)
         if not self.candidates:
             pytest.fail(NO_CONFIGURATION, pytrace=False)
@@ -137,7 +137,8 @@ class Run:
 
     def plan(self, items: list[pytest.Item]) -> None:
         """Put the tests of each server together, and note what the run is going to want."""
-        items[:] = grouped(items, self.wanted)
+        if len(self.candidates) > 1:
+            items[:] = grouped(items, self.wanted)
         wanted = {item: self.wanted(item) for item in items}
         self._planned = {item: name for item, name in wanted.items() if name is not None and will_run(item)}
         self.pool.plan(self._planned.values())
@@ -247,8 +248,7 @@ def load_run(config: pytest.Config, settings: Settings, progress: Callable[[str]
     Raises:
         ConfigError: Something in it is wrong.
     """
-    if settings.config_files or settings.url or settings.backends:
-        register_backends(config)
+    _register_backends(config)
     hook = config.hook
     pool = Pool(
         configured_servers(settings),
@@ -260,7 +260,7 @@ def load_run(config: pytest.Config, settings: Settings, progress: Callable[[str]
     return Run(settings, pool)
 
 
-def register_backends(config: pytest.Config) -> None:
+def _register_backends(config: pytest.Config) -> None:
     """Make the backends known that plugins and conftest.py files bring."""
     from pytest_infserver.launcher.backends.registry import register_backend
 

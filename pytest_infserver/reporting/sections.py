@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 MAX_LOG = 16 * 1024
 """Bytes of a server's log that one section shows."""
+_MAX_RUN = 5
 
 
 def add_server_sections(
@@ -39,7 +42,11 @@ def add_server_sections(
 
 def _fail(report: pytest.TestReport, reason: str) -> None:
     if report.failed:
-        report.sections.append(("inference server died during this test", reason))
+        report.sections.insert(0, ("inference server died during this test", reason))
+        crash = getattr(report.longrepr, "reprcrash", None)
+        if crash is not None:
+            # What the summary shows in one line: the broken connection is only the consequence.
+            crash.message = f"{reason.splitlines()[0]}: {crash.message}"
         return
     # A skip or an expected failure does not hide a dead server.
     report.outcome = "failed"
@@ -68,4 +75,15 @@ def _log(server: InferenceServer, log_start: int) -> str:
         # What is left of a secret that the limit has cut in two must go as well.
         note, _, rest = text.partition("\n")
         text = f"{note}\n{rest[max(map(len, secrets), default=0) :]}"
-    return redact(text, secrets)
+    return _collapsed(redact(text, secrets))
+
+
+def _collapsed(text: str) -> str:
+    """Return the text with long runs of lines that differ only in numbers cut short."""
+    lines: list[str] = []
+    for _, group in itertools.groupby(text.split("\n"), lambda line: re.sub(r"[0-9]+", "0", line)):
+        run = list(group)
+        if len(run) > _MAX_RUN:
+            run = [run[0], f"[... {len(run) - 2} similar lines left out]", run[-1]]
+        lines += run
+    return "\n".join(lines)

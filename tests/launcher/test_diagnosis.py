@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_infserver import LlamaCppServer, SGLangServer, TransformersServer, VLLMServer
-from pytest_infserver.launcher.diagnosis import ADDRESS_IN_USE, last_lines, matches, readable, root_cause
+from pytest_infserver.launcher.diagnosis import last_lines, readable, reports_port_taken, root_cause
 from pytest_infserver.launcher.log import ServerLog
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
@@ -111,7 +111,6 @@ CASES = {
     "chained": (None, CHAIN, "my.module.WeightsError: the file has no weights"),
     "module": (None, "/x/python: No module named sglang\n", "No module named sglang"),
     "plain": (None, "hello\n\nsomething failed here\nbye\n", "something failed here"),
-    "nothing telling": (None, "hello\nbye\n\n", "bye"),
     "carriage returns": (None, "load 10%\rload 20%\rValueError: bad shard\rload 30%\r", "ValueError: bad shard"),
 }
 
@@ -125,6 +124,10 @@ def log(tmp_path: Path) -> Callable[[str | bytes], ServerLog]:
         return log
 
     return write
+
+
+def test_no_line_that_tells_nothing_is_called_a_cause(log: Callable[[str | bytes], ServerLog]) -> None:
+    assert root_cause(log('listening\n127.0.0.1 - - "GET /api HTTP/1.1" 200 -\n')) is None
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -178,17 +181,31 @@ def test_last_lines(log: Callable[[str | bytes], ServerLog]) -> None:
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "taken"),
     [
-        "OSError: [Errno 98] Address already in use",
-        "OSError: [Errno 98] error while attempting to bind on address ('127.0.0.1', 1): address already in use",
-        "start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 8000",
-        "Error: listen EADDRINUSE: address already in use 127.0.0.1:8000",
+        ("11-22 19:00:01 OSError: [Errno 98] Address already in use", True),
+        (
+            "[Errno 98] error while attempting to bind on address ('127.0.0.1', 8000): address already in use",
+            True,
+        ),
+        ("start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 8000", True),
+        ("Error: listen EADDRINUSE: address already in use 127.0.0.1:8000", True),
+        ("Error: listen EADDRINUSE: address already in use :::8000", True),
+        ("metrics port 9090: address already in use", False),
+        ("[Errno 98] error while attempting to bind on address ('127.0.0.1', 9090): address already in use", False),
+        ("all is well on port 8000", False),
     ],
 )
-def test_address_in_use(log: Callable[[str | bytes], ServerLog], line: str) -> None:
-    assert matches(log(f"before\n{line}\nafter\n"), ADDRESS_IN_USE)
-    assert not matches(log("all is well\n"), ADDRESS_IN_USE)
+def test_port_taken(log: Callable[[str | bytes], ServerLog], line: str, taken: bool) -> None:
+    assert reports_port_taken(log(f"before\n{line}\nafter\n"), 8000) is taken
+
+
+def test_no_piece_of_a_secret_is_left_where_a_line_is_cut(log: Callable[[str | bytes], ServerLog]) -> None:
+    secret = "sk-0123456789abcdefghij"
+    long = log(f"ValueError: {'x' * 480} {secret} and more\n")
+    for text in (root_cause(long, secrets=frozenset({secret})), *last_lines(long, 1, secrets=frozenset({secret}))):
+        assert "sk-0" not in str(text)
+        assert "****" in str(text)
 
 
 @pytest.mark.parametrize("where", ["first", "last"])

@@ -23,13 +23,16 @@ def test_without_openapi_everything_is_believed(fake_server: FakeServer) -> None
     assert server.list_endpoints() == {name: server.url_for(path) for name, path in PATHS.items()}
 
 
-def test_with_openapi_only_what_is_there(fake_server: FakeServer) -> None:
-    server = fake_server("--openapi=/health,/v1/models,/other", endpoints=PATHS)
-    assert set(server.list_endpoints()) == set(PATHS)
+def test_with_openapi_only_what_is_there(fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = fake_server("--openapi=/health,/v1/models,/other", endpoints={"mine": "/argv"})
+    monkeypatch.setattr(type(server), "endpoint_paths", PATHS)
+    assert set(server.list_endpoints()) == {*PATHS, "mine"}
     server.start()
-    assert server.list_endpoints() == {name: server.url_for(PATHS[name]) for name in ("health", "models")}
+    listed = server.list_endpoints()
+    # What the user has configured is listed whatever the document says.
+    assert listed == {"mine": server.url_for("/argv")} | {n: server.url_for(PATHS[n]) for n in ("health", "models")}
     server.stop()
-    assert set(server.list_endpoints()) == set(PATHS)
+    assert set(server.list_endpoints()) == {*PATHS, "mine"}
 
 
 def test_listing_needs_no_running_server() -> None:

@@ -51,8 +51,10 @@ def patient() -> Patient:
 def watch(patient: Patient) -> Iterator[Callable[..., Heartbeat]]:
     made: list[Heartbeat] = []
 
-    def make(interval: float = 0.01, hang_timeout: float = 0.2) -> Heartbeat:
-        heartbeat = Heartbeat(patient.check, interval=interval, hang_timeout=hang_timeout, on_hang=patient.on_hang)
+    def make(
+        interval: float = 0.01, hang_timeout: float = 0.2, check: Callable[[], Answer] = patient.check
+    ) -> Heartbeat:
+        heartbeat = Heartbeat(check, interval=interval, hang_timeout=hang_timeout, on_hang=patient.on_hang)
         made.append(heartbeat)
         heartbeat.start()
         return heartbeat
@@ -70,6 +72,15 @@ def test_good_answers_are_noted(patient: Patient, watch: Callable[..., Heartbeat
     assert heartbeat.last is GOOD
     assert set(heartbeat.latencies) == {0.001}
     assert not patient.hung.is_set()
+
+
+def test_check_that_raises_is_a_failed_answer(watch: Callable[..., Heartbeat], patient: Patient) -> None:
+    def broken() -> Answer:
+        raise RuntimeError("no idea")
+
+    heartbeat = watch(check=broken, hang_timeout=0.1)
+    assert patient.hung.wait(30)
+    assert "no idea" in str(heartbeat.last)
 
 
 def test_hang_is_reported_once_with_its_length(patient: Patient, watch: Callable[..., Heartbeat]) -> None:

@@ -23,13 +23,13 @@ def command() -> Command:
 
 def log_with(tmp_path: Path, text: str) -> ServerLog:
     log = ServerLog(tmp_path, "server")
-    log.path.parent.mkdir()
+    log.path.parent.mkdir(parents=True)
     log.path.write_text(text)
     return log
 
 
 def error(tmp_path: Path, command: Command, outcome: NotReady, text: str) -> ServerStartupError:
-    return messages.startup_error("llama (vllm)", outcome, command, log_with(tmp_path, text), 0, ())
+    return messages.startup_error("llama (vllm)", outcome, command, log_with(tmp_path, text), 0, (), 8000)
 
 
 def test_startup_error_says_everything_and_no_secret(tmp_path: Path, command: Command) -> None:
@@ -71,7 +71,17 @@ def test_kind_of_error(
 
 
 def test_timeout_says_what_to_do(tmp_path: Path, command: Command) -> None:
-    assert "raise startup_timeout" in str(error(tmp_path, command, NotReady("was late", timed_out=True), ""))
+    closed = str(error(tmp_path / "1", command, NotReady("was late", timed_out=True), ""))
+    answering = str(error(tmp_path / "2", command, NotReady("was late", timed_out=True, status=503), ""))
+    assert "raise startup_timeout" in closed
+    assert "check that it listens on this host and port" in closed
+    assert "raise startup_timeout" in answering
+    assert "check 'health_endpoint'" in answering
+
+
+def test_endless_command_is_cut(tmp_path: Path) -> None:
+    text = str(error(tmp_path, make_command(["engine", "x" * 100_000], {}), NotReady("failed"), ""))
+    assert len(text) < 5000
 
 
 def test_death(command: Command) -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,14 +79,23 @@ def test_ports_to_avoid(monkeypatch: pytest.MonkeyPatch) -> None:
     assert second.port != first.port
 
 
-def test_reserved_port_is_kept_from_others_until_it_is_released() -> None:
+def test_reserved_port_is_kept_from_others_until_it_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
     first = ports.reserve_port("127.0.0.1", QUIET_PORT)
     try:
-        with pytest.raises(PortInUseError, match="another server of pytest-infserver"):
+        monkeypatch.setattr(ports, "_PATIENCE", 0)
+        with pytest.raises(PortInUseError, match=f"another server of pytest-infserver .*started by pid {os.getpid()}"):
             ports.reserve_port("127.0.0.1", QUIET_PORT)
     finally:
         first.release()
     ports.reserve_port("127.0.0.1", QUIET_PORT).release()
+
+
+def test_port_of_a_server_that_is_about_to_be_gone_is_waited_for() -> None:
+    leaving = ports.reserve_port("127.0.0.1", QUIET_PORT)
+    timer = threading.Timer(0.3, leaving.release)
+    timer.start()
+    ports.reserve_port("127.0.0.1", QUIET_PORT).release()
+    timer.join()
 
 
 def test_no_port_at_all_is_an_error(fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:

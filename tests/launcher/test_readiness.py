@@ -235,3 +235,9 @@ def test_listener_may_be_a_daemon_of_the_server(tmp_path: Path, nothing_left: No
         pytest.skip("needs a child subreaper")
     with CommandServer(launch_command=command, output_dir=tmp_path, startup_timeout=30) as server:
         assert server.check_health()
+
+
+def test_key_is_brought_to_a_health_endpoint_that_wants_one(fake_server: FakeServer) -> None:
+    arguments = ["--need-key", "a-key-of-mine", "--api-key", "a-key-of-mine"]
+    server = fake_server(*arguments, startup_timeout=20, heartbeat_interval=0.1).start()
+    assert server.check_health()

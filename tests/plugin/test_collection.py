@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -139,8 +140,10 @@ def test_a_url_attaches_with_and_without_a_file(project, servers_yaml, fake_serv
     result.assert_outcomes(passed=2)
     assert project.run("--infserver-url", running.server_url).ret == pytest.ExitCode.USAGE_ERROR
     assert running.check_health()
-    running.stop()
-    result = project.bare("--infserver-url", running.server_url, "-v", "--infserver-startup-timeout", "2")
+    with socket.socket() as closed:  # bound, so that nobody else gets the port, and not listening
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        result = project.bare("--infserver-url", url, "-v", "--infserver-startup-timeout", "2")
     result.assert_outcomes(errors=1, skipped=1)
     assert "pytest_infserver/" not in result.stdout.str()
 

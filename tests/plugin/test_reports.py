@@ -271,3 +271,110 @@ def pytest_infserver_server_stopping(server):
     assert "pytest_infserver/" not in text
     assert "user bug at the start" in text
     assert text.count("user bug at the stop") >= 2
+
+
+def test_a_start_that_never_launched_shows_no_old_log(project, servers_yaml) -> None:
+    servers_yaml(a=["--say", "words of an earlier run"])
+    project.files(test_1="def test_it(inference_server): pass")
+    project.run().assert_outcomes(passed=1)
+    result = project.run("--infserver-set", "binary_path=no-such-binary")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*the binary 'no-such-binary' is not on PATH*"])
+    assert sections(result) == []
+    assert "words of an earlier run" not in result.stdout.str()
+
+
+def test_similar_lines_are_shown_once_with_their_number(project, servers_yaml) -> None:
+    servers_yaml(a=[])
+    project.files(
+        test_1="""
+        from helpers import get
+        def test_it(inference_server):
+            for number in range(30):
+                get(inference_server, f"/say?text=probe-{number}")
+            get(inference_server, "/say?text=other")
+            assert 0
+        """
+    )
+    result = project.run()
+    result.stdout.fnmatch_lines(["probe-0", "?... 28 similar lines left out?", "probe-29", "other"], consecutive=True)
+
+
+def test_the_summary_line_says_that_the_server_died(project, servers_yaml) -> None:
+    servers_yaml(a=[])
+    project.files(
+        test_1="""
+        from helpers import kill
+        def test_it(inference_server):
+            kill(inference_server)
+            raise ConnectionError("refused")
+        """
+    )
+    result = project.run("-rf")
+    line = next(line for line in result.stdout.lines if line.startswith("FAILED"))
+    assert "a (command) exited with code 3" in line
+
+
+def test_a_marker_with_a_slip_of_the_pen_suggests_the_right_name(project, servers_yaml) -> None:
+    servers_yaml(tiny=[])
+    project.files(
+        test_1="""
+        import pytest
+        @pytest.mark.backend("comand")
+        def test_backend(inference_server): pass
+        @pytest.mark.infserver("tinny")
+        def test_name(inference_server): pass
+        @pytest.mark.infserver("huge-*")
+        def test_glob(inference_server): pass
+        """
+    )
+    result = project.run("-rs")
+    result.assert_outcomes(skipped=3)
+    result.stdout.fnmatch_lines_random(
+        ["*configured: tiny (command); did you mean 'command'?", "*did you mean 'tiny'?"]
+    )
+    result.stdout.fnmatch_lines(["*fits infserver('huge-[*]'); configured: tiny (command)"])
+
+
+@pytest.mark.parametrize("hook", ["started", "stopping", "stopped"])
+def test_pytest_fail_in_a_hook_is_an_error_of_a_test_and_the_server_is_stopped(project, servers_yaml, hook) -> None:
+    servers_yaml(a=[])
+    (project.path / "myplugin.py").write_text(
+        f"import pytest\ndef pytest_infserver_server_{hook}(server): pytest.fail('wrong version')\n"
+    )
+    project.files(test_1="def test_it(inference_server): pass")
+    result = project.run("-p", "myplugin")
+    result.assert_outcomes(passed=0 if hook == "started" else 1, errors=1)
+    assert "wrong version" in result.stdout.str()
+    assert "INTERNALERROR" not in result.stdout.str()
+
+
+def test_an_indirect_parameter_that_is_no_name(project, servers_yaml) -> None:
+    servers_yaml(a=[])
+    project.files(
+        test_1="""
+        import pytest
+        @pytest.mark.parametrize("inference_server", [["a"]], indirect=True)
+        def test_it(inference_server): pass
+        """
+    )
+    result = project.run()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*no server is called *'a'*"])
+
+
+def test_one_server_leaves_a_project_s_own_order_alone(project, servers_yaml) -> None:
+    servers_yaml(a=[])
+    project.files(
+        test_1="""
+        def test_3(inference_server): pass
+        def test_2(): pass
+        def test_1(inference_server): pass
+        """
+    )
+    (project.path / "order.py").write_text(
+        "import pytest\n@pytest.hookimpl(trylast=True)\n"
+        "def pytest_collection_modifyitems(items): items.sort(key=lambda item: item.name)\n"
+    )
+    project.run("-p", "order").assert_outcomes(passed=3)
+    assert [line.split()[1][:6] for line in project.events("test")] == ["test_1", "test_2", "test_3"]

@@ -32,7 +32,6 @@ def settings(*files: Path, **values: Any) -> Settings:
         "url": None,
         "url_is_default": False,
         "strict": False,
-        "dry_run": False,
         "overrides": (),
         "defaults": (),
     }

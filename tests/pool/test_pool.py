@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_infserver.errors import InferenceServerError, LeakError, ServerDiedError, ServerStartupError
-from pytest_infserver.pool.liveness import notice_death
+from pytest_infserver.launcher.liveness import notice_death
 from pytest_infserver.pool.pool import MAX_RESTARTS, Pool
 
 

@@ -35,6 +35,8 @@ class LlamaCppServer(InferenceServer):
         "embeddings": "/v1/embeddings",
         "rerank": "/v1/rerank",
     }
+    api_key_variables = ("LLAMA_API_KEY",)
+    fatal_patterns = (re.compile(rb"exiting due to model loading error|couldn't bind HTTP server socket"),)
     cause_patterns = (
         re.compile(rb"error: invalid argument.*|error while handling argument.*"),
         re.compile(rb"couldn't bind HTTP server socket"),
@@ -51,11 +53,19 @@ class LlamaCppServer(InferenceServer):
 
     def get_launch_command(self) -> list[str]:
         """Return ``llama-server --model MODEL --host HOST --port PORT`` and the configured arguments."""
-        embedded = ["-m", "pytest_infserver.llamacpp_server"] if self._embedded() else []
+        # -P (Python 3.11): a module of the user's in the working directory must not take a library's place.
+        python = ["-P"] if sys.version_info >= (3, 11) else []
+        embedded = [*python, "-m", "pytest_infserver.llamacpp_server"] if self._embedded() else []
         arguments = self.server_args()
         address = ["--host", self.host, "--port", str(self.port)]
         model = ["--model", self.model_path, *self._for_builtin_model(arguments)]
         return [self.binary_path, *embedded, *model, *address, *arguments]
+
+    @property
+    def api_key(self) -> str | None:
+        """The first API key that the server was given, or None; llama-server takes several, comma-separated."""
+        keys = super().api_key
+        return None if keys is None else keys.partition(",")[0]
 
     def list_endpoints(self) -> dict[str, str]:
         """Return name to URL; what llama-server only has behind a flag needs that flag. It has no OpenAPI."""

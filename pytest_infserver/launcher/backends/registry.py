@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from pytest_infserver.config.model import ServerConfig
@@ -75,9 +73,10 @@ def find_backend(config: ServerConfig) -> type[InferenceServer]:
         raise config.error(f"unknown backend '{name}'{nearest(name, known_backends())}", "backend")
     module_name, _, attribute = path.partition(":")
     place = config.origins.find(("backend",))
+    if name not in _BUILTIN and place is not None:
+        _make_importable(Path(place.file).parent)
     try:
-        with _importable(Path(place.file).parent if place is not None else None):
-            backend = getattr(importlib.import_module(module_name), attribute)
+        backend = getattr(importlib.import_module(module_name), attribute)
     except (Exception, SystemExit) as error:
         problem = " ".join(f"{type(error).__name__}: {error}".split())
         raise config.error(f"backend '{name}' cannot be imported: {problem}", "backend") from error
@@ -86,16 +85,9 @@ def find_backend(config: ServerConfig) -> type[InferenceServer]:
     return backend
 
 
-@contextmanager
-def _importable(folder: Path | None) -> Iterator[None]:
-    """Let modules that lie beside the YAML file be imported, after everything else."""
-    if folder is None:
-        yield
-        return
+def _make_importable(folder: Path) -> None:
+    """Let modules that lie beside the YAML file be imported, now and later, after everything else."""
     entry = str(folder.absolute())
-    sys.path.append(entry)
+    if entry not in sys.path:
+        sys.path.append(entry)
     importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(entry)

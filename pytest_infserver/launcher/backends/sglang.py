@@ -36,6 +36,7 @@ class SGLangServer(InferenceServer):
         "server_info": "/get_server_info",
         "flush_cache": "/flush_cache",
     }
+    fatal_patterns = (re.compile(rb"Scheduler hit an exception"),)
     cause_patterns = (re.compile(rb"Scheduler hit an exception|error: (?:unrecognized|argument) .*"),)
     download_patterns = (
         re.compile(rb"\.(?:safetensors|bin|json|pt|model): +\d+%\|"),

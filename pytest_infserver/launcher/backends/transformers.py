@@ -21,6 +21,7 @@ class TransformersServer(InferenceServer):
         "chat": "/v1/chat/completions",
         "responses": "/v1/responses",
     }
+    fatal_patterns = (re.compile(rb"error while attempting to bind on address|Application startup failed"),)
     download_patterns = (
         re.compile(rb"\.(?:safetensors|bin|json|model): +\d+%\|"),
         re.compile(rb"Fetching \d+ files: +\d+%|Downloading .+: +\d+%"),

@@ -29,6 +29,8 @@ class VLLMServer(InferenceServer):
         "ping": "/ping",
         "load": "/load",
     }
+    api_key_variables = ("VLLM_API_KEY",)
+    fatal_patterns = (re.compile(rb"Engine core initialization failed|EngineCore failed to start"),)
     # An engine failure ends in generic lines; the cause is an earlier line of the engine process.
     cause_patterns = (
         re.compile(rb"\((?:EngineCore|Worker)\S*(?: \S+)* pid=\d+\) ERROR.*\b\w+(?:Error|Exception): "),

@@ -57,6 +57,11 @@ def test_the_endpoints() -> None:
             "expected a list such as [a, b], not one text: nothing is passed to a shell",
         ),
         ({"launch_command": []}, "expected a list whose first word is the binary"),
+        ({"launch_command": ["x", "--port", "{prot}"], "port": 1}, "unknown placeholder {prot}; did you mean {port}?"),
+        (
+            {"launch_command": ["x", "{port}", "{modell}"], "model": "m"},
+            "unknown placeholder {modell}; did you mean {model}?",
+        ),
     ],
 )
 def test_mistakes(settings: dict[str, Any], message: str) -> None:

@@ -34,7 +34,8 @@ def test_llama_server_from_path_is_preferred(llama_server: str) -> None:
 
 def test_the_embedded_one_stands_in(no_llama_server: None) -> None:
     command = LlamaCppServer(model="m.gguf").get_launch_command()
-    assert command == [sys.executable, "-m", "pytest_infserver.llamacpp_server", "--model", "m.gguf", *ADDRESS]
+    python = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
+    assert command == [*python, "-m", "pytest_infserver.llamacpp_server", "--model", "m.gguf", *ADDRESS]
 
 
 def test_a_named_binary_counts_most(llama_server: str) -> None:

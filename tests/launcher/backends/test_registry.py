@@ -50,7 +50,9 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "exit_mod.py").write_text("import sys\nsys.exit(3)\n")
     path = list(sys.path)
     yield tmp_path
-    assert sys.path == path
+    # What lies beside the YAML file comes last, and once.
+    assert sys.path == path or sys.path == [*path, str(tmp_path)]
+    sys.path[:] = path
     for name in ("beside_helper_mod", "beside_mod", "broken_mod", "syntax_mod", "exit_mod"):
         sys.modules.pop(name, None)
 
@@ -155,3 +157,17 @@ def test_what_is_no_backend(backend: Any, message: str) -> None:
 @pytest.mark.parametrize("name", ["vllm", "sglang", "llamacpp", "transformers", "command", "remote"])
 def test_each_backend_of_the_package_is_found_under_the_name_that_it_gives(name: str) -> None:
     assert registry.backend_name(registry.find_backend(ServerConfig(backend=name))) == name
+
+
+def test_a_backend_may_import_its_neighbours_later(folder: Path) -> None:
+    (folder / "lazy_mod.py").write_text(
+        "from beside_mod import MyServer\n"
+        "class Lazy(MyServer):\n"
+        "    def get_launch_command(self):\n"
+        "        import late_helper_mod\n"
+        "        return [late_helper_mod.BINARY]\n"
+    )
+    (folder / "late_helper_mod.py").write_text("BINARY = 'late'\n")
+    assert load(folder, "lazy_mod:Lazy").get_launch_command() == ["late"]
+    for name in ("lazy_mod", "late_helper_mod"):
+        sys.modules.pop(name)
