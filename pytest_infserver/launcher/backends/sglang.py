@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pytest_infserver.config.flags import ARGUMENT_KEYS
 from pytest_infserver.errors import ServerStartupError
+from pytest_infserver.launcher.backends.hub import HUB_DOWNLOADS
 from pytest_infserver.launcher.server import InferenceServer
 
 
@@ -38,10 +39,7 @@ class SGLangServer(InferenceServer):
     }
     fatal_patterns = (re.compile(rb"Scheduler hit an exception"),)
     cause_patterns = (re.compile(rb"Scheduler hit an exception|error: (?:unrecognized|argument) .*"),)
-    download_patterns = (
-        re.compile(rb"\.(?:safetensors|bin|json|pt|model): +\d+%\|"),
-        re.compile(rb"Fetching \d+ files: +\d+%|Downloading .+: +\d+%"),
-    )
+    download_patterns = HUB_DOWNLOADS
 
     def get_backend_name(self) -> str:
         """Return ``sglang``."""

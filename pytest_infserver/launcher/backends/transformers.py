@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from pytest_infserver.config.flags import ARGUMENT_KEYS
+from pytest_infserver.launcher.backends.hub import HUB_DOWNLOADS
 from pytest_infserver.launcher.server import InferenceServer
 
 
@@ -22,10 +23,7 @@ class TransformersServer(InferenceServer):
         "responses": "/v1/responses",
     }
     fatal_patterns = (re.compile(rb"error while attempting to bind on address|Application startup failed"),)
-    download_patterns = (
-        re.compile(rb"\.(?:safetensors|bin|json|model): +\d+%\|"),
-        re.compile(rb"Fetching \d+ files: +\d+%|Downloading .+: +\d+%"),
-    )
+    download_patterns = HUB_DOWNLOADS
 
     def get_backend_name(self) -> str:
         """Return ``transformers``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from pytest_infserver.config.flags import ARGUMENT_KEYS
+from pytest_infserver.launcher.backends.hub import HUB_DOWNLOADS
 from pytest_infserver.launcher.server import InferenceServer
 
 
@@ -37,10 +38,7 @@ class VLLMServer(InferenceServer):
         re.compile(rb"\[Errno 98\] Address already in use"),
         re.compile(rb"error: (?:unrecognized|argument|the following) .*"),
     )
-    download_patterns = (
-        re.compile(rb"\.(?:safetensors|bin|gguf|json|pt|model): +\d+%\|"),
-        re.compile(rb"Fetching \d+ files: +\d+%|Downloading .+: +\d+%"),
-    )
+    download_patterns = HUB_DOWNLOADS
 
     def get_backend_name(self) -> str:
         """Return ``vllm``."""
