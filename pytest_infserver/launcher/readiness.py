@@ -102,7 +102,7 @@ def wait_until_ready(
             return NotReady(watch.timeout_text(answer), timed_out=True, status=answer.status)
         # Short steps at first, for quick servers; a share of the elapsed time later, for cheap waiting. A closed
         # port is asked more often than a server that has to answer each time.
-        share = 0.003 if answer.status is None else 0.006
+        share = 0.002 if answer.status is None else 0.006
         process.wait_exit(min(max(0.005, (now - begin) * share), 0.25))
 
 

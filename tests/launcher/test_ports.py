@@ -211,3 +211,15 @@ def test_port_is_not_exchanged_for_ever(fake_server: FakeServer) -> None:
     with pytest.raises(PortInUseError):
         server.start()
     assert server.launches == 3
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_quick_look_agrees_with_the_thorough_one(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener, socket.create_server(("127.0.0.1", 0)):
+        port = listener.getsockname()[1]
+        assert ports._holds_listener(os.getpid(), port)
+        assert not ports._holds_listener(os.getppid(), port)
+        assert not ports._holds_listener(2**22 + 1, port)
+    assert not ports._holds_listener(os.getpid(), port)
