@@ -424,3 +424,24 @@ def test_twenty_cycles_leak_nothing(fake_server: FakeServer) -> None:
             if number % 5 == 0:
                 os.kill(server.pid or 0, signal.SIGKILL)
     assert state() == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "warnings"),
+    [
+        ({"host": "0.0.0.0"}, [], ["listens on 0.0.0.0, where others may reach it, and has no API key"]),
+        ({"host": "0.0.0.0"}, ["--api-key", "a-key-of-mine"], []),
+        ({"gpus": 1}, [], ["'gpus' is not enforced yet"]),
+        ({}, [], []),
+    ],
+)
+def test_warnings_before_the_launch(
+    fake_server: FakeServer, settings: dict[str, Any], arguments: list[str], warnings: list[str]
+) -> None:
+    # The engine itself listens on loopback, whatever the address that the server is configured with.
+    server = fake_server(*arguments, **settings)
+    heard: list[str] = []
+    server.on_warning = heard.append
+    server.start()
+    assert len(heard) == len(warnings)
+    assert all(expected in text for expected, text in zip(warnings, heard, strict=True))
