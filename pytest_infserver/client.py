@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import urllib.parse
 from typing import TYPE_CHECKING
 
 import pytest
+
+from pytest_infserver.launcher.ports import is_loopback
 
 if TYPE_CHECKING:
     import openai
@@ -38,5 +39,4 @@ def make_client(server: InferenceServer) -> openai.OpenAI:
 
 
 def _is_here(server: InferenceServer) -> bool:
-    host = urllib.parse.urlsplit(server.server_url).hostname or ""
-    return not server.attached or host in ("localhost", "::1") or host.startswith("127.")
+    return not server.attached or is_loopback(server.host)

@@ -14,7 +14,6 @@ class Heartbeat:
     """A thread that checks one server.
 
     Attributes:
-        last_ok: ``time.monotonic()`` of the last good answer.
         last: The last answer, or None.
         latencies: Seconds of the last good answers.
     """
@@ -43,7 +42,6 @@ class Heartbeat:
         self._paused = 0
         self._failing_since: float | None = None
         self._pause_changed = 0.0
-        self.last_ok = time.monotonic()
         self.last: Answer | None = None
         self.latencies: deque[float] = deque(maxlen=10_000)
         self._thread = threading.Thread(target=self._run, name="infserver-heartbeat", daemon=True)
@@ -88,7 +86,6 @@ class Heartbeat:
         self.last = answer
         now = time.monotonic()
         if answer.ok:
-            self.last_ok = now
             self._failing_since = None
             self.latencies.append(answer.seconds)
             return

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +26,10 @@ class Exit:
         code: Exit code; negative for the number of the signal that killed it; None if it got lost with its
             supervisor.
         max_rss: Peak resident memory of the root process, in bytes.
-        at: ``time.monotonic()`` when it was reported.
     """
 
     code: int | None
     max_rss: int
-    at: float
 
     def __str__(self) -> str:
         if self.code is None:
@@ -214,7 +211,7 @@ class ServerProcess:
             elif event == "failed":
                 self._failure = str(message["message"])
             elif event == "exited":
-                self.exit = Exit(int(str(message["code"])), int(str(message["max_rss"])), time.monotonic())
+                self.exit = Exit(int(str(message["code"])), int(str(message["max_rss"])))
             elif event == "gone":
                 self.survivors = _survivors(message["survivors"], message["stuck"])
                 self._gone = True
@@ -225,7 +222,7 @@ class ServerProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
         if self.exit is None:
-            self.exit = Exit(None, 0, time.monotonic())
+            self.exit = Exit(None, 0)
 
 
 def _wire(text: str) -> str:

@@ -23,8 +23,6 @@ _FATAL_GRACE = 5.0
 class Ready:
     """The server answers."""
 
-    seconds: float
-
 
 @dataclass(frozen=True)
 class NotReady:
@@ -94,7 +92,7 @@ def wait_until_ready(
             owned = _confirm_owner(check, process)
             if owned is not None:
                 return owned
-            return Ready(now - begin)
+            return Ready()
         watch.look(now)
         if watch.fatal_line and process.wait_exit(_FATAL_GRACE) is None:
             return NotReady("reported a fatal error and did not end")

@@ -33,7 +33,7 @@ def error(tmp_path: Path, command: Command, outcome: NotReady, text: str) -> Ser
 
 
 def test_startup_error_says_everything_and_no_secret(tmp_path: Path, command: Command) -> None:
-    outcome = NotReady("exited with code 3, before it was ready", Exit(3, 0, 0.0))
+    outcome = NotReady("exited with code 3, before it was ready", Exit(3, 0))
     found = error(tmp_path, command, outcome, f"key {SECRET}\nValueError: bad token hf_verysecret\nbye\n")
     lines = str(found).splitlines()
     assert lines[0] == "llama (vllm) exited with code 3, before it was ready"
@@ -50,15 +50,15 @@ def test_startup_error_says_everything_and_no_secret(tmp_path: Path, command: Co
 
 def test_message_is_short_whatever_the_log(tmp_path: Path, command: Command) -> None:
     text = "\n".join("x" * 10_000 for _ in range(100))
-    assert len(str(error(tmp_path, command, NotReady("failed", Exit(1, 0, 0.0)), text))) < 5000
+    assert len(str(error(tmp_path, command, NotReady("failed", Exit(1, 0)), text))) < 5000
 
 
 @pytest.mark.parametrize(
     ("outcome", "log", "kind"),
     [
-        (NotReady("exited", Exit(1, 0, 0.0)), "boom", ServerStartupError),
+        (NotReady("exited", Exit(1, 0)), "boom", ServerStartupError),
         (NotReady("was late", timed_out=True), "", ServerStartupTimeout),
-        (NotReady("exited", Exit(1, 0, 0.0)), "[Errno 98] Address already in use", PortInUseError),
+        (NotReady("exited", Exit(1, 0)), "[Errno 98] Address already in use", PortInUseError),
         (NotReady("does not listen", foreign_listener=True), "", PortInUseError),
         # While the server lives a taken port is some other port of it.
         (NotReady("was late", timed_out=True), "Address already in use", ServerStartupTimeout),

@@ -83,7 +83,7 @@ def test_exit_is_reported_with_code_or_signal(launch: Launch, code: str, expecte
 
 
 def test_exit_of_an_unknown_kind_is_described() -> None:
-    assert "supervisor" in str(Exit(None, 0, 0.0))
+    assert "supervisor" in str(Exit(None, 0))
 
 
 def test_peak_memory_is_reported_in_bytes(launch: Launch) -> None:
