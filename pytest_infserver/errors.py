@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_infserver.launcher.leaks.finding import Finding
 
 
 class InferenceServerError(Exception):
@@ -55,7 +60,15 @@ class ServerDiedError(InferenceServerError):
 
 
 class LeakError(InferenceServerError):
-    """Debug mode found something that the server left behind."""
+    """Debug mode found something that the server left behind.
+
+    Attributes:
+        findings: All that was found, errors and warnings.
+    """
+
+    def __init__(self, message: str, findings: Sequence[Finding] = ()) -> None:
+        self.findings = tuple(findings)
+        super().__init__(message)
 
 
 class ProfileError(InferenceServerError):

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from pytest_infserver.config.flags import ARGUMENT_KEYS
@@ -160,6 +161,23 @@ def _endpoint(value: Any, *path: str | int) -> str:
     raise KindError(f"expected a path that starts with '/', not {_shown(value)}", *path)
 
 
+LEAK_KINDS = ("process", "port", "shm", "semaphore", "sysv", "socket", "file", "gpu")
+"""What a server can leave behind; the part of an ``allow_leaks`` entry before the colon."""
+
+
+def _leaks(value: Any) -> tuple[str, ...]:
+    entries = _strings(value)
+    for index, entry in enumerate(entries):
+        kind, colon, glob = entry.partition(":")
+        if not colon or not glob:
+            raise KindError(f"expected kind:pattern, such as shm:sglang_*, not {_shown(entry)}", index)
+        if kind not in LEAK_KINDS:
+            near = get_close_matches(kind, LEAK_KINDS, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise KindError(f"unknown kind '{kind}', expected one of {', '.join(LEAK_KINDS)}{hint}", index)
+    return entries
+
+
 def choice(*values: str) -> Kind:
     """Return a kind that allows only the given texts."""
 
@@ -188,6 +206,7 @@ PORT = Kind(_integer(1, 65535, "a port from 1 to 65535"), {"type": "integer", "m
 COUNT = Kind(_integer(0, 4096, "a whole number from 0 to 4096"), {"type": "integer", "minimum": 0, "maximum": 4096})
 SECONDS = Kind(_seconds, {"type": "number", "exclusiveMinimum": 0, "maximum": _MAX_SECONDS})
 STRINGS = Kind(_strings, {"type": "array", "items": {"type": ["string", "number"]}})
+LEAKS = Kind(_leaks, {"type": "array", "items": {"type": "string", "pattern": f"^({'|'.join(LEAK_KINDS)}):.+"}})
 COMMAND = Kind(_command, {"type": "array", "minItems": 1, "items": {"type": ["string", "number"]}})
 ENGINE = Kind(_mapping, {"type": "object", "properties": dict.fromkeys(ARGUMENT_KEYS, _ARGUMENTS)})
 ENVIRONMENT = Kind(_environment, {"type": "object", "additionalProperties": {"type": ["string", "number", "null"]}})

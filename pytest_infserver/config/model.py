@@ -63,11 +63,18 @@ class ServerConfig:
     heartbeat_interval: float = _key(kinds.SECONDS, "Time between health checks.", 5)
     heartbeat_timeout: float = _key(kinds.SECONDS, "Limit of one health check.", 30)
     hang_timeout: float = _key(kinds.SECONDS, "Checks failing for this long mean that it hangs.", 300)
-    debug_mode: bool = _key(kinds.FLAG, "Whether a leak at the stop is an error.", False)
+    debug_mode: bool = _key(kinds.FLAG, "Whether what the server leaves behind at its stop is an error.", False)
+    allow_leaks: tuple[str, ...] = _key(
+        kinds.LEAKS, "What it may leave behind with a warning: kind:pattern, such as shm:sglang_*.", ()
+    )
     profile: ProfileConfig | None = _key(PROFILE, "Profile the server: enabled, tool, output_dir, args.")
     gpus: int | None = _key(kinds.COUNT, "Number of GPUs that the server needs.")
     launch_command: tuple[str, ...] | None = _key(
         kinds.COMMAND, "Command of the `command` backend; {model}, {host} and {port} are filled in."
+    )
+    stop_command: tuple[str, ...] | None = _key(
+        kinds.COMMAND,
+        "Command that stops it, where ending the launched process does not (docker run, srun); placeholders as above.",
     )
     health_endpoint: str | None = _key(kinds.ENDPOINT, "Path that answers 200 when the server is ready.")
     endpoints: Mapping[str, str] = _key(kinds.ENDPOINTS, "Further endpoints, name to path.", {})

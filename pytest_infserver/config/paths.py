@@ -19,12 +19,13 @@ def resolve_paths(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for key, is_path in _PATHS.items():
         if isinstance(data.get(key), str) and is_path(data[key]):
             data[key] = absolute(data[key], folder)
-    command = data.get("launch_command")
-    if isinstance(command, (list, tuple)):
-        data["launch_command"] = [
-            absolute(word, folder) if isinstance(word, str) and word.startswith(("./", "../", "~/")) else word
-            for word in command
-        ]
+    for key in ("launch_command", "stop_command"):
+        command = data.get(key)
+        if isinstance(command, (list, tuple)):
+            data[key] = [
+                absolute(word, folder) if isinstance(word, str) and word.startswith(("./", "../", "~/")) else word
+                for word in command
+            ]
     profile = data.get("profile")
     if isinstance(profile, Mapping):
         data["profile"] = resolve_paths(profile, folder)

@@ -2,7 +2,7 @@
 
 import sys
 
-from pytest_infserver.errors import ConfigError
-
 if sys.platform == "win32":
+    from pytest_infserver.errors import ConfigError
+
     raise ConfigError("pytest-infserver starts no servers on Windows, where the engines do not run: use Linux or WSL")

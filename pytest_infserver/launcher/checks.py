@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from pytest_infserver.config.flags import ARGUMENT_KEYS, to_flag
 from pytest_infserver.config.model import ServerConfig
 from pytest_infserver.config.validation import nearest
 from pytest_infserver.launcher.arguments import option_values
+from pytest_infserver.launcher.command import PLACEHOLDERS
 from pytest_infserver.models.builtin import builtin_path, is_builtin
 
 if TYPE_CHECKING:
@@ -31,11 +34,23 @@ def check_settings(server: InferenceServer) -> None:
             raise settings.error(str(error), "model") from None
     if server.config_keys is not None:
         _check_engine(server, server.config_keys)
+    for key in ("launch_command", "stop_command"):
+        _check_placeholders(settings, key)
+    if settings.stop_command is not None and server.attached:
+        raise settings.error("'stop_command' and 'url': what runs already is never stopped", "stop_command")
     given = [key for key in ARGUMENT_KEYS if settings.config.get(key) is not None]
     if len(given) > 1:
         raise settings.error(f"{' and '.join(given)} mean the same: use one of them", "config", given[1])
     if given:
         _check_reserved(server, given[0])
+
+
+def _check_placeholders(settings: ServerConfig, key: str) -> None:
+    for index, word in enumerate(getattr(settings, key) or ()):
+        for name in re.findall(r"\{(\w+)\}", word):
+            near = get_close_matches(name, PLACEHOLDERS, n=1)
+            if near and name not in PLACEHOLDERS:
+                raise settings.error(f"unknown placeholder {{{name}}}; did you mean {{{near[0]}}}?", key, index)
 
 
 def _check_engine(server: InferenceServer, known: frozenset[str]) -> None:

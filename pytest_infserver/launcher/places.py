@@ -52,3 +52,54 @@ def take_lock(path: Path) -> int | None:
         # A file system without locks: better no lock than no server.
         return descriptor
     return descriptor
+
+
+def shared_dir() -> Path | None:
+    """Return a folder in which all users of the machine may make locks; None if there is no place for one.
+
+    A folder in ``INFSERVER_STATE_DIR`` if that is set, else in ``/tmp``, whatever TMPDIR says: all must find it.
+    """
+    parent = Path(os.environ.get("INFSERVER_STATE_DIR") or "/tmp")
+    folder = parent / "pytest-infserver-devices"
+    try:
+        folder.mkdir(parents=True)
+        # Against the umask: anybody may add a file, nobody may remove another's.
+        folder.chmod(0o1777)
+    except FileExistsError:
+        pass
+    except OSError:
+        return None
+    return folder if folder.is_dir() and not folder.is_symlink() else None
+
+
+def take_shared_lock(path: Path) -> int | None:
+    """Lock a file in `shared_dir` against every other process of the machine without waiting.
+
+    Returns:
+        The locked file descriptor, or None if somebody else holds the lock or the file cannot be used.
+    """
+    try:
+        descriptor = _open_shared(path)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _open_shared(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        # Without O_CREAT: in a sticky folder Linux refuses it for a file of somebody else (fs.protected_regular).
+        return os.open(path, flags)
+    except FileNotFoundError:
+        pass
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL)
+    except FileExistsError:
+        return os.open(path, flags)
+    os.fchmod(descriptor, 0o666)
+    return descriptor

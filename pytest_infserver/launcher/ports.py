@@ -7,12 +7,13 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_infserver.errors import PortInUseError, ServerStartupError
 from pytest_infserver.launcher.places import state_dir, take_lock
+from pytest_infserver.launcher.proc_net import listeners, socket_inodes
 
 DEFAULT_PORT = 8000
 _SEARCH = range(DEFAULT_PORT, DEFAULT_PORT + 1000)
@@ -119,32 +120,8 @@ def is_listener(port: int, root: int | None, supervisor: int | None) -> bool | N
 
 def _holds_listener(pid: int, port: int) -> bool:
     """Tell whether a process listens on ``port``, on Linux; a no may also mean that it cannot be seen."""
-    folder = f"/proc/{pid}/fd"
-    try:
-        held = {_link(f"{folder}/{name}") for name in os.listdir(folder)}  # noqa: PTH208
-    except OSError:
-        return False
-    return any(f"socket:[{inode}]" in held for inode in _listening_inodes(pid, port))
-
-
-def _listening_inodes(pid: int, port: int) -> Iterator[str]:
-    for table in ("tcp", "tcp6"):
-        # Listeners come first. Reads of one line spare the kernel the walk through all connections: 8 ms.
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/net/{table}", "rb", buffering=0) as file:  # noqa: PTH123
-            text = b""
-            while data := file.read(150):
-                *lines, text = (text + data).split(b"\n")
-                rows = [line.split() for line in lines if b"local_address" not in line]
-                yield from (row[9].decode() for row in rows if row[3] == b"0A" and int(row[1][-4:], 16) == port)
-                if any(row[3] != b"0A" for row in rows):
-                    break
-
-
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)  # noqa: PTH115
-    except OSError:
-        return ""
+    held = socket_inodes(pid)
+    return bool(held) and any(listener.port == port and listener.inode in held for listener in listeners(pid))
 
 
 def is_loopback(host: str) -> bool:

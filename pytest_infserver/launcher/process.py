@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from pytest_infserver.launcher import supervisor
 
@@ -63,6 +63,32 @@ _ANSWER_LIMIT = 5.0
 """Seconds that the supervisor gets beyond what it gives the server's processes."""
 
 
+@dataclass(frozen=True)
+class Launch:
+    """What is launched.
+
+    Attributes:
+        argv: The command; never passed to a shell.
+        env: The whole environment of the server.
+        log_fd: File descriptor for its output.
+        stop_timeout: Seconds that the server gets to end when this process is gone.
+        keep_fds: Descriptors (locks) that the supervisor holds as long as it lives.
+        stop_command: Command that stops what is not a descendant of the server's root, or None.
+        temporary_parent: Debug mode, in which the supervisor follows what the server holds: where it makes the
+            server's temporary directory. None without debug mode.
+        private_tmpdir: Whether the server gets that directory as its TMPDIR.
+    """
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    log_fd: int
+    stop_timeout: float
+    keep_fds: Sequence[int] = ()
+    stop_command: Sequence[str] | None = None
+    temporary_parent: str | None = None
+    private_tmpdir: bool = True
+
+
 class LaunchFailed(Exception):
     """The command could not be executed."""
 
@@ -74,6 +100,8 @@ class ServerProcess:
         self.pid: int | None = None
         self.exit: Exit | None = None
         self.survivors: tuple[Survivor, ...] = ()
+        self.leaks: Mapping[str, Any] | None = None
+        self.stop_problem: str | None = None
         self.supervisor_pid: int | None = None
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
@@ -83,47 +111,34 @@ class ServerProcess:
         self._gone = False
         self._let_go = False
 
-    def launch(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str],
-        log_fd: int,
-        stop_timeout: float,
-        keep_fds: Sequence[int] = (),
-        cwd: Path | None = None,
-        timeout: float = 30.0,
-    ) -> None:
+    def launch(self, launch: Launch, timeout: float = 30.0) -> None:
         """Start the supervisor and the server under it.
 
         Args:
-            argv: The command; never passed to a shell.
-            env: The whole environment of the server.
-            log_fd: File descriptor for its output.
-            stop_timeout: Seconds that the server gets to end when this process is gone.
-            keep_fds: Descriptors (locks) that the supervisor holds as long as it lives.
-            cwd: Working directory; this process's own if None.
+            launch: What is launched.
             timeout: Seconds until the supervisor must have answered.
 
         Raises:
             LaunchFailed: The command could not be executed.
         """
         try:
-            launch = {
-                "argv": [_wire(word) for word in argv],
-                "env": {_wire(name): _wire(value) for name, value in env.items()},
-                "cwd": None if cwd is None else _wire(str(cwd)),
+            message = {
+                "argv": [_wire(word) for word in launch.argv],
+                "env": {_wire(name): _wire(value) for name, value in launch.env.items()},
+                "stop_timeout": launch.stop_timeout,
+                "stop_command": launch.stop_command and [_wire(word) for word in launch.stop_command],
+                "private_tmpdir": launch.private_tmpdir,
             }
-            self._start_supervisor(log_fd, keep_fds)
+            self._start_supervisor(launch)
         except (OSError, UnicodeError) as error:
             raise LaunchFailed(str(error)) from None
-        self._send(do="launch", stop_timeout=stop_timeout, **launch)
+        self._send(do="launch", **message)
         with self._changed:
             self._changed.wait_for(lambda: self.pid or self._failure or self._gone, timeout)
         if not self.pid:
             raise LaunchFailed(self._failure or "the supervisor process did not start")
 
-    def _start_supervisor(self, log_fd: int, keep_fds: Sequence[int]) -> None:
+    def _start_supervisor(self, launch: Launch) -> None:
         self._channel, theirs = socket.socketpair()
         with theirs:
             for end in (self._channel, theirs):
@@ -134,12 +149,13 @@ class ServerProcess:
                 target=self._read, args=(self._channel,), name="infserver-supervisor", daemon=True
             )
             self._reader.start()
-            with _inheritable(theirs.fileno(), *keep_fds) as handles:
+            with _inheritable(theirs.fileno(), *launch.keep_fds) as handles:
+                debug = [] if launch.temporary_parent is None else [launch.temporary_parent]
                 self._supervisor = subprocess.Popen(
-                    [sys.executable, "-I", "-S", supervisor.__file__, str(handles[0]), str(os.getpid())],
+                    [sys.executable, "-I", "-S", supervisor.__file__, str(handles[0]), str(os.getpid()), *debug],
                     stdin=subprocess.DEVNULL,
-                    stdout=log_fd,
-                    stderr=log_fd,
+                    stdout=launch.log_fd,
+                    stderr=launch.log_fd,
                     pass_fds=handles,
                     start_new_session=True,
                 )
@@ -162,16 +178,27 @@ class ServerProcess:
             return
         try:
             self._send(do="stop", timeout=timeout)
-            limit = timeout + supervisor.DRAIN_GRACE + supervisor.KILL_LIMIT + _ANSWER_LIMIT
+            graces = supervisor.DRAIN_GRACE + supervisor.ASKED_GRACE + supervisor.KILL_LIMIT
+            limit = timeout + graces + _ANSWER_LIMIT
             with self._changed:
                 gone = self._changed.wait_for(lambda: self._gone, limit)
             if not gone:
-                self._supervisor.kill()
+                self._kill_supervisor()
             self._supervisor.wait()
             # It still has to end the root of a supervisor that was killed.
             self._join_reader()
         finally:
             self.close()
+
+    def _kill_supervisor(self) -> None:
+        """Kill a supervisor that does not answer; its guard, or else `_supervisor_lost`, ends the tree."""
+        assert self._supervisor is not None
+        if self.supervisor_pid is not None and self.supervisor_pid != self._supervisor.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.supervisor_pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._supervisor.wait(supervisor.KILL_LIMIT + _ANSWER_LIMIT)
+        self._supervisor.kill()
 
     def close(self) -> None:
         """Let go: the supervisor sees it and ends the tree by itself."""
@@ -203,17 +230,20 @@ class ServerProcess:
             self._gone = True
             self._changed.notify_all()
 
-    def _handle(self, message: dict[str, object]) -> None:
+    def _handle(self, message: dict[str, Any]) -> None:
         with self._changed:
             event = message["event"]
             if event == "launched":
-                self.pid = int(str(message["pid"]))
+                self.pid, self.supervisor_pid = message["pid"], message["supervisor"]
             elif event == "failed":
                 self._failure = str(message["message"])
             elif event == "exited":
-                self.exit = Exit(int(str(message["code"])), int(str(message["max_rss"])))
+                self.exit = Exit(message["code"], message["max_rss"])
+            elif event == "stop_command":
+                self.stop_problem = message["problem"]
             elif event == "gone":
                 self.survivors = _survivors(message["survivors"], message["stuck"])
+                self.leaks = message["leaks"]
                 self._gone = True
             self._changed.notify_all()
 

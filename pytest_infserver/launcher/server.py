@@ -32,13 +32,16 @@ from pytest_infserver.launcher import diagnosis, messages, ports
 from pytest_infserver.launcher.arguments import ArgumentsError, option_values, to_argv
 from pytest_infserver.launcher.attach import wait_for_url
 from pytest_infserver.launcher.checks import check_settings
-from pytest_infserver.launcher.command import Command, make_command, require_binary
+from pytest_infserver.launcher.command import Command, filled, make_command, require_binary
 from pytest_infserver.launcher.endpoints import existing
 from pytest_infserver.launcher.heartbeat import Heartbeat
 from pytest_infserver.launcher.http_probe import Answer, ask, shown_seconds
+from pytest_infserver.launcher.leaks.check import LeakCheck
+from pytest_infserver.launcher.leaks.report import LeakReport, as_text
 from pytest_infserver.launcher.log import MAX_READ, ServerLog
-from pytest_infserver.launcher.process import LaunchFailed, ServerProcess, Survivor
+from pytest_infserver.launcher.process import Launch, LaunchFailed, ServerProcess, Survivor
 from pytest_infserver.launcher.readiness import NotReady, ReadinessCheck, wait_until_ready
+from pytest_infserver.launcher.redaction import redact
 from pytest_infserver.launcher.state import ServerState
 from pytest_infserver.models.builtin import builtin_path, ensure_builtin, is_builtin
 
@@ -60,6 +63,7 @@ class InferenceServer:
         settings: Everything that was configured.
         output_dir: Directory that holds the server's log folder.
         survivors: Processes that had to be killed at the last stop.
+        leak_report: Debug mode: what the server was found to have left behind at its last end.
         start_seconds: How long the last start took.
         launches: How often the server's process was launched.
         launch_log_start: Size of the log, in bytes, before the last launch.
@@ -74,6 +78,7 @@ class InferenceServer:
         fatal_patterns: Log lines after which the server will not become ready.
         cause_patterns: Log lines that explain a failure, the most telling first.
         download_patterns: Log lines that say that weights are being downloaded.
+        known_leftovers: What the engine is known to leave behind, as in ``allow_leaks``.
     """
 
     install_hint: ClassVar[str] = ""
@@ -85,6 +90,7 @@ class InferenceServer:
     fatal_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
     cause_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
     download_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
+    known_leftovers: ClassVar[Sequence[str]] = ()
 
     def __init__(self, model: str | None = None, **settings: Any) -> None:
         """Configure a server; nothing is started.
@@ -106,6 +112,7 @@ class InferenceServer:
         self.name: str = self.settings.name or self.get_backend_name()
         self.output_dir = Path(self.settings.output_dir).expanduser().absolute()
         self.survivors: tuple[Survivor, ...] = ()
+        self.leak_report: LeakReport | None = None
         self.start_seconds: float | None = None
         self.on_progress: Callable[[str], None] = logger.info
         self.on_warning: Callable[[str], None] = logger.warning
@@ -113,6 +120,7 @@ class InferenceServer:
         self._log = ServerLog(self.output_dir, self.name)
         self.launch_log_start = 0
         self._process: ServerProcess | None = None
+        self._leak_check: LeakCheck | None = None
         self._heartbeat: Heartbeat | None = None
         self._state = ServerState.NEW
         self._command: Command | None = None
@@ -272,6 +280,10 @@ class InferenceServer:
             return make_command(self.get_launch_command(), self.env_vars)
         return self._command
 
+    def fill(self, words: Sequence[str]) -> list[str]:
+        """Return the words of a command with ``{model}``, ``{host}`` and ``{port}`` filled in."""
+        return filled(words, {"model": self.model_path, "host": self.host, "port": str(self.port)})
+
     def server_args(self) -> list[str]:
         """Return the engine's arguments from ``config``, as words."""
         for key in ARGUMENT_KEYS:
@@ -324,7 +336,7 @@ class InferenceServer:
         """Stop the server and everything that it started; no effect when it does not run.
 
         Raises:
-            LeakError: Debug mode: processes were left that had to be killed.
+            LeakError: Debug mode: it left something behind; that is gone by now.
             InferenceServerError: The server is shared with other tests, or belongs to another process.
         """
         if self._stop_refusal is not None:
@@ -336,18 +348,26 @@ class InferenceServer:
                 return
             try:
                 self._state = ServerState.STOPPING
-                self._end_process()
+                self._end_process(orderly=orderly)
             except BaseException:
                 if self._process is not None:
                     self._process.close()
                 raise
             finally:
                 self._state = ServerState.STOPPED
-            if self.survivors and orderly:
-                text = messages.survivors(str(self), self.survivors, self.settings.stop_timeout)
-                if self.debug_mode:
-                    raise LeakError(text)
-                self.on_warning(text)
+            if orderly:
+                self._report_leftovers()
+
+    def _report_leftovers(self) -> None:
+        report = self.leak_report
+        if report is not None and report.findings:
+            text = as_text(str(self), report.findings)
+            if report.failed:
+                raise LeakError(text, report.findings)
+            self.on_warning(text)
+        elif report is None and self.survivors:
+            text = messages.survivors(str(self), self.survivors, self.settings.stop_timeout)
+            self.on_warning(redact(text, self.command().secrets))
 
     def why_died(self) -> str | None:
         """Return how and why the server died, or None if it did not."""
@@ -490,6 +510,10 @@ class InferenceServer:
             ServerStartupError: It is not; the message says what to do.
         """
         require_binary(self.command(), str(self), self.install_hint)
+        stop_command = self.settings.stop_command
+        if stop_command is not None:
+            hint = "It is the first word of 'stop_command'."
+            require_binary(make_command(self.fill(stop_command), self.env_vars), str(self), hint)
 
     def _launch(self, tried: list[int]) -> None:
         try:
@@ -512,15 +536,23 @@ class InferenceServer:
             self.launches += 1
             self._command = command = make_command(self.get_launch_command(), self.env_vars)
             self._process = process = ServerProcess()
-            keep = [lock for lock in (folder_lock, reservation.lock_fd) if lock is not None]
+            self._leak_check = check = LeakCheck(self.env_vars) if self.debug_mode else None
+            locks = [reservation.lock_fd, *(check.lock_fds if check is not None else ())]
+            stop_command = self.settings.stop_command
+            launch = Launch(
+                argv=command.argv,
+                env=command.env if check is None else check.environment(command.env),
+                log_fd=output,
+                stop_timeout=self.settings.stop_timeout,
+                keep_fds=[folder_lock, *(lock for lock in locks if lock is not None)],
+                stop_command=None if stop_command is None else self.fill(stop_command),
+                temporary_parent=None if check is None else check.temporary_parent,
+                private_tmpdir=check is not None and check.private_tmpdir,
+            )
+            if check is not None:
+                stack.callback(check.release)
             try:
-                process.launch(
-                    command.argv,
-                    env=command.env,
-                    log_fd=output,
-                    stop_timeout=self.settings.stop_timeout,
-                    keep_fds=keep,
-                )
+                process.launch(launch)
             except LaunchFailed as error:
                 raise ServerStartupError(
                     f"{self} cannot start: {error}\n  command: {command}\n  log:     {self.log_path}",
@@ -579,8 +611,13 @@ class InferenceServer:
         self._hang = f"hung and was killed: its health check has failed for {shown_seconds(seconds)} s ({answer})"
         process.stop(0)
 
-    def _end_process(self, keep: bool = False) -> None:
-        """End the process and its tree; with ``keep`` remember it for what is asked of it later."""
+    def _end_process(self, *, keep: bool = False, orderly: bool = False) -> None:
+        """End the process and its tree.
+
+        Args:
+            keep: Remember it for what is asked of it later.
+            orderly: It runs and is stopped on purpose: what it leaves behind is its own fault.
+        """
         if self._heartbeat is not None:
             self._heartbeat.end()
             self._heartbeat = None
@@ -597,3 +634,18 @@ class InferenceServer:
             self.survivors = process.survivors
             if not keep:
                 self._process = None
+        check, self._leak_check = self._leak_check, None
+        allowed = [*self.known_leftovers, *self.settings.allow_leaks]
+        self.leak_report = None if check is None else check.report(process, allowed, self.command().secrets)
+        if not orderly:
+            self._warn_of_leftovers()
+        elif process.stop_problem is not None:
+            self.on_warning(f"{self}: its stop_command {process.stop_problem}; log: {self.log_path}")
+
+    def _warn_of_leftovers(self) -> None:
+        """Say what a server has left behind that had no chance to clean up."""
+        report = self.leak_report
+        # Its processes were ended before their time: they are not worth a word.
+        left = [one for one in report.findings if one.kind not in ("process", "port")] if report is not None else []
+        if left:
+            self.on_warning(as_text(str(self), [one._replace(fails=False) for one in left]))

@@ -1,14 +1,18 @@
 """The parent process of one server: reports its exit at once, stops its whole tree, outlives its owner.
 
-Runs as a stand-alone script under ``python -I -S`` and imports only the standard library, so that it starts in
-some 20 ms and cannot be broken by the environment of the server or of the owner. The owner is the process that
-uses `pytest_infserver.launcher.process`; both talk in JSON lines over one socket.
+Runs as a script under ``python -I -S`` and imports only the standard library and modules of ours that do so too: it
+starts in some 20 ms and cannot be broken by the environment of the server or of the owner. The owner is the process
+that uses `pytest_infserver.launcher.process`; both talk in JSON lines over one socket.
 
-To the supervisor: {"do": "launch", "argv", "env", "cwd", "stop_timeout"}, then {"do": "ready"},
-{"do": "stop", "timeout"}. From it: {"event": "launched", "pid"} or {"event": "failed", "message"}, then
-{"event": "exited", "code", "max_rss"}, and last {"event": "gone", "survivors", "stuck"}. The words of the command,
-its environment and directory are bytes, sent as latin-1: the two processes may differ in their encodings.
-The server's output goes where the supervisor's own goes.
+To the supervisor: {"do": "launch", "argv", "env", "stop_timeout", "stop_command", "private_tmpdir"}, then
+{"do": "ready"}, {"do": "stop", "timeout"}. From it: {"event": "launched", "pid", "supervisor"} or {"event": "failed",
+"message"}, then {"event": "exited", "code", "max_rss"}, {"event": "stop_command", "problem"} if that failed, and last
+{"event": "gone", "survivors", "stuck", "leaks"}. The words of the commands and of the environment are bytes,
+sent as latin-1: the two processes may differ in their encodings. The server's output goes where the
+supervisor's own goes.
+
+Above the supervisor stands a fork of it, the guard (Linux). If the supervisor is killed, its whole tree falls to the
+guard, which ends it.
 """
 
 from __future__ import annotations
@@ -24,7 +28,17 @@ import subprocess
 import sys
 import time
 import traceback
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if __name__ == "__main__":
+    # Under -I nothing of ours can be found otherwise.
+    sys.path.append(__file__.rpartition("/pytest_infserver/")[0])
+
+from pytest_infserver.launcher.processes import Process, command_line, descendants, ignores_sigterm, send_signal
+
+if TYPE_CHECKING:
+    from pytest_infserver.launcher.leaks.tracker import Tracker
 
 STARTUP_GRACE = 3.0
 """Seconds between SIGTERM and SIGKILL while the server is not ready: vLLM 0.32 ignores SIGTERM then."""
@@ -37,107 +51,60 @@ STUBBORN_GRACE = 0.5
 ignores it, cleans shared memory up once the others are gone, and ends then."""
 KILL_LIMIT = 10.0
 """Seconds after which processes that survive SIGKILL (uninterruptible sleep) are given up."""
+ASKED_GRACE = 2.0
+"""Debug mode: seconds that what outlived its root gets to end after a SIGTERM, so that it can clean up."""
 OWNER_INTERVAL = 1.0
 """Seconds between two looks for the owner where the system cannot tell of its end (no pidfd)."""
+OWNER_GONE_GRACE = 1.0
+"""Seconds beyond stop_timeout at which all is killed when the owner is gone."""
+LOOK_INTERVAL = 0.5
+"""Debug mode: seconds between two looks at what the server's processes hold."""
+LOOK_SHARE = 20
+"""Debug mode: looks take at most one part in so many of one core's time."""
 
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-class Process(NamedTuple):
-    """A process that cannot be confused with a later one of the same pid."""
+class Owner:
+    """The process that uses the server; made in a child of it.
 
-    pid: int
-    parent: int
-    start: str
-    zombie: bool
+    Attributes:
+        handle: Descriptor that becomes readable at its end; None where the system has none.
+    """
 
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.handle: int | None = None
+        if hasattr(os, "pidfd_open"):
+            with contextlib.suppress(OSError):
+                self.handle = os.pidfd_open(pid)
+        if self.is_gone():
+            # It ended before we looked: the handle may be another process's.
+            self.handle = None
 
-def list_processes() -> list[Process]:
-    """Return all processes of the machine that this one may see."""
-    if not os.path.isdir("/proc/self"):  # noqa: PTH112 (pathlib costs start-up time)
-        return _list_processes_by_ps()
-    found = []
-    for name in os.listdir("/proc"):  # noqa: PTH208
-        if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
-                # The command name may hold spaces and parentheses: fields count from the last one.
-                fields = file.read().rpartition(b")")[2].split()
-                # A process whose first thread has ended looks like a zombie while its other threads run.
-                zombie = fields[0] in (b"Z", b"X") and int(fields[17]) < 2
-                found.append(Process(int(name), int(fields[1]), fields[19].decode(), zombie))
-    return found
-
-
-def _list_processes_by_ps() -> list[Process]:
-    with subprocess.Popen(["ps", "-A", "-o", "pid=,ppid=,stat=,lstart="], stdout=subprocess.PIPE) as ps:
-        output = ps.communicate()[0]
-    rows = [line.split(None, 3) for line in output.decode("utf-8", "replace").splitlines()]
-    found = [Process(int(row[0]), int(row[1]), row[3], row[2].startswith("Z")) for row in rows if len(row) == 4]
-    return [process for process in found if process.pid != ps.pid]
-
-
-def descendants(root: int) -> list[Process]:
-    """Return the processes below ``root``, parents first, zombies left out."""
-    children: dict[int, list[Process]] = {}
-    for process in list_processes():
-        children.setdefault(process.parent, []).append(process)
-    found, queue = [], [root]
-    while queue:
-        for child in children.get(queue.pop(), []):
-            queue.append(child.pid)
-            if not child.zombie:
-                found.append(child)
-    return found
-
-
-def send_signal(process: Process, number: int) -> None:
-    """Signal a process unless it has ended, even if its pid has been given to another one since."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if not hasattr(os, "pidfd_open") or not hasattr(signal, "pidfd_send_signal"):
-            os.kill(process.pid, number)
-            return
-        try:
-            handle = os.pidfd_open(process.pid)
-        except OSError:
-            if process in list_processes():
-                os.kill(process.pid, number)
-            return
-        try:
-            with open(f"/proc/{process.pid}/stat", "rb") as file:  # noqa: PTH123
-                if file.read().rpartition(b")")[2].split()[19].decode() == process.start:
-                    signal.pidfd_send_signal(handle, number)
-        except FileNotFoundError:
-            pass
-        finally:
-            os.close(handle)
-
-
-def ignores_sigterm(process: Process) -> bool:
-    """Tell whether SIGTERM cannot end this process (Linux; elsewhere the answer is no)."""
-    with contextlib.suppress(OSError), open(f"/proc/{process.pid}/status", "rb") as file:  # noqa: PTH123
-        for line in file:
-            if line.startswith(b"SigIgn:"):
-                return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
-    return False
-
-
-def describe(process: Process) -> dict[str, Any]:
-    """Return what a person wants to know about a process that should have ended."""
-    command = ""
-    with contextlib.suppress(OSError), open(f"/proc/{process.pid}/cmdline", "rb") as file:  # noqa: PTH123
-        command = " ".join(file.read(400).replace(b"\0", b" ").decode("utf-8", "replace").split())
-    return {"pid": process.pid, "command": command}
+    def is_gone(self) -> bool:
+        """Tell whether it has ended; to be asked in a child of it only."""
+        return os.getppid() != self.pid
 
 
 class Supervisor:
     """Owns one server process and everything that descends from it."""
 
-    def __init__(self, channel: socket.socket, owner_pid: int) -> None:
+    def __init__(self, channel: socket.socket, owner: Owner, tracker: Tracker | None = None) -> None:
+        """Take charge; nothing is launched yet.
+
+        Args:
+            channel: Leads to the owner.
+            owner: The process whose end is the server's end too.
+            tracker: Debug mode: follows what the server's processes hold.
+        """
         self.channel = channel
-        self.inbox = b""
-        self.owner_pid = owner_pid
-        self.owner_handle: int | None = None
+        self.owner = owner
         self.owner_gone = False
+        self.tracker = tracker
+        self.next_look = 0.0
+        self.inbox = b""
+        self.told_to_end = False
         self.root = 0
         self.root_exited = False
         self.childless = False
@@ -147,19 +114,23 @@ class Supervisor:
         self.deadline: float | None = None  # when what is left is killed
         self.drain_since: float | None = None  # when the root ended
         self.drain_asked = False
+        self.noted = False  # debug mode: which processes were left
         self.stubborn_since: float | None = None
         self.killed_since: float | None = None
+        self.limit: float | None = None  # no deadline is later than this
         self.survivors: dict[tuple[int, str], dict[str, Any]] = {}
+        self.stop_command: Sequence[bytes] | None = None
+        self.stopper = 0  # the running stop command
+        self.env: Mapping[bytes, bytes] = {}
         self.wakeup_read, wakeup_write = os.pipe()
         os.set_blocking(self.wakeup_read, False)
         os.set_blocking(wakeup_write, False)
         signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: self.begin_stop())
+            signal.signal(number, self._on_signal)
         # Blocked signals are inherited: without SIGCHLD no exit is seen, and the server needs its SIGTERM.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        self._watch_owner()
 
     def run(self) -> None:
         """Live until the whole tree has ended."""
@@ -168,44 +139,104 @@ class Supervisor:
             readable = {handle for handle, _ in self._poller().poll(None if patience is None else patience * 1000)}
             if self.channel.fileno() in readable:
                 self._receive()
-            elif self.owner_handle in readable or os.getppid() != self.owner_pid:
+            elif self.owner.handle in readable or (self.owner.handle is None and self.owner.is_gone()):
                 self._lose_owner()
             with contextlib.suppress(BlockingIOError):
                 os.read(self.wakeup_read, 4096)
+            if self.told_to_end:
+                self.begin_stop()
             self._reap()
+            self._look_when_due()
             self._drain()
             self._kill_when_due()
         left = [describe(process) for process in descendants(os.getpid())]
-        self._send(event="gone", survivors=list(self.survivors.values()), stuck=left)
+        leaks = None if self.tracker is None else self.tracker.finish([process["pid"] for process in left])
+        self._send(event="gone", survivors=list(self.survivors.values()), stuck=left, leaks=leaks)
 
     def begin_stop(self, timeout: float | None = None) -> None:
         """Ask the root to end; it and its descendants are killed after ``timeout`` seconds."""
         timeout = self.stop_timeout if timeout is None else timeout
-        if not self.ready:
+        if not self.ready and self.stop_command is None:
             timeout = min(timeout, STARTUP_GRACE)
         if self.stopping:
             if self.deadline is not None:
                 self.deadline = min(self.deadline, time.monotonic() + timeout)
             return
         self.stopping = True
+        self._look()
         self.deadline = time.monotonic() + timeout
-        if self.root and not self.root_exited:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                # Only we reap the root, so that its pid is still its own.
-                os.kill(self.root, signal.SIGTERM)
+        if self.root and not self.root_exited and not self._run_stop_command():
+            self._terminate_root()
 
-    def _watch_owner(self) -> None:
-        # A forked child of the owner holds the socket open too: only the pid tells of the owner's end.
-        if hasattr(os, "pidfd_open"):
-            with contextlib.suppress(OSError):
-                self.owner_handle = os.pidfd_open(self.owner_pid)
-        if os.getppid() != self.owner_pid:
-            self._lose_owner()
+    def _terminate_root(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            # Only we reap the root, so that its pid is still its own.
+            os.kill(self.root, signal.SIGTERM)
+
+    def _run_stop_command(self) -> bool:
+        """Start the command that stops what is not our descendant; tell whether there is one."""
+        if self.stop_command is None:
+            return False
+        try:
+            child = subprocess.Popen(self.stop_command, env=self.env, stdin=subprocess.DEVNULL, start_new_session=True)
+        except (OSError, ValueError) as error:
+            self._send(event="stop_command", problem=getattr(error, "strerror", None) or str(error))
+            return False
+        self.stopper = child.pid
+        child.returncode = 0  # reaped below, never by Popen
+        return True
+
+    def _stop_command_ended(self, code: int) -> None:
+        self.stopper = 0
+        if self.killed_since is not None:
+            self._send(event="stop_command", problem=f"did not end within {self.stop_timeout:g} s")
+        elif code != 0:
+            self._send(event="stop_command", problem=f"ended with exit code {code}")
+        if self.root_exited:
+            self.drain_since = time.monotonic()
+        else:
+            self._terminate_root()
+
+    def inherit(self) -> None:
+        """Take over from a supervisor that was killed: end whatever has fallen to this process."""
+        self.root, self.root_exited = -1, True
+        self._send(event="exited", code=None, max_rss=0)
+        self._look()
+        # Nobody has asked these processes to end: that they are there is no finding.
+        self.stopping = self.noted = True
+        self.deadline = time.monotonic()
+
+    def _on_signal(self, *_: object) -> None:
+        # The rest is done by run(), which the signal wakes.
+        self.told_to_end = True
 
     def _lose_owner(self) -> None:
         if not self.owner_gone:
             self.owner_gone = True
+            self.limit = time.monotonic() + self.stop_timeout + OWNER_GONE_GRACE
             self.begin_stop()
+
+    def _tree(self) -> list[Process]:
+        """Return the server's processes."""
+        below = descendants(os.getpid())
+        if not self.stopper:
+            return below
+        helpers = {self.stopper}
+        # Parents come before their children.
+        helpers.update(process.pid for process in below if process.parent in helpers)
+        return [process for process in below if process.pid not in helpers]
+
+    def _look(self) -> None:
+        if self.tracker is None or not self.root:
+            return
+        begin = time.process_time()
+        self.tracker.look(self._tree())
+        pause = max(LOOK_INTERVAL, (time.process_time() - begin) * LOOK_SHARE)
+        self.next_look = time.monotonic() + pause
+
+    def _look_when_due(self) -> None:
+        if time.monotonic() >= self.next_look:
+            self._look()
 
     def _poller(self) -> select.poll:
         # Not select.select(): the owner may have given us a descriptor above 1023.
@@ -213,8 +244,8 @@ class Supervisor:
         poller.register(self.wakeup_read, select.POLLIN)
         if not self.owner_gone:
             poller.register(self.channel, select.POLLIN)
-            if self.owner_handle is not None:
-                poller.register(self.owner_handle, select.POLLIN)
+            if self.owner.handle is not None:
+                poller.register(self.owner.handle, select.POLLIN)
         return poller
 
     def _finished(self) -> bool:
@@ -225,13 +256,30 @@ class Supervisor:
         return self.root_exited and self.childless
 
     def _patience(self) -> float | None:
+        now = time.monotonic()
         if self.killed_since is not None:
             return 0.02
-        if self.drain_since is not None:
-            return 0.1 if self.drain_asked else SETTLE
+        if self.drain_since is not None and self.drain_asked:
+            return 0.1
+        moments = []
+        if self.drain_since is not None and not self.stopper:
+            moments.append(self.drain_since + self._settle())
         if self.deadline is not None:
-            return max(0.0, self.deadline - time.monotonic())
-        return OWNER_INTERVAL if self.owner_handle is None else None
+            moments.append(self.deadline)
+        if self.owner.handle is None:
+            moments.append(now + OWNER_INTERVAL)
+        if self.tracker is not None and self.root:
+            moments.append(self.next_look)
+        return max(0.0, min(moments) - now) if moments else None
+
+    def _settle(self) -> float:
+        """Return for how many seconds descendants are left to themselves after their root's end."""
+        # Without debug mode nobody asks whether they would have gone by themselves.
+        return min(DRAIN_GRACE, self.stop_timeout) if self.tracker is not None and self._orderly() else SETTLE
+
+    def _orderly(self) -> bool:
+        """Tell whether the server was asked to stop and had all that it needs to do so by itself."""
+        return self.stopping and self.ready and not self.owner_gone
 
     def _receive(self) -> None:
         try:
@@ -249,16 +297,26 @@ class Supervisor:
                 self._launch(**message)
             elif action == "ready":
                 self.ready = True
+                self._look()
             elif action == "stop":
                 self.begin_stop(message["timeout"])
 
-    def _launch(self, argv: list[str], env: dict[str, str], cwd: str | None, stop_timeout: float) -> None:
+    def _launch(
+        self,
+        argv: list[str],
+        env: dict[str, str],
+        stop_timeout: float,
+        stop_command: list[str] | None,
+        private_tmpdir: bool,
+    ) -> None:
         self.stop_timeout = stop_timeout
+        self.env = {name.encode("latin-1"): value.encode("latin-1") for name, value in env.items()}
+        if private_tmpdir and self.tracker is not None and self.tracker.tmpdir is not None:
+            self.env = {**self.env, b"TMPDIR": os.fsencode(self.tracker.tmpdir)}
         try:
             child = subprocess.Popen(
                 [word.encode("latin-1") for word in argv],
-                env={name.encode("latin-1"): value.encode("latin-1") for name, value in env.items()},
-                cwd=None if cwd is None else cwd.encode("latin-1"),
+                env=self.env,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
@@ -268,7 +326,9 @@ class Supervisor:
             return
         self.root = child.pid
         child.returncode = 0  # reaped below, never by Popen
-        self._send(event="launched", pid=child.pid)
+        if stop_command is not None:
+            self.stop_command = [word.encode("latin-1") for word in stop_command]
+        self._send(event="launched", pid=child.pid, supervisor=os.getpid())
 
     def _reap(self) -> None:
         while True:
@@ -282,23 +342,38 @@ class Supervisor:
                 return
             if pid == self.root:
                 self._root_ended(os.waitstatus_to_exitcode(status), usage.ru_maxrss)
+            elif pid == self.stopper:
+                self._stop_command_ended(os.waitstatus_to_exitcode(status))
 
     def _root_ended(self, code: int, max_rss: int) -> None:
         self.root_exited = True
         bytes_used = max_rss if sys.platform == "darwin" else max_rss * 1024
         self._send(event="exited", code=code, max_rss=bytes_used)
+        if not self.stopping:
+            # What the root stood for may live on without it: a container whose docker client was killed.
+            self._run_stop_command()
         self.drain_since = time.monotonic()
         if self.killed_since is None:
-            self.deadline = self.drain_since + min(DRAIN_GRACE, self.stop_timeout)
+            grace = max(min(DRAIN_GRACE, self.stop_timeout), self._settle() + ASKED_GRACE if self.tracker else 0)
+            if self.stopper:
+                grace = max(grace, self.stop_timeout)
+            self._set_deadline(self.drain_since + grace)
+
+    def _set_deadline(self, deadline: float) -> None:
+        self.deadline = deadline if self.limit is None else min(deadline, self.limit)
 
     def _drain(self) -> None:
         """See the descendants off that their root has left behind."""
         now = time.monotonic()
-        if self.drain_since is None or self.killed_since is not None or now - self.drain_since < SETTLE:
+        if self.drain_since is None or self.killed_since is not None or self.stopper:
             return
-        left = descendants(os.getpid())
+        if now - self.drain_since < self._settle():
+            return
+        left = self._tree()
         if not self.drain_asked:
             self.drain_asked = True
+            if self._orderly():
+                self._note_left(left)
             for process in left:
                 send_signal(process, signal.SIGTERM)
         if not all(ignores_sigterm(process) for process in left):
@@ -320,16 +395,31 @@ class Supervisor:
             for process in new:
                 send_signal(process, signal.SIGSTOP)
             frozen.update(new)
+        if self.killed_since is None:
+            tree = [process for process in self._tree() if process in frozen]
+            if not self.noted:
+                self._note_left(tree)
+            self.survivors = {(process.pid, process.start): describe(process) for process in tree}
         for process in frozen:
-            if self.killed_since is None:
-                self.survivors[process.pid, process.start] = describe(process)
             send_signal(process, signal.SIGKILL)
         if self.killed_since is None:
             self.killed_since = time.monotonic()
 
+    def _note_left(self, processes: Sequence[Process]) -> None:
+        self.noted = True
+        since = "of the request to stop" if self.drain_since is None else "of the server's end"
+        seconds = self.stop_timeout if self.drain_since is None else self._settle()
+        if self.tracker is not None:
+            self.tracker.note_left(processes, self.root, f"{seconds:g} s {since}")
+
     def _send(self, **message: Any) -> None:
         with contextlib.suppress(OSError):
             self.channel.sendall(json.dumps(message).encode() + b"\n")
+
+
+def describe(process: Process) -> dict[str, Any]:
+    """Return what a person wants to know about a process that should have ended."""
+    return {"pid": process.pid, "command": command_line(process.pid)}
 
 
 def become_subreaper() -> None:
@@ -338,20 +428,62 @@ def become_subreaper() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def main() -> None:
-    """Run as ``supervisor.py SOCKET_FD OWNER_PID``."""
-    channel = socket.socket(fileno=int(sys.argv[1]))
-    become_subreaper()
-    supervisor = Supervisor(channel, int(sys.argv[2]))
+def supervise(supervisor: Supervisor) -> None:
+    """Run a supervisor to its end; if it fails itself, end the tree: nobody else would."""
     try:
         supervisor.run()
     except Exception:
-        # Nobody else would end the tree.
         traceback.print_exc()
         supervisor.begin_stop(0)
         supervisor.run()
+
+
+def guard(child: int, heir: Callable[[], Supervisor]) -> None:
+    """Wait for the supervisor's end; if it was killed, end its tree, which has fallen to this process."""
+    # Whoever stops a server this way means the supervisor.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, _: os.kill(child, number))
+    _, status = os.waitpid(child, 0)
+    if status != 0:
+        supervisor = heir()
+        supervisor.inherit()
+        supervise(supervisor)
+
+
+def make_tracker(owner_pid: int, temporary_parent: str) -> Tracker:
+    """Return what follows the server in debug mode; imported here because nobody else pays for it."""
+    from pytest_infserver.launcher.leaks.tracker import Tracker
+
+    return Tracker(owner_pid, temporary_parent)
+
+
+def main() -> None:
+    """Run as ``supervisor.py SOCKET_FD OWNER_PID [PARENT_OF_TMPDIR]``; the last one means debug mode."""
+    channel, owner = socket.socket(fileno=int(sys.argv[1])), Owner(int(sys.argv[2]))
+    become_subreaper()
+    # An owner that ignores SIGCHLD passes that on, and the end of a child would get lost.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    tracker = make_tracker(owner.pid, sys.argv[3]) if len(sys.argv) > 3 else None
+    # Without a handle only a child of the owner sees its end: then there is no guard between them.
+    child = _fork() if sys.platform == "linux" and owner.handle is not None else None
+    if child:
+        guard(child, lambda: Supervisor(channel, owner, tracker))
+    else:
+        if child == 0:
+            # Whoever kills the guard's process group does not kill this process with it.
+            os.setsid()
+            become_subreaper()
+        supervise(Supervisor(channel, owner, tracker))
     # Skips the interpreter's shutdown: the owner waits for this end.
     os._exit(0)
+
+
+def _fork() -> int | None:
+    try:
+        return os.fork()
+    except OSError:
+        # Better without a guard than without a server.
+        return None
 
 
 if __name__ == "__main__":

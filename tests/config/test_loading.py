@@ -148,7 +148,10 @@ servers:
         ("modle: m\nbackend: vllm\n", "1:1: unknown key 'modle'; did you mean 'model'?"),
         ("backend: vllm\nstartup-timeout: 3\n", "2:1: unknown key 'startup-timeout'; did you mean 'startup_timeout'?"),
         ("backend: vllm\nModel: m\n", "2:1: unknown key 'Model'; did you mean 'model'?"),
-        ("backend: vllm\nzzzzz: m\n", "2:1: unknown key 'zzzzz'; known are: backend, binary_path, config,"),
+        (
+            "backend: vllm\nzzzzz: m\n",
+            "2:1: unknown key 'zzzzz'; known are: allow_leaks, backend, binary_path,",
+        ),
         ("server:\n  a: {backend: vllm}\n", "1:1: unknown key 'server'; did you mean 'servers'?"),
         ("default: {}\nservers: {a: {}}\n", "1:1: unknown key 'default'; did you mean 'defaults'?"),
         ("model: m\nservers: {a: {}}\n", "1:1: 'model' beside 'servers:': move it under 'defaults:' or into one of"),

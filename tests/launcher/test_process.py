@@ -18,14 +18,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_infserver.launcher.process import Exit, LaunchFailed, ServerProcess
+from pytest_infserver.launcher.process import Exit, Launch, LaunchFailed, ServerProcess
 
 FD_FOLDER = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
 LONG = 30.0
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 
-Launch = Callable[..., ServerProcess]
+MakeProcess = Callable[..., ServerProcess]
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def log(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def launch(log: Path, nothing_left: None) -> Iterator[Launch]:
+def launch(log: Path, nothing_left: None) -> Iterator[MakeProcess]:
     made: list[ServerProcess] = []
 
     def make(*argv: str, env: dict[str, str] | None = None, stop_timeout: float = 5) -> ServerProcess:
@@ -42,7 +42,7 @@ def launch(log: Path, nothing_left: None) -> Iterator[Launch]:
         made.append(process)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
-            process.launch(argv, env={**os.environ, **(env or {})}, log_fd=output, stop_timeout=stop_timeout)
+            process.launch(Launch(argv, {**os.environ, **(env or {})}, output, stop_timeout))
         except LaunchFailed:
             process.stop(0)
             raise
@@ -75,7 +75,7 @@ def wait_for(condition: Callable[[], object], limit: float = LONG) -> None:
         ("import os; os.kill(os.getpid(), 40)", -40, "was killed by signal 40"),
     ],
 )
-def test_exit_is_reported_with_code_or_signal(launch: Launch, code: str, expected: int, text: str) -> None:
+def test_exit_is_reported_with_code_or_signal(launch: MakeProcess, code: str, expected: int, text: str) -> None:
     end = launch(*python(code)).wait_exit(LONG)
     assert end is not None
     assert end.code == expected
@@ -86,17 +86,17 @@ def test_exit_of_an_unknown_kind_is_described() -> None:
     assert "supervisor" in str(Exit(None, 0))
 
 
-def test_peak_memory_is_reported_in_bytes(launch: Launch) -> None:
+def test_peak_memory_is_reported_in_bytes(launch: MakeProcess) -> None:
     end = launch(*python("x = bytearray(100 << 20); x[:] = b'1' * len(x)")).wait_exit(LONG)
     assert end is not None
     assert 100 << 20 < end.max_rss < 4 << 30
 
 
-def test_wait_exit_gives_up(launch: Launch) -> None:
+def test_wait_exit_gives_up(launch: MakeProcess) -> None:
     assert launch("sleep", "100").wait_exit(0.05) is None
 
 
-def test_stop_ends_it_and_reaps(launch: Launch) -> None:
+def test_stop_ends_it_and_reaps(launch: MakeProcess) -> None:
     process = launch("sleep", "100")
     process.stop(LONG)
     assert process.exit is not None
@@ -106,7 +106,7 @@ def test_stop_ends_it_and_reaps(launch: Launch) -> None:
     assert not psutil.pid_exists(process.supervisor_pid or 0)
 
 
-def test_stop_before_launch_and_twice_is_harmless(launch: Launch) -> None:
+def test_stop_before_launch_and_twice_is_harmless(launch: MakeProcess) -> None:
     ServerProcess().stop(1)
     process = launch("sleep", "100")
     process.stop(LONG)
@@ -114,12 +114,12 @@ def test_stop_before_launch_and_twice_is_harmless(launch: Launch) -> None:
 
 
 @pytest.mark.parametrize("binary", ["/nonexistent/binary", "no-such-binary-anywhere"])
-def test_missing_binary(launch: Launch, binary: str) -> None:
+def test_missing_binary(launch: MakeProcess, binary: str) -> None:
     with pytest.raises(LaunchFailed, match="No such file"):
         launch(binary)
 
 
-def test_file_that_is_no_program(launch: Launch, tmp_path: Path) -> None:
+def test_file_that_is_no_program(launch: MakeProcess, tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_bytes(b"\0\0not a program")
     script.chmod(0o755)
@@ -127,7 +127,7 @@ def test_file_that_is_no_program(launch: Launch, tmp_path: Path) -> None:
         launch(str(script))
 
 
-def test_value_that_no_environment_can_hold(launch: Launch) -> None:
+def test_value_that_no_environment_can_hold(launch: MakeProcess) -> None:
     with pytest.raises(LaunchFailed, match="null"):
         launch("true", env={"A": "b\0c"})
     with pytest.raises(LaunchFailed, match=r"surrogates|encode"):
@@ -136,7 +136,7 @@ def test_value_that_no_environment_can_hold(launch: Launch) -> None:
         launch("true", env={"A": "x" * (1 << 20)})
 
 
-def test_environment_arrives_byte_for_byte(launch: Launch, log: Path) -> None:
+def test_environment_arrives_byte_for_byte(launch: MakeProcess, log: Path) -> None:
     values = {
         b"NEWLINES": b"a\nb\r\n\tc ",
         b"RAW": bytes(range(1, 256)),
@@ -150,14 +150,14 @@ def test_environment_arrives_byte_for_byte(launch: Launch, log: Path) -> None:
     assert {name: seen[name] for name in values} == values
 
 
-def test_arguments_arrive_byte_for_byte(launch: Launch, log: Path) -> None:
+def test_arguments_arrive_byte_for_byte(launch: MakeProcess, log: Path) -> None:
     words = [b"a b", b"", b"'\"", b"\xff\xfe", "ü".encode()]
     code = "import os, sys; print([os.fsencode(word) for word in sys.argv[1:]])"
     launch(*python(code), *map(os.fsdecode, words)).wait_exit(LONG)
     assert eval(log.read_text(), {"__builtins__": {}}) == words
 
 
-def test_server_reads_nothing_and_gets_no_descriptors_of_ours(launch: Launch, log: Path) -> None:
+def test_server_reads_nothing_and_gets_no_descriptors_of_ours(launch: MakeProcess, log: Path) -> None:
     left, right = socket.socketpair()
     with left, right:
         right.set_inheritable(True)
@@ -166,7 +166,7 @@ def test_server_reads_nothing_and_gets_no_descriptors_of_ours(launch: Launch, lo
     assert log.read_text().strip() == "'' [0, 1, 2]"
 
 
-def test_server_starts_with_default_signals_whatever_ours_are(launch: Launch, log: Path) -> None:
+def test_server_starts_with_default_signals_whatever_ours_are(launch: MakeProcess, log: Path) -> None:
     numbers = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
     before = {number: signal.getsignal(number) for number in numbers}
     try:
@@ -191,7 +191,7 @@ def test_server_starts_with_default_signals_whatever_ours_are(launch: Launch, lo
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
-def test_default_timeout_of_sockets_is_not_ours(launch: Launch) -> None:
+def test_default_timeout_of_sockets_is_not_ours(launch: MakeProcess) -> None:
     socket.setdefaulttimeout(0.05)
     try:
         process = launch("sleep", "100")
@@ -203,7 +203,7 @@ def test_default_timeout_of_sockets_is_not_ours(launch: Launch) -> None:
         socket.setdefaulttimeout(None)
 
 
-def test_broken_pipe_does_not_kill_an_owner_that_wants_sigpipe(launch: Launch) -> None:
+def test_broken_pipe_does_not_kill_an_owner_that_wants_sigpipe(launch: MakeProcess) -> None:
     process = launch("sleep", "100")
     previous = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
@@ -215,7 +215,7 @@ def test_broken_pipe_does_not_kill_an_owner_that_wants_sigpipe(launch: Launch) -
         signal.signal(signal.SIGPIPE, previous)
 
 
-def test_death_of_the_supervisor_ends_the_server(launch: Launch) -> None:
+def test_death_of_the_supervisor_ends_the_server(launch: MakeProcess) -> None:
     process = launch("sleep", "100")
     psutil.Process(process.supervisor_pid).kill()
     end = process.wait_exit(LONG)
@@ -227,7 +227,7 @@ def test_death_of_the_supervisor_ends_the_server(launch: Launch) -> None:
 
 
 def test_supervisor_that_does_not_answer_is_killed_with_its_tree(
-    launch: Launch, monkeypatch: pytest.MonkeyPatch
+    launch: MakeProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pytest_infserver.launcher.supervisor.KILL_LIMIT", 0)
     monkeypatch.setattr("pytest_infserver.launcher.supervisor.DRAIN_GRACE", 0)
@@ -244,7 +244,7 @@ def alive(pid: int) -> bool:
     return False
 
 
-def test_twenty_lives_leave_no_descriptor_thread_zombie_or_warning(launch: Launch) -> None:
+def test_twenty_lives_leave_no_descriptor_thread_zombie_or_warning(launch: MakeProcess) -> None:
     def state() -> tuple[int, list[str], int]:
         gc.collect()
         threads = sorted(thread.name for thread in threading.enumerate())
@@ -266,12 +266,13 @@ def test_twenty_lives_leave_no_descriptor_thread_zombie_or_warning(launch: Launc
 
 OWNER = """
 import os, sys
-from pytest_infserver.launcher.process import ServerProcess  # first: Python 3.13.0 imports nothing in a deleted folder
+# First: Python 3.13.0 imports nothing in a deleted folder.
+from pytest_infserver.launcher.process import Launch, ServerProcess
 {before}
 log = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 process = ServerProcess()
-process.launch([sys.executable, "-I", "-S", "-c", "print('hello', flush=True); import time; time.sleep(100)"],
-    env=dict(os.environ), log_fd=log, stop_timeout=5)
+argv = [sys.executable, "-I", "-S", "-c", "print('hello', flush=True); import time; time.sleep(100)"]
+process.launch(Launch(argv, env=dict(os.environ), log_fd=log, stop_timeout=5))
 while b"hello" not in open(sys.argv[1], "rb").read() and process.exit is None:
     pass
 process.stop(5)
@@ -308,7 +309,9 @@ def test_odd_owners(before: str, wrapper: list[str], tmp_path: Path, log: Path, 
     assert log.read_text().split("\n") == ["hello", f"exit {-signal.SIGTERM}"]
 
 
-def test_interpreter_with_spaces_in_its_path(launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interpreter_with_spaces_in_its_path(
+    launch: MakeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     link = tmp_path / "my python's" / "python"
     link.parent.mkdir()
     link.symlink_to(Path(sys.executable).resolve())
@@ -318,7 +321,7 @@ def test_interpreter_with_spaces_in_its_path(launch: Launch, tmp_path: Path, mon
     assert end.code == 0
 
 
-def test_interpreter_that_is_gone(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interpreter_that_is_gone(launch: MakeProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     with pytest.raises(LaunchFailed, match="nonexistent/python"):
         launch("true")

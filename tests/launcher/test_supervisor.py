@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from pytest_infserver import CommandServer, LeakError
-from pytest_infserver.launcher import supervisor
+from pytest_infserver.launcher import processes, supervisor
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 
@@ -42,10 +43,22 @@ def test_obedient_tree_has_no_survivors(fake_server: FakeServer) -> None:
     assert all(map(ended, children))
 
 
-def test_forgotten_children_are_asked_to_end_and_no_leak(fake_server: FakeServer) -> None:
-    server = fake_server("--children", "2", "--forget-children", debug_mode=True).start()
+def test_forgotten_children_are_asked_to_end_at_once(fake_server: FakeServer) -> None:
+    server = fake_server("--children", "2", "--forget-children").start()
     children = tree(server)
+    begin = time.monotonic()
     server.stop()
+    assert time.monotonic() - begin < supervisor.DRAIN_GRACE
+    assert all(map(ended, children))
+    assert server.survivors == ()
+
+
+def test_forgotten_children_are_a_leak_in_debug_mode(fake_server: FakeServer) -> None:
+    server = fake_server("--children", "2", "--forget-children", debug_mode=True, stop_timeout=1).start()
+    children = tree(server)
+    with pytest.raises(LeakError, match="left behind 2 processes") as caught:
+        server.stop()
+    assert {finding.pid for finding in caught.value.findings} == {child.pid for child in children}
     assert all(map(ended, children))
 
 
@@ -73,7 +86,7 @@ def test_stubborn_children_are_killed_and_named(fake_server: FakeServer, caplog:
 def test_survivors_are_a_leak_in_debug_mode(fake_server: FakeServer) -> None:
     server = fake_server("--ignore-term", stop_timeout=0.3, debug_mode=True).start()
     pid = server.pid
-    with pytest.raises(LeakError, match=rf"pid {pid} .*fake_engine"):
+    with pytest.raises(LeakError, match=rf"(?s)pid {pid}, the root process, .*fake_engine"):
         server.stop()
     assert server.pid is None
 
@@ -142,13 +155,13 @@ def test_sigterm_to_the_supervisor_is_a_stop(fake_server: FakeServer) -> None:
 def test_signal_reaches_only_the_process_that_was_meant() -> None:
     child = subprocess.Popen(["sleep", "100"])
     try:
-        found = next(one for one in supervisor.list_processes() if one.pid == child.pid)
-        supervisor.send_signal(found._replace(start="0"), signal.SIGKILL)
+        found = next(one for one in processes.list_processes() if one.pid == child.pid)
+        processes.send_signal(found._replace(start="0"), signal.SIGKILL)
         with pytest.raises(subprocess.TimeoutExpired):
             child.wait(0.1)
-        supervisor.send_signal(found, signal.SIGKILL)
+        processes.send_signal(found, signal.SIGKILL)
         assert child.wait(30) == -signal.SIGKILL
-        supervisor.send_signal(found, signal.SIGKILL)
+        processes.send_signal(found, signal.SIGKILL)
     finally:
         child.kill()
         child.wait()
@@ -158,7 +171,7 @@ def test_processes_are_listed_with_parents() -> None:
     name = "print(input())"
     child = subprocess.Popen([sys.executable, "-c", name], stdin=subprocess.PIPE)
     try:
-        below = supervisor.descendants(os.getpid())
+        below = processes.descendants(os.getpid())
         assert child.pid in {process.pid for process in below}
         assert all(process.pid != os.getpid() for process in below)
         assert supervisor.describe(below[0])["pid"] == below[0].pid
@@ -168,7 +181,7 @@ def test_processes_are_listed_with_parents() -> None:
 
 @pytest.mark.skipif(not Path("/bin/ps").exists(), reason="needs ps")
 def test_processes_can_be_listed_by_ps() -> None:
-    found = {process.pid: process for process in supervisor._list_processes_by_ps()}
+    found = {process.pid: process for process in processes._list_processes_by_ps()}
     assert found[os.getpid()].parent == os.getppid()
 
 
@@ -177,15 +190,17 @@ def test_end_of_the_owner_is_seen(
     system_tells: bool, tmp_path: Path, nothing_left: None, fake_server: FakeServer
 ) -> None:
     """Also where there is no pidfd, and a fork of the owner holds its socket open."""
-    script = tmp_path / "supervisor.py"
-    source = Path(supervisor.__file__).read_text()
+    package = Path(supervisor.__file__).parents[1]
+    copy = shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    script = copy / "launcher" / "supervisor.py"
+    source = script.read_text()
     assert 'hasattr(os, "pidfd_open")' in source
     script.write_text(source if system_tells else source.replace('hasattr(os, "pidfd_open")', "False"))
     command = fake_server().settings.launch_command
     owner = f"""
 import os, sys, time
 from pytest_infserver import CommandServer
-from pytest_infserver.launcher import supervisor
+from pytest_infserver.launcher import processes, supervisor
 supervisor.__file__ = {str(script)!r}
 server = CommandServer(launch_command={command!r}, output_dir={str(tmp_path)!r}, stop_timeout=2).start()
 fork = os.fork()

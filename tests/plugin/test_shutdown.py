@@ -48,7 +48,7 @@ def test_a_leak_is_an_extra_error_of_the_last_test_and_of_no_other(project, serv
     result = project.run("-v", *reruns, plugins=("pytest_rerunfailures",) if reruns else ())
     result.assert_outcomes(passed=5, errors=1, skipped=2)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["*ERROR at teardown of test_2[[]leaky]*", "leaky (command): 1 of its processes*"])
+    result.stdout.fnmatch_lines(["*ERROR at teardown of test_2[[]leaky]*", "leaky (command) left behind a process:*"])
     assert "rerun" not in result.stdout.str().splitlines()[-1]
     quiet(result)
     assert project.events().count("started leaky") == 1
@@ -66,7 +66,7 @@ def test_a_leak_at_an_early_end_is_shown_and_a_leak_without_debug_mode_is_none(p
     )
     result = project.run("--infserver-debug")
     assert result.ret != 0
-    result.stdout.fnmatch_lines(["*leaky (command): 1 of its processes did not end by themselves*"])
+    result.stdout.fnmatch_lines(["leaky (command) left behind a process:"])
     assert project.run("-k", "test_1").ret == 0
 
 

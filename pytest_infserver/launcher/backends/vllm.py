@@ -39,6 +39,8 @@ class VLLMServer(InferenceServer):
         re.compile(rb"error: (?:unrecognized|argument|the following) .*"),
     )
     download_patterns = HUB_DOWNLOADS
+    # A clean exit leaves its ZeroMQ sockets, each named by a UUID.
+    known_leftovers = ("socket:????????-????-????-????-????????????",)
 
     def get_backend_name(self) -> str:
         """Return ``vllm``."""

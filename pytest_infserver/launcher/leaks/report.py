@@ -1,0 +1,127 @@
+"""What a check for leaks has found, as a value and as a text."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_infserver.launcher.leaks.finding import Finding
+from pytest_infserver.launcher.redaction import redact
+
+_MAX_COMMAND = 160
+_WORDS = {
+    "process": ("a process", "processes"),
+    "port": ("a listening port", "listening ports"),
+    "shm": ("a shared memory object", "shared memory objects"),
+    "semaphore": ("a semaphore", "semaphores"),
+    "sysv": ("a SysV segment", "SysV segments"),
+    "socket": ("a unix socket", "unix sockets"),
+    "file": ("a temporary file", "temporary files"),
+    "gpu": ("memory of a GPU", "GPUs' memory"),
+}
+
+
+@dataclass(frozen=True)
+class LeakReport:
+    """What a server has left behind.
+
+    Attributes:
+        findings: All of it, errors and warnings.
+        not_checked: What could not be looked for, each with the reason.
+    """
+
+    findings: tuple[Finding, ...]
+    not_checked: tuple[str, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether any of it is an error."""
+        return any(finding.fails for finding in self.findings)
+
+
+def from_message(entries: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """Return the findings that a supervisor has sent."""
+    return [Finding(**{key: _clean(value) for key, value in entry.items()}) for entry in entries]
+
+
+def judged(findings: Sequence[Finding], allowed: Sequence[str], secrets: frozenset[str]) -> tuple[Finding, ...]:
+    """Return findings as they are reported: what is allowed is a warning, secrets are masked.
+
+    Args:
+        findings: What was found.
+        allowed: ``kind:glob`` of what is a warning only.
+        secrets: Values that must not be shown.
+    """
+    return tuple(
+        finding._replace(
+            fails=finding.fails and not is_allowed(finding, allowed),
+            name=redact(finding.name, secrets),
+            command=redact(finding.command, secrets),
+        )
+        for finding in findings
+    )
+
+
+def is_allowed(finding: Finding, allowed: Sequence[str]) -> bool:
+    """Tell whether one of the patterns ``kind:glob`` fits what was found; a path also by its last part."""
+    names = (finding.name, os.path.basename(finding.name))  # noqa: PTH119
+    for pattern in allowed:
+        kind, _, glob = pattern.partition(":")
+        if kind == finding.kind and any(fnmatch.fnmatchcase(name, glob) for name in names):
+            return True
+    return False
+
+
+def as_text(who: str, findings: Sequence[Finding]) -> str:
+    """Return what was left behind by a server, for people: errors first."""
+    failures = [finding for finding in findings if finding.fails]
+    warnings = [finding for finding in findings if not finding.fails]
+    lines = [f"{who} left behind {_summary(findings)}:"]
+    shown: set[int | None] = {None}
+    for finding in failures:
+        lines += _finding_lines(finding, "  ", shown)
+    for finding in warnings:
+        lines += _finding_lines(finding, "  warning: " if failures else "  ", shown)
+    if failures:
+        advice = "let it clean up, or accept what you know of"
+        lines.append(f'  What to do: {advice}: allow_leaks: ["{_pattern(failures)}"]')
+    return "\n".join(lines)
+
+
+def _summary(findings: Sequence[Finding]) -> str:
+    counts = Counter(finding.kind for finding in findings)
+    words = [(_WORDS[kind][0] if count == 1 else f"{count} {_WORDS[kind][1]}") for kind, count in counts.items()]
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _finding_lines(finding: Finding, prefix: str, shown: set[int | None]) -> list[str]:
+    is_process = finding.kind == "process"
+    parts = [f"pid {finding.pid}" if is_process else finding.name, finding.detail]
+    if finding.age is not None:
+        parts.append(f"{finding.age:.0f} s old" if finding.age >= 1 else "less than 1 s old")
+    if finding.pid is not None and not is_process:
+        parts.append(f"held by pid {finding.pid}")
+    removed = "killed" if is_process else "closed" if finding.kind == "port" else "removed"
+    fate = removed if finding.removed else f"could not be {removed}" if finding.fails else ""
+    head = f"{prefix}{finding.kind:<10}{', '.join(filter(None, parts))}{f'; {fate}' if fate else ''}"
+    if finding.pid in shown or not finding.command:
+        return [head]
+    shown.add(finding.pid)
+    command = finding.command
+    return [head, f"            {command if len(command) <= _MAX_COMMAND else f'{command[:_MAX_COMMAND]} ...'}"]
+
+
+def _pattern(failures: Sequence[Finding]) -> str:
+    first = next((finding for finding in failures if finding.kind != "process"), failures[0])
+    if first.kind == "process":
+        return f"process:*{os.path.basename(first.name.partition(' ')[0])}*"  # noqa: PTH119
+    return f"{first.kind}:{os.path.basename(first.name)}"  # noqa: PTH119
+
+
+def _clean(value: Any) -> Any:
+    # A path is bytes; what is no text in it cannot be printed.
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value

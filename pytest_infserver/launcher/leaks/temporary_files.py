@@ -1,0 +1,55 @@
+"""Temporary files: the server gets a temporary directory of its own, and what is in it at the end is left behind."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+
+from pytest_infserver.launcher.leaks.finding import Finding
+
+
+class TemporaryDirectory:
+    """The directory that a server gets as its TMPDIR.
+
+    Attributes:
+        path: Where it is: a short path, for a unix socket's has at most 107 bytes.
+    """
+
+    def __init__(self, parent: str) -> None:
+        """Make the directory.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        self.path = os.path.join(parent, f"infs-{os.urandom(5).hex()}")  # noqa: PTH118
+        os.mkdir(self.path, 0o700)  # noqa: PTH102
+
+    def left(self) -> list[Finding]:
+        """Return what is in it, each thing at its top once, and remove it."""
+        found = []
+        try:
+            entries = sorted(os.listdir(self.path))  # noqa: PTH208
+        except OSError:
+            entries = []
+        for name in entries:
+            path = os.path.join(self.path, name)  # noqa: PTH118
+            try:
+                status = os.lstat(path)
+            except OSError:
+                continue
+            kind = "socket" if stat.S_ISSOCK(status.st_mode) else "file"
+            detail = "a directory in the server's TMPDIR" if stat.S_ISDIR(status.st_mode) else "in the server's TMPDIR"
+            found.append(Finding(kind, path, detail, age=max(0.0, time.time() - status.st_ctime)))
+        self.remove()
+        return [finding._replace(removed=not os.path.lexists(finding.name)) for finding in found]
+
+    def remove(self) -> None:
+        """Remove it with all that is in it, as far as possible."""
+        # Imported here: most servers leave nothing, and os.rmdir does.
+        try:
+            os.rmdir(self.path)  # noqa: PTH106
+        except OSError:
+            import shutil
+
+            shutil.rmtree(self.path, ignore_errors=True)

@@ -1,0 +1,136 @@
+"""Follows one server's processes and what they hold, and says at the end what is left."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from pytest_infserver.launcher.leaks.finding import Finding
+from pytest_infserver.launcher.leaks.holdings import Holdings, read_holdings
+from pytest_infserver.launcher.leaks.ports import Ports
+from pytest_infserver.launcher.leaks.shm import SharedMemory
+from pytest_infserver.launcher.leaks.sysv import SysVSharedMemory
+from pytest_infserver.launcher.leaks.temporary_files import TemporaryDirectory
+from pytest_infserver.launcher.leaks.unix_sockets import UnixSockets
+from pytest_infserver.launcher.processes import Process, age, command_line, read_process
+
+Result = TypeVar("Result")
+
+
+class Watch(Protocol):
+    """Follows one kind of resource."""
+
+    what: ClassVar[str]
+
+    def look(self, tree: Sequence[Holdings], owner: Holdings | None) -> None:
+        """Note what the server's processes hold now, and that what its owner holds is not the server's."""
+
+    def left(self) -> list[Finding]:
+        """Return what is left now that the processes are gone, after removing it."""
+
+
+class Tracker:
+    """Follows one server from before its launch; lives in its supervisor.
+
+    Attributes:
+        tmpdir: The server's own temporary directory, or None if none could be made.
+    """
+
+    def __init__(self, owner_pid: int, temporary_parent: str) -> None:
+        """Note what exists before the server does.
+
+        Args:
+            owner_pid: The process whose objects are never taken for the server's.
+            temporary_parent: Where the server's temporary directory is made.
+        """
+        self._owner_pid = owner_pid
+        self._not_checked: list[str] = []
+        self._seen: dict[tuple[int, str], None] = {}
+        self._processes: list[Finding] = []
+        self._ports = Ports()
+        self._watches: list[Watch] = []
+        if sys.platform == "linux":
+            self._watches = [SharedMemory(), SysVSharedMemory(), self._ports, UnixSockets()]
+        else:
+            self._not_checked.append(f"shared memory, sockets and ports: not on {sys.platform}")
+        self._directory: TemporaryDirectory | None = None
+        try:
+            self._directory = TemporaryDirectory(temporary_parent)
+        except OSError as error:
+            self._not_checked.append(f"temporary files: {temporary_parent} cannot be written ({error.strerror})")
+
+    @property
+    def tmpdir(self) -> str | None:
+        """The server's own temporary directory, or None if none could be made."""
+        return None if self._directory is None else self._directory.path
+
+    def look(self, tree: Sequence[Process]) -> None:
+        """Note what the server's processes hold now."""
+        self._seen.update(dict.fromkeys((process.pid, process.start) for process in tree))
+        if not self._watches:
+            return
+        owner = read_process(self._owner_pid)
+        held = [read_holdings(process) for process in tree]
+        owner_held = None if owner is None else read_holdings(owner)
+        for watch in list(self._watches):
+            self._attempt(watch, functools.partial(watch.look, held, owner_held))
+
+    def note_left(self, tree: Sequence[Process], root: int, waited: str) -> None:
+        """Note processes that should have ended, before they are asked to or killed.
+
+        Args:
+            tree: These processes.
+            root: The server's root process.
+            waited: How long they were waited for, in words.
+        """
+        self.look(tree)
+        for process in tree:
+            command = command_line(process.pid)
+            detail = f"{_role(process, root)}, did not end within {waited}"
+            self._processes.append(
+                Finding("process", command or "no command line", detail, process.pid, command, age(process))
+            )
+        if self._watches:
+            others = [read_holdings(process) for process in tree if process.pid != root]
+            self._processes += self._ports.held_by(others)
+
+    def finish(self, stuck: Sequence[int]) -> dict[str, Any]:
+        """Return what is left now that the processes are gone, and remove it.
+
+        Args:
+            stuck: Processes that could not be killed.
+        """
+        findings = [
+            finding._replace(removed=finding.pid not in stuck) if finding.kind in ("process", "port") else finding
+            for finding in self._processes
+        ]
+        for watch in list(self._watches):
+            findings += self._attempt(watch, watch.left) or []
+        if self._directory is not None:
+            findings += self._directory.left()
+        return {
+            "findings": [finding._asdict() for finding in findings],
+            "not_checked": self._not_checked,
+            "processes": list(self._seen),
+        }
+
+    def _attempt(self, watch: Watch, action: Callable[[], Result]) -> Result | None:
+        try:
+            return action()
+        except Exception as error:
+            # The server must not fall because its leaks cannot be looked for.
+            self._watches.remove(watch)
+            self._not_checked.append(f"{watch.what}: {type(error).__name__}: {error}")
+            return None
+
+
+def _role(process: Process, root: int) -> str:
+    if process.pid == root:
+        return "the root process"
+    if process.group == root:
+        return "in the server's process group"
+    if process.session == root:
+        return "in a process group of its own"
+    return "in a session of its own"

@@ -1,0 +1,143 @@
+"""The processes of the machine, as /proc shows them: who descends from whom, told apart by pid and start time.
+
+Imports only the standard library, and little of it: the supervisor starts with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from typing import NamedTuple
+
+
+class Process(NamedTuple):
+    """A process that cannot be confused with a later one of the same pid.
+
+    Attributes:
+        start: When it began: clock ticks after the boot on Linux, ps's words elsewhere.
+        zombie: Whether it has ended and only waits to be reaped.
+        group: Its process group.
+        session: Its session; 0 where the system does not tell.
+    """
+
+    pid: int
+    parent: int
+    start: str
+    zombie: bool
+    group: int
+    session: int
+
+
+def list_processes() -> list[Process]:
+    """Return all processes of the machine that this one may see."""
+    if not os.path.isdir("/proc/self"):  # noqa: PTH112 (pathlib costs start-up time)
+        return _list_processes_by_ps()
+    found = []
+    for name in os.listdir("/proc"):  # noqa: PTH208
+        if name.isdigit():
+            process = read_process(int(name))
+            if process is not None:
+                found.append(process)
+    return found
+
+
+def read_process(pid: int) -> Process | None:
+    """Return a process by its pid, on Linux; None if there is none."""
+    # The command name may hold spaces and parentheses: fields count from the last one.
+    fields = read_file(f"/proc/{pid}/stat", 2048).rpartition(b")")[2].split()
+    if len(fields) < 20:
+        return None
+    # A process whose first thread has ended looks like a zombie while its other threads run.
+    zombie = fields[0] in (b"Z", b"X") and int(fields[17]) < 2
+    return Process(pid, int(fields[1]), fields[19].decode(), zombie, int(fields[2]), int(fields[3]))
+
+
+def _list_processes_by_ps() -> list[Process]:
+    with subprocess.Popen(["ps", "-A", "-o", "pid=,ppid=,pgid=,stat=,lstart="], stdout=subprocess.PIPE) as ps:
+        output = ps.communicate()[0]
+    rows = [line.split(None, 4) for line in output.decode("utf-8", "replace").splitlines()]
+    found = [
+        Process(int(row[0]), int(row[1]), row[4], row[3].startswith("Z"), int(row[2]), 0)
+        for row in rows
+        if len(row) == 5
+    ]
+    return [process for process in found if process.pid != ps.pid]
+
+
+def descendants(root: int) -> list[Process]:
+    """Return the processes below ``root``, parents first, zombies left out."""
+    children: dict[int, list[Process]] = {}
+    for process in list_processes():
+        children.setdefault(process.parent, []).append(process)
+    found, queue = [], [root]
+    while queue:
+        for child in children.get(queue.pop(), []):
+            queue.append(child.pid)
+            if not child.zombie:
+                found.append(child)
+    return found
+
+
+def send_signal(process: Process, number: int) -> None:
+    """Signal a process unless it has ended, even if its pid has been given to another one since."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if not hasattr(os, "pidfd_open") or not hasattr(signal, "pidfd_send_signal"):
+            os.kill(process.pid, number)
+            return
+        try:
+            handle = os.pidfd_open(process.pid)
+        except OSError:
+            if is_alive(process.pid, process.start):
+                os.kill(process.pid, number)
+            return
+        try:
+            if is_alive(process.pid, process.start):
+                signal.pidfd_send_signal(handle, number)
+        finally:
+            os.close(handle)
+
+
+def is_alive(pid: int, start: str) -> bool:
+    """Tell whether the process still exists, be it as a zombie."""
+    if not os.path.isdir("/proc/self"):  # noqa: PTH112
+        return any((process.pid, process.start) == (pid, start) for process in _list_processes_by_ps())
+    process = read_process(pid)
+    return process is not None and process.start == start
+
+
+def ignores_sigterm(process: Process) -> bool:
+    """Tell whether SIGTERM cannot end this process (Linux; elsewhere the answer is no)."""
+    for line in read_file(f"/proc/{process.pid}/status", 8192).splitlines():
+        if line.startswith(b"SigIgn:"):
+            return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+    return False
+
+
+def command_line(pid: int) -> str:
+    """Return the first 4 KB of a process's command line, or "" if it has none (any more)."""
+    words = read_file(f"/proc/{pid}/cmdline", 4096).replace(b"\0", b" ")
+    return " ".join(words.decode("utf-8", "replace").split())
+
+
+def age(process: Process) -> float | None:
+    """Return for how many seconds a process has lived, on Linux."""
+    if not process.start.isdigit():
+        return None
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - int(process.start) / os.sysconf("SC_CLK_TCK"))
+
+
+def read_file(path: str, limit: int) -> bytes:
+    """Return at most the first ``limit`` bytes of a file of /proc, or nothing if there is none (any more)."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(descriptor, limit)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
