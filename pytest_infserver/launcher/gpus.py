@@ -56,7 +56,7 @@ def _reader() -> Callable[[], list[Gpu]] | str:
     """Return what reads the GPUs, or why nothing can."""
     reasons = []
     # A broken driver raises whatever it likes; none of it may end a test run.
-    for name, connect in (("NVML", _connect_nvml), ("amdsmi", _connect_amdsmi)):
+    for name, connect in (("nvidia-ml-py", _connect_nvml), ("amdsmi", _connect_amdsmi)):
         try:
             return connect()
         except ImportError:

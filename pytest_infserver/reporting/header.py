@@ -15,4 +15,14 @@ def header_lines(settings: Settings, candidates: list[Candidate], debug: bool) -
         return []
     source = ", ".join(file.name for file in settings.config_files) or settings.url or "command line"
     servers = ", ".join(f"{one.name} ({one.backend})" for one in candidates)
-    return [f"infserver: {source}: {servers}{'; debug mode' if debug else ''}"]
+    return [f"infserver: {source}: {servers}{_debug_mode() if debug else ''}"]
+
+
+def _debug_mode() -> str:
+    from pytest_infserver.launcher.gpus import NoTelemetry, read_gpus
+
+    try:
+        read_gpus()
+    except NoTelemetry as reason:
+        return f"; debug mode (GPU memory is not checked: {reason})"
+    return "; debug mode"

@@ -116,9 +116,13 @@ def _finding_lines(finding: Finding, prefix: str, shown: set[int | None]) -> lis
 
 
 def _pattern(failures: Sequence[Finding]) -> str:
-    first = next((finding for finding in failures if finding.kind != "process"), failures[0])
+    # Ports go with the processes that hold them.
+    first = next((finding for finding in failures if finding.kind not in ("process", "port")), failures[0])
     if first.kind == "process":
-        return f"process:*{os.path.basename(first.name.partition(' ')[0])}*"  # noqa: PTH119
+        # The interpreter alone would allow too much: a script or a module says more.
+        binary, *rest = first.name.split()
+        telling = next((word for word in rest if not word.startswith("-")), binary)
+        return f"process:*{os.path.basename(telling)}*"  # noqa: PTH119
     return f"{first.kind}:{os.path.basename(first.name)}"  # noqa: PTH119
 
 

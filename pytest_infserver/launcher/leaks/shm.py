@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import signal
 import stat
 import time
 from collections.abc import Iterator, Sequence
@@ -42,7 +44,9 @@ class SharedMemory:
         new = [entry for entry in _objects() if entry[0] not in self._not_ours]
         # Somebody else's that was never seen held by the server is nobody's business.
         suspects = [entry for entry in new if entry[0] in self._held or entry[2].st_uid == os.getuid()]
-        elsewhere = held_by_others(identity for identity, _, _ in suspects) if suspects else set()
+        # The look at every process of the machine is the dear part: 70 ms where there are 1,000.
+        unclear = [identity for identity, path, _ in suspects if not _nobody_holds(path)]
+        elsewhere = held_by_others(unclear) if unclear else set()
         return [
             self._finding(identity, path, status) for identity, path, status in suspects if identity not in elsewhere
         ]
@@ -70,6 +74,25 @@ def _objects() -> Iterator[tuple[ObjectId, str, os.stat_result]]:
                 status = os.lstat(path)
                 if stat.S_ISREG(status.st_mode):
                     yield (status.st_dev, status.st_ino), path, status
+
+
+def _nobody_holds(path: str) -> bool:
+    """Ask the kernel whether no process has the file open or mapped; a no may also mean that it does not tell."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # Who opens it just now would end us by SIGIO, the usual signal.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        # A write lease is given only on a file that nobody else has.
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _remove(path: str, identity: ObjectId) -> bool:
