@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+import io
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,7 @@ class Gpu:
         uuid: Its identity, which outlasts restarts.
         index: Its number in the driver's own order.
         name: Its model.
-        used: Memory in use, in bytes.
+        used: Memory in use, in bytes, or None if the driver does not say: NVIDIA's GB10 has none of its own.
         processes: Process id to bytes of its memory (0 where the driver does not say), or None if the driver does
             not name them. The ids are those of the driver's own pid namespace.
     """
@@ -25,7 +27,7 @@ class Gpu:
     uuid: str
     index: int
     name: str
-    used: int
+    used: int | None
     processes: Mapping[int, int] | None
 
     def __str__(self) -> str:
@@ -48,7 +50,7 @@ def read_gpus() -> list[Gpu]:
     try:
         return reader()
     except Exception as error:
-        raise NoTelemetry(f"{type(error).__name__}: {error}") from None
+        raise NoTelemetry(f"{type(error).__name__}: {_words(error)}") from None
 
 
 @functools.cache
@@ -62,7 +64,7 @@ def _reader() -> Callable[[], list[Gpu]] | str:
         except ImportError:
             reasons.append(f"{name} is not installed")
         except Exception as error:
-            reasons.append(f"{name}: {str(error) or type(error).__name__}")
+            reasons.append(f"{name}: {_words(error) or type(error).__name__}")
     return "; ".join(reasons)
 
 
@@ -74,25 +76,33 @@ def _connect_nvml() -> Callable[[], list[Gpu]]:
     def processes(handle: Any) -> Mapping[int, int] | None:
         try:
             running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-        except pynvml.NVMLError:
+        except (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError):
             return None
-        return {entry.pid: entry.usedGpuMemory or 0 for entry in running}
+        return _by_pid((entry.pid, entry.usedGpuMemory or 0) for entry in running)
+
+    def used(handle: Any) -> int | None:
+        with contextlib.suppress(pynvml.NVMLError_NotSupported):
+            return int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+        return None
 
     def read() -> list[Gpu]:
         found = []
         for index in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            used = int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
             name = _text(pynvml.nvmlDeviceGetName(handle))
-            found.append(Gpu(_text(pynvml.nvmlDeviceGetUUID(handle)), index, name, used, processes(handle)))
+            found.append(Gpu(_text(pynvml.nvmlDeviceGetUUID(handle)), index, name, used(handle), processes(handle)))
         return found
 
     return read
 
 
 def _connect_amdsmi() -> Callable[[], list[Gpu]]:
-    import amdsmi
-
+    try:
+        # amdsmi 7.0 prints that its library is missing, and then falls over a name that it has not set.
+        with contextlib.redirect_stdout(io.StringIO()):
+            import amdsmi
+    except KeyError:
+        raise OSError("libamd_smi.so cannot be loaded") from None
     amdsmi.amdsmi_init()
 
     def processes(handle: Any) -> Mapping[int, int] | None:
@@ -100,7 +110,12 @@ def _connect_amdsmi() -> Callable[[], list[Gpu]]:
             running = amdsmi.amdsmi_get_gpu_process_list(handle)
         except amdsmi.AmdSmiException:
             return None
-        return {entry["pid"]: entry["memory_usage"]["vram_mem"] for entry in running}
+        return _by_pid((entry["pid"], entry["memory_usage"]["vram_mem"]) for entry in running)
+
+    def used(handle: Any) -> int | None:
+        with contextlib.suppress(amdsmi.AmdSmiException):
+            return int(amdsmi.amdsmi_get_gpu_memory_usage(handle, amdsmi.AmdSmiMemoryType.VRAM))
+        return None
 
     def name(handle: Any) -> str:
         with contextlib.suppress(amdsmi.AmdSmiException):
@@ -109,17 +124,24 @@ def _connect_amdsmi() -> Callable[[], list[Gpu]]:
 
     def read() -> list[Gpu]:
         return [
-            Gpu(
-                amdsmi.amdsmi_get_gpu_device_uuid(handle),
-                index,
-                name(handle),
-                int(amdsmi.amdsmi_get_gpu_memory_usage(handle, amdsmi.AmdSmiMemoryType.VRAM)),
-                processes(handle),
-            )
+            Gpu(amdsmi.amdsmi_get_gpu_device_uuid(handle), index, name(handle), used(handle), processes(handle))
             for index, handle in enumerate(amdsmi.amdsmi_get_processor_handles())
         ]
 
     return read
+
+
+def _by_pid(sizes: Iterable[tuple[int, int]]) -> Mapping[int, int]:
+    # On a partitioned GPU a process comes once for each part.
+    found: Counter[int] = Counter()
+    for pid, size in sizes:
+        found[pid] += size
+    return found
+
+
+def _words(error: Exception) -> str:
+    # amdsmi's texts have several lines.
+    return " ".join(str(error).split())
 
 
 def _text(value: str | bytes) -> str:

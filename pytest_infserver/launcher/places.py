@@ -59,17 +59,19 @@ def shared_dir() -> Path | None:
 
     A folder in ``INFSERVER_STATE_DIR`` if that is set, else in ``/tmp``, whatever TMPDIR says: all must find it.
     """
-    parent = Path(os.environ.get("INFSERVER_STATE_DIR") or "/tmp")
-    folder = parent / "pytest-infserver-devices"
+    own = os.environ.get("INFSERVER_STATE_DIR")
+    folder = Path(own or "/tmp") / "pytest-infserver-devices"
     try:
-        folder.mkdir(parents=True)
-        # Against the umask: anybody may add a file, nobody may remove another's.
-        folder.chmod(0o1777)
-    except FileExistsError:
-        pass
+        if own:
+            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        status = folder.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and stat.S_IMODE(status.st_mode) != 0o1777:
+            # Against the umask: anybody may add a file, nobody may remove another's.
+            folder.chmod(0o1777)
     except OSError:
         return None
-    return folder if folder.is_dir() and not folder.is_symlink() else None
+    return folder if stat.S_ISDIR(status.st_mode) else None
 
 
 def take_shared_lock(path: Path) -> int | None:

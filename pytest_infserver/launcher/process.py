@@ -165,6 +165,13 @@ class ServerProcess:
         """Tell the supervisor that the server now obeys SIGTERM, so that it gets its full time to end."""
         self._send(do="ready")
 
+    @property
+    def cut_short(self) -> bool:
+        """Whether somebody else has killed the server or its supervisor, so that it could not end in order."""
+        if self.exit is None or self.exit.code is None:
+            return True
+        return self.exit.code == -signal.SIGKILL and self.pid not in {survivor.pid for survivor in self.survivors}
+
     def wait_exit(self, timeout: float) -> Exit | None:
         """Wait until the root process has ended; return how, or None after ``timeout`` seconds."""
         with self._changed:

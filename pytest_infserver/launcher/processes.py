@@ -12,6 +12,8 @@ import subprocess
 import time
 from typing import NamedTuple
 
+_MAX_COMMAND = 4096
+
 
 class Process(NamedTuple):
     """A process that cannot be confused with a later one of the same pid.
@@ -74,7 +76,8 @@ def descendants(root: int) -> list[Process]:
         children.setdefault(process.parent, []).append(process)
     found, queue = [], [root]
     while queue:
-        for child in children.get(queue.pop(), []):
+        # Taken out: where pids are reused during the look, parents may form a circle.
+        for child in children.pop(queue.pop(), []):
             queue.append(child.pid)
             if not child.zombie:
                 found.append(child)
@@ -118,8 +121,11 @@ def ignores_sigterm(process: Process) -> bool:
 
 def command_line(pid: int) -> str:
     """Return the first 4 KB of a process's command line, or "" if it has none (any more)."""
-    words = read_file(f"/proc/{pid}/cmdline", 4096).replace(b"\0", b" ")
-    return " ".join(words.decode("utf-8", "replace").split())
+    words = read_file(f"/proc/{pid}/cmdline", _MAX_COMMAND)
+    if len(words) == _MAX_COMMAND:
+        # Half a secret would not be known for one.
+        words = words.rpartition(b"\0")[0] or words
+    return " ".join(words.replace(b"\0", b" ").decode("utf-8", "replace").split())
 
 
 def age(process: Process) -> float | None:

@@ -314,7 +314,9 @@ class InferenceServer:
                 return self
             begin = time.monotonic()
             try:
-                self._end_process()
+                if self._process is not None:
+                    self._end_process()
+                    self._warn_of_leftovers()
                 self._owner = os.getpid()
                 self._state = ServerState.STARTING
                 self._command = None
@@ -330,6 +332,7 @@ class InferenceServer:
             except BaseException:
                 self._state = ServerState.FAILED
                 self._end_process()
+                self._warn_of_leftovers()
                 raise
 
     def stop(self) -> None:
@@ -346,9 +349,10 @@ class InferenceServer:
             orderly = self.state is ServerState.READY
             if self._state is ServerState.NEW:
                 return
+            had_process = self._process is not None
             try:
                 self._state = ServerState.STOPPING
-                self._end_process(orderly=orderly)
+                orderly = self._end_process(orderly=orderly)
             except BaseException:
                 if self._process is not None:
                     self._process.close()
@@ -357,6 +361,8 @@ class InferenceServer:
                 self._state = ServerState.STOPPED
             if orderly:
                 self._report_leftovers()
+            elif had_process:
+                self._warn_of_leftovers()
 
     def _report_leftovers(self) -> None:
         report = self.leak_report
@@ -536,6 +542,7 @@ class InferenceServer:
             self.launches += 1
             self._command = command = make_command(self.get_launch_command(), self.env_vars)
             self._process = process = ServerProcess()
+            self.leak_report = None
             self._leak_check = check = LeakCheck(self.env_vars) if self.debug_mode else None
             locks = [reservation.lock_fd, *(check.lock_fds if check is not None else ())]
             stop_command = self.settings.stop_command
@@ -611,19 +618,22 @@ class InferenceServer:
         self._hang = f"hung and was killed: its health check has failed for {shown_seconds(seconds)} s ({answer})"
         process.stop(0)
 
-    def _end_process(self, *, keep: bool = False, orderly: bool = False) -> None:
+    def _end_process(self, *, keep: bool = False, orderly: bool = False) -> bool:
         """End the process and its tree.
 
         Args:
             keep: Remember it for what is asked of it later.
-            orderly: It runs and is stopped on purpose: what it leaves behind is its own fault.
+            orderly: It runs and is stopped on purpose.
+
+        Returns:
+            Whether it came to its end in order, so that what it leaves behind is its own fault.
         """
         if self._heartbeat is not None:
             self._heartbeat.end()
             self._heartbeat = None
         process = self._process
         if process is None:
-            return
+            return False
         try:
             process.stop(self.settings.stop_timeout)
         except BaseException:
@@ -635,12 +645,12 @@ class InferenceServer:
             if not keep:
                 self._process = None
         check, self._leak_check = self._leak_check, None
-        allowed = [*self.known_leftovers, *self.settings.allow_leaks]
-        self.leak_report = None if check is None else check.report(process, allowed, self.command().secrets)
-        if not orderly:
-            self._warn_of_leftovers()
-        elif process.stop_problem is not None:
+        if check is not None:
+            allowed = [*self.known_leftovers, *self.settings.allow_leaks]
+            self.leak_report = check.report(process, allowed, self.command().secrets)
+        if orderly and process.stop_problem is not None:
             self.on_warning(f"{self}: its stop_command {process.stop_problem}; log: {self.log_path}")
+        return orderly and not process.cut_short
 
     def _warn_of_leftovers(self) -> None:
         """Say what a server has left behind that had no chance to clean up."""

@@ -28,7 +28,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":
@@ -61,6 +61,8 @@ LOOK_INTERVAL = 0.5
 """Debug mode: seconds between two looks at what the server's processes hold."""
 LOOK_SHARE = 20
 """Debug mode: looks take at most one part in so many of one core's time."""
+ALARM_SHARE = 4
+"""The same while new objects appear in /dev/shm all the time."""
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -102,7 +104,7 @@ class Supervisor:
         self.owner = owner
         self.owner_gone = False
         self.tracker = tracker
-        self.next_look = 0.0
+        self.next_look = self.earliest_look = 0.0
         self.inbox = b""
         self.told_to_end = False
         self.root = 0
@@ -111,6 +113,7 @@ class Supervisor:
         self.ready = False
         self.stop_timeout = 30.0
         self.stopping = False
+        self.orderly = False  # asked to stop with all that it needs to do so by itself
         self.deadline: float | None = None  # when what is left is killed
         self.drain_since: float | None = None  # when the root ended
         self.drain_asked = False
@@ -122,13 +125,7 @@ class Supervisor:
         self.stop_command: Sequence[bytes] | None = None
         self.stopper = 0  # the running stop command
         self.env: Mapping[bytes, bytes] = {}
-        self.wakeup_read, wakeup_write = os.pipe()
-        os.set_blocking(self.wakeup_read, False)
-        os.set_blocking(wakeup_write, False)
-        signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
+        self._listen_to_signals()
         # Blocked signals are inherited: without SIGCHLD no exit is seen, and the server needs its SIGTERM.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
@@ -143,6 +140,8 @@ class Supervisor:
                 self._lose_owner()
             with contextlib.suppress(BlockingIOError):
                 os.read(self.wakeup_read, 4096)
+            if self.tracker is not None and self.tracker.alarm in readable:
+                self.next_look = min(self.next_look, self.earliest_look)
             if self.told_to_end:
                 self.begin_stop()
             self._reap()
@@ -163,8 +162,10 @@ class Supervisor:
                 self.deadline = min(self.deadline, time.monotonic() + timeout)
             return
         self.stopping = True
+        self.orderly = self.ready and not self.root_exited
         self._look()
-        self.deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout
+        self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
         if self.root and not self.root_exited and not self._run_stop_command():
             self._terminate_root()
 
@@ -197,14 +198,48 @@ class Supervisor:
         else:
             self._terminate_root()
 
-    def inherit(self) -> None:
-        """Take over from a supervisor that was killed: end whatever has fallen to this process."""
+    def _listen_to_signals(self) -> None:
+        self.wakeup_read, wakeup_write = os.pipe()
+        os.set_blocking(self.wakeup_read, False)
+        os.set_blocking(wakeup_write, False)
+        signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+
+    def _go_below_a_guard(self) -> bool:
+        """Fork, and leave the parent behind as guard; tell whether this is the process that supervises."""
+        # Without a handle only a child of the owner sees its end: then there is no guard between them.
+        child = _fork() if sys.platform == "linux" and self.owner.handle is not None else None
+        if child:
+            self._guard(child)
+            return False
+        if child == 0:
+            # Whoever kills the guard's process group does not kill this process with it.
+            os.setsid()
+            become_subreaper()
+            self._listen_to_signals()
+        return True
+
+    def _guard(self, child: int) -> None:
+        """Wait for the supervisor's end; if it was killed, its tree has fallen to this process: end it."""
+
+        def pass_on(number: int, _: object) -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, number)
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, pass_on)
+        _, status = os.waitpid(child, 0)
+        if status == 0:
+            os._exit(0)
+        self._listen_to_signals()
         self.root, self.root_exited = -1, True
         self._send(event="exited", code=None, max_rss=0)
         self._look()
         # Nobody has asked these processes to end: that they are there is no finding.
         self.stopping = self.noted = True
-        self.deadline = time.monotonic()
+        self.deadline = time.monotonic() + (self.stop_timeout if self._run_stop_command() else 0)
 
     def _on_signal(self, *_: object) -> None:
         # The rest is done by run(), which the signal wakes.
@@ -231,8 +266,9 @@ class Supervisor:
             return
         begin = time.process_time()
         self.tracker.look(self._tree())
-        pause = max(LOOK_INTERVAL, (time.process_time() - begin) * LOOK_SHARE)
-        self.next_look = time.monotonic() + pause
+        cost = time.process_time() - begin
+        self.earliest_look = time.monotonic() + cost * ALARM_SHARE
+        self.next_look = time.monotonic() + max(LOOK_INTERVAL, cost * LOOK_SHARE)
 
     def _look_when_due(self) -> None:
         if time.monotonic() >= self.next_look:
@@ -242,6 +278,9 @@ class Supervisor:
         # Not select.select(): the owner may have given us a descriptor above 1023.
         poller = select.poll()
         poller.register(self.wakeup_read, select.POLLIN)
+        # Not before the next look is allowed: the alarm would wake us all the time.
+        if self.tracker is not None and self.tracker.alarm is not None and time.monotonic() >= self.earliest_look:
+            poller.register(self.tracker.alarm, select.POLLIN)
         if not self.owner_gone:
             poller.register(self.channel, select.POLLIN)
             if self.owner.handle is not None:
@@ -270,16 +309,15 @@ class Supervisor:
             moments.append(now + OWNER_INTERVAL)
         if self.tracker is not None and self.root:
             moments.append(self.next_look)
+            if self.tracker.alarm is not None and now < self.earliest_look:
+                moments.append(self.earliest_look)
         return max(0.0, min(moments) - now) if moments else None
 
     def _settle(self) -> float:
         """Return for how many seconds descendants are left to themselves after their root's end."""
         # Without debug mode nobody asks whether they would have gone by themselves.
-        return min(DRAIN_GRACE, self.stop_timeout) if self.tracker is not None and self._orderly() else SETTLE
-
-    def _orderly(self) -> bool:
-        """Tell whether the server was asked to stop and had all that it needs to do so by itself."""
-        return self.stopping and self.ready and not self.owner_gone
+        patient = self.tracker is not None and self.orderly and not self.owner_gone
+        return min(DRAIN_GRACE, self.stop_timeout) if patient else SETTLE
 
     def _receive(self) -> None:
         try:
@@ -310,9 +348,13 @@ class Supervisor:
         private_tmpdir: bool,
     ) -> None:
         self.stop_timeout = stop_timeout
+        if stop_command is not None:
+            self.stop_command = [word.encode("latin-1") for word in stop_command]
         self.env = {name.encode("latin-1"): value.encode("latin-1") for name, value in env.items()}
         if private_tmpdir and self.tracker is not None and self.tracker.tmpdir is not None:
             self.env = {**self.env, b"TMPDIR": os.fsencode(self.tracker.tmpdir)}
+        if not self._go_below_a_guard():
+            return
         try:
             child = subprocess.Popen(
                 [word.encode("latin-1") for word in argv],
@@ -326,8 +368,6 @@ class Supervisor:
             return
         self.root = child.pid
         child.returncode = 0  # reaped below, never by Popen
-        if stop_command is not None:
-            self.stop_command = [word.encode("latin-1") for word in stop_command]
         self._send(event="launched", pid=child.pid, supervisor=os.getpid())
 
     def _reap(self) -> None:
@@ -372,7 +412,7 @@ class Supervisor:
         left = self._tree()
         if not self.drain_asked:
             self.drain_asked = True
-            if self._orderly():
+            if self.orderly:
                 self._note_left(left)
             for process in left:
                 send_signal(process, signal.SIGTERM)
@@ -396,7 +436,8 @@ class Supervisor:
                 send_signal(process, signal.SIGSTOP)
             frozen.update(new)
         if self.killed_since is None:
-            tree = [process for process in self._tree() if process in frozen]
+            ours = {(process.pid, process.start) for process in self._tree()}
+            tree = [process for process in frozen if (process.pid, process.start) in ours]
             if not self.noted:
                 self._note_left(tree)
             self.survivors = {(process.pid, process.start): describe(process) for process in tree}
@@ -438,18 +479,6 @@ def supervise(supervisor: Supervisor) -> None:
         supervisor.run()
 
 
-def guard(child: int, heir: Callable[[], Supervisor]) -> None:
-    """Wait for the supervisor's end; if it was killed, end its tree, which has fallen to this process."""
-    # Whoever stops a server this way means the supervisor.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda number, _: os.kill(child, number))
-    _, status = os.waitpid(child, 0)
-    if status != 0:
-        supervisor = heir()
-        supervisor.inherit()
-        supervise(supervisor)
-
-
 def make_tracker(owner_pid: int, temporary_parent: str) -> Tracker:
     """Return what follows the server in debug mode; imported here because nobody else pays for it."""
     from pytest_infserver.launcher.leaks.tracker import Tracker
@@ -464,16 +493,7 @@ def main() -> None:
     # An owner that ignores SIGCHLD passes that on, and the end of a child would get lost.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     tracker = make_tracker(owner.pid, sys.argv[3]) if len(sys.argv) > 3 else None
-    # Without a handle only a child of the owner sees its end: then there is no guard between them.
-    child = _fork() if sys.platform == "linux" and owner.handle is not None else None
-    if child:
-        guard(child, lambda: Supervisor(channel, owner, tracker))
-    else:
-        if child == 0:
-            # Whoever kills the guard's process group does not kill this process with it.
-            os.setsid()
-            become_subreaper()
-        supervise(Supervisor(channel, owner, tracker))
+    supervise(Supervisor(channel, owner, tracker))
     # Skips the interpreter's shutdown: the owner waits for this end.
     os._exit(0)
 

@@ -37,6 +37,7 @@ class SGLangServer(InferenceServer):
         "server_info": "/get_server_info",
         "flush_cache": "/flush_cache",
     }
+    known_leftovers = ("shm:sglang_loads_*",)
     fatal_patterns = (re.compile(rb"Scheduler hit an exception"),)
     cause_patterns = (re.compile(rb"Scheduler hit an exception|error: (?:unrecognized|argument) .*"),)
     download_patterns = HUB_DOWNLOADS

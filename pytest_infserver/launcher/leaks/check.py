@@ -37,9 +37,10 @@ class LeakCheck:
         self._gpus = GpuMemory()
         self.lock_fds: Sequence[int] = self._gpus.lock_fds
 
-    @staticmethod
-    def environment(env: Mapping[str, str]) -> dict[str, str]:
+    def environment(self, env: Mapping[str, str]) -> dict[str, str]:
         """Return the server's environment with those caches kept that would be lost with its temporary directory."""
+        if not self.private_tmpdir:
+            return dict(env)
         name = re.sub(r'[\\/:*?"<>|]', "_", _user())
         # PyTorch 2.13's own default, which follows TMPDIR; compiling again takes minutes.
         default = str(Path(tempfile.gettempdir()) / f"torchinductor_{name}")
@@ -60,7 +61,7 @@ class LeakCheck:
         if process.leaks is None:
             return LeakReport((), ("everything: the server's supervisor was killed",))
         findings = from_message(process.leaks["findings"])
-        findings += self._gpus.left({(pid, start) for pid, start in process.leaks["processes"]})
+        findings += self._gpus.left({(pid, start): command for pid, start, command in process.leaks["processes"]})
         not_checked = list(process.leaks["not_checked"])
         if not self.private_tmpdir:
             not_checked.append("temporary files: TMPDIR is set in env_vars")

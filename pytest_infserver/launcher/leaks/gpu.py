@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Mapping
 
 from pytest_infserver.launcher.gpus import Gpu, NoTelemetry, read_gpus
 from pytest_infserver.launcher.leaks.finding import Finding
@@ -23,56 +23,81 @@ class GpuMemory:
     """One server's share of the GPUs' memory, from before its launch on.
 
     Attributes:
-        not_checked: Why it cannot be told, or None.
         lock_fds: Locks on the devices that are judged by how much is in use; the server's supervisor must hold them.
     """
 
     def __init__(self) -> None:
-        self.not_checked: str | None = None
         self.lock_fds: list[int] = []
+        self._reasons: dict[str, None] = {}
         self._before: dict[str, Gpu] = {}
+        self._pids_are_ours = _pids_are_ours()
         try:
             gpus = read_gpus()
         except NoTelemetry as reason:
-            self.not_checked = f"GPU memory: {reason}"
+            self._reasons[str(reason)] = None
             return
-        self._by_process = _pids_are_ours() and all(gpu.processes is not None for gpu in gpus)
-        if not self._by_process:
-            gpus = [gpu for gpu in gpus if self._lock(gpu)]
-        self._before = {gpu.uuid: gpu for gpu in gpus}
+        self._before = {gpu.uuid: gpu for gpu in gpus if self._by_process(gpu) or self._lock(gpu)}
+
+    @property
+    def not_checked(self) -> str | None:
+        """What cannot be told, with the reason, or None."""
+        return f"GPU memory: {'; '.join(self._reasons)}" if self._reasons else None
 
     def release(self) -> None:
         """Close our copies of the locks; they last while the supervisor holds its own."""
         while self.lock_fds:
             os.close(self.lock_fds.pop())
 
-    def left(self, processes: Collection[tuple[int, str]]) -> list[Finding]:
-        """Return what is still in use now that the server's processes, (pid, start) each, are gone."""
-        if self.not_checked is not None or not self._before:
-            return []
-        judge: Callable[[Gpu], Finding | None]
-        if self._by_process:
-            pids = {pid for pid, start in processes if not _is_another(pid, start)}
-            judge = lambda gpu: _held_by(gpu, pids)  # noqa: E731
-        else:
-            judge = lambda gpu: _grown(gpu, self._before[gpu.uuid])  # noqa: E731
+    def left(self, processes: Mapping[tuple[int, str], str]) -> list[Finding]:
+        """Return what is still in use now that the server's processes are gone.
+
+        Args:
+            processes: (pid, start) of each to its command line.
+        """
+        # The locks ended with the supervisor: whoever has taken one since then may use the device by now.
+        self.release()
+        for gpu in list(self._before.values()):
+            if not self._by_process(gpu) and not self._lock(gpu):
+                del self._before[gpu.uuid]
+        try:
+            return self._wait_for_release(processes) if self._before else []
+        finally:
+            self.release()
+
+    def _wait_for_release(self, processes: Mapping[tuple[int, str], str]) -> list[Finding]:
         deadline = time.monotonic() + RELEASE_LIMIT
         while True:
             try:
-                now = [gpu for gpu in read_gpus() if gpu.uuid in self._before]
+                now = {gpu.uuid: gpu for gpu in read_gpus()}
             except NoTelemetry as reason:
-                self.not_checked = f"GPU memory: {reason}"
+                self._reasons[str(reason)] = None
                 return []
-            found = [finding for finding in map(judge, now) if finding is not None]
+            judged = [self._judge(before, now.get(uuid), processes) for uuid, before in self._before.items()]
+            found = [finding for finding in judged if finding is not None]
             if not found or time.monotonic() > deadline:
                 return found
             time.sleep(_STEP)
 
+    def _judge(self, before: Gpu, now: Gpu | None, processes: Mapping[tuple[int, str], str]) -> Finding | None:
+        if now is not None and self._by_process(before) and now.processes is not None:
+            return _held_by(now, now.processes, processes)
+        if now is not None and not self._by_process(before) and now.used is not None and before.used is not None:
+            return _grown(now, now.used - before.used, before)
+        self._reasons[f"the driver does not tell about {before} any more"] = None
+        return None
+
+    def _by_process(self, gpu: Gpu) -> bool:
+        return self._pids_are_ours and gpu.processes is not None
+
     def _lock(self, gpu: Gpu) -> bool:
+        """Make sure that no other server's memory is taken for this one's; tell whether ``gpu`` can be judged."""
+        if gpu.used is None:
+            self._reasons[f"the driver does not tell how much of {gpu} is in use"] = None
+            return False
         folder = shared_dir()
         lock = None if folder is None else take_shared_lock(folder / f"gpu-{gpu.uuid}.lock")
         if lock is None:
-            self.not_checked = f"GPU memory: another server uses {gpu}, and process ids mean nothing in this container"
+            self._reasons[f"another server uses {gpu}, and its memory cannot be told by process here"] = None
             return False
         self.lock_fds.append(lock)
         return True
@@ -86,24 +111,25 @@ def _pids_are_ours() -> bool:
         return False
 
 
+def _held_by(gpu: Gpu, sizes: Mapping[int, int], processes: Mapping[tuple[int, str], str]) -> Finding | None:
+    held = {pid: command for (pid, start), command in processes.items() if pid in sizes and not _is_another(pid, start)}
+    if not held:
+        return None
+    total = sum(sizes[pid] for pid in held)
+    size = f"{total >> 20} MiB still held" if total else "still in use"
+    largest = max(held, key=lambda pid: sizes[pid])
+    return Finding("gpu", str(gpu), f"{size} {RELEASE_LIMIT:g} s after the end", largest, held[largest])
+
+
 def _is_another(pid: int, start: str) -> bool:
     return read_process(pid) is not None and not is_alive(pid, start)
 
 
-def _held_by(gpu: Gpu, pids: Collection[int]) -> Finding | None:
-    held = {pid: size for pid, size in (gpu.processes or {}).items() if pid in pids}
-    if not held:
-        return None
-    size = f"{sum(held.values()) >> 20} MiB still held" if any(held.values()) else "still in use"
-    return Finding("gpu", str(gpu), f"{size} {RELEASE_LIMIT:g} s after the end", pid=next(iter(held)))
-
-
-def _grown(gpu: Gpu, before: Gpu) -> Finding | None:
-    growth = gpu.used - before.used
+def _grown(gpu: Gpu, growth: int, before: Gpu) -> Finding | None:
     if growth <= TOLERANCE:
         return None
-    known = gpu.processes is not None and before.processes is not None
-    if known and not set(gpu.processes or ()) - set(before.processes or ()):
+    # Where the driver hides all processes from a container the list is empty, and says nothing.
+    if gpu.processes and before.processes is not None and gpu.processes.keys() <= before.processes.keys():
         # Nobody is there who was not there before the server: somebody else has grown.
         return None
     return Finding("gpu", str(gpu), f"{growth >> 20} MiB more in use than before the start")

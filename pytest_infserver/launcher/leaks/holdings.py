@@ -8,13 +8,14 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
-from pytest_infserver.launcher.processes import Process, command_line
+from pytest_infserver.launcher.processes import Process, command_line, read_file
 
 ObjectId: TypeAlias = "tuple[int, int]"
 """Device and inode: a named semaphore is mapped under a name that has not been its own for long."""
 
 _SHM = "/dev/shm/"
 _SHM_MAPPING = re.compile(rb"^\S+ \S+ \S+ ([0-9a-f]+):([0-9a-f]+) ([0-9]+) +/dev/shm/", re.MULTILINE)
+_USERS = re.compile(rb"^Uid:\s+(.*)$", re.MULTILINE)
 _CHUNK = 1 << 18
 
 
@@ -22,12 +23,14 @@ class Holdings(NamedTuple):
     """What one process holds.
 
     Attributes:
+        users: The user ids that it runs under.
         shm: Its objects in /dev/shm.
         sockets: The inodes of its sockets.
     """
 
     process: Process
     command: str
+    users: frozenset[int]
     shm: frozenset[ObjectId]
     sockets: frozenset[str]
 
@@ -36,7 +39,8 @@ def read_holdings(process: Process) -> Holdings:
     """Return what a process holds; nothing of it if it has ended or cannot be seen."""
     pid = process.pid
     opened, sockets = _open_objects(pid)
-    return Holdings(process, command_line(pid), frozenset(opened | _mapped_objects(pid)), frozenset(sockets))
+    shm = frozenset(opened | _mapped_objects(pid))
+    return Holdings(process, command_line(pid), _users(pid), shm, frozenset(sockets))
 
 
 def held_by_others(wanted: Iterable[ObjectId]) -> set[ObjectId]:
@@ -50,6 +54,11 @@ def held_by_others(wanted: Iterable[ObjectId]) -> set[ObjectId]:
             found |= held
             missing -= held
     return found
+
+
+def _users(pid: int) -> frozenset[int]:
+    line = _USERS.search(read_file(f"/proc/{pid}/status", 4096))
+    return frozenset(map(int, line.group(1).split())) if line else frozenset()
 
 
 def _open_objects(pid: int) -> tuple[set[ObjectId], set[str]]:

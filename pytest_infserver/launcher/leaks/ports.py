@@ -18,22 +18,27 @@ class Ports:
     what: ClassVar[str] = "listening ports"
 
     def __init__(self) -> None:
+        # A server may also be handed a socket.
+        self._not_ours = {listener.inode for listener in listeners()}
         self._held: set[str] = set()
 
     def look(self, tree: Sequence[Holdings], owner: Holdings | None) -> None:
-        """Note the listening sockets of the server's processes."""
+        """Note the listening sockets of the server's processes, and that what its owner holds is not the server's."""
         self._held.update(listener.inode for listener, _ in _held_by(tree))
+        if owner is not None:
+            self._not_ours.update(self._held & owner.sockets)
 
     def held_by(self, processes: Sequence[Holdings]) -> list[Finding]:
         """Return the ports that processes which should have ended still listen on."""
         return [
             Finding("port", str(listener), "", held.process.pid, held.command, age(held.process), removed=True)
             for listener, held in _held_by(processes)
+            if listener.inode not in self._not_ours
         ]
 
     def left(self) -> list[Finding]:
         """Return the ports that are still listened on now that the processes are gone: the socket was passed on."""
-        open_still = [listener for listener in listeners() if listener.inode in self._held]
+        open_still = [listener for listener in listeners() if listener.inode in self._held - self._not_ours]
         return [self._finding(listener) for listener in open_still]
 
     def _finding(self, listener: Listener) -> Finding:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import glob
+import itertools
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,6 +16,8 @@ from pytest_infserver.launcher.leaks.finding import Finding
 from pytest_infserver.launcher.redaction import redact
 
 _MAX_COMMAND = 160
+_MAX_FAILURES = 20
+"""How many of one kind are shown."""
 _WORDS = {
     "process": ("a process", "processes"),
     "port": ("a listening port", "listening ports"),
@@ -68,7 +73,9 @@ def judged(findings: Sequence[Finding], allowed: Sequence[str], secrets: frozens
 
 def is_allowed(finding: Finding, allowed: Sequence[str]) -> bool:
     """Tell whether one of the patterns ``kind:glob`` fits what was found; a path also by its last part."""
-    names = (finding.name, os.path.basename(finding.name))  # noqa: PTH119
+    names = {finding.name}
+    if finding.kind in ("shm", "semaphore", "socket", "file"):
+        names.add(os.path.basename(finding.name))  # noqa: PTH119
     for pattern in allowed:
         kind, _, glob = pattern.partition(":")
         if kind == finding.kind and any(fnmatch.fnmatchcase(name, glob) for name in names):
@@ -82,13 +89,20 @@ def as_text(who: str, findings: Sequence[Finding]) -> str:
     warnings = [finding for finding in findings if not finding.fails]
     lines = [f"{who} left behind {_summary(findings)}:"]
     shown: set[int | None] = {None}
-    for finding in failures:
-        lines += _finding_lines(finding, "  ", shown)
-    for finding in warnings:
-        lines += _finding_lines(finding, "  warning: " if failures else "  ", shown)
+    for group, prefix, limit in (
+        (failures, "  ", _MAX_FAILURES),
+        (warnings, "  warning: " if failures else "  ", 1),
+    ):
+        for kind, same in itertools.groupby(group, lambda finding: finding.kind):
+            found = list(same)
+            for finding in found[:limit]:
+                lines += _finding_lines(finding, prefix, shown)
+            more = len(found) - limit
+            if more > 0:
+                lines.append(f"            and {more} more {kind if more == 1 else _WORDS[kind][1]}")
     if failures:
         advice = "let it clean up, or accept what you know of"
-        lines.append(f'  What to do: {advice}: allow_leaks: ["{_pattern(failures)}"]')
+        lines.append(f"  What to do: {advice}: allow_leaks: [{_pattern(failures)}]")
     return "\n".join(lines)
 
 
@@ -106,7 +120,8 @@ def _finding_lines(finding: Finding, prefix: str, shown: set[int | None]) -> lis
     if finding.pid is not None and not is_process:
         parts.append(f"held by pid {finding.pid}")
     removed = "killed" if is_process else "closed" if finding.kind == "port" else "removed"
-    fate = removed if finding.removed else f"could not be {removed}" if finding.fails else ""
+    # What the driver holds is nobody's to remove.
+    fate = removed if finding.removed else f"could not be {removed}" if finding.fails and finding.kind != "gpu" else ""
     head = f"{prefix}{finding.kind:<10}{', '.join(filter(None, parts))}{f'; {fate}' if fate else ''}"
     if finding.pid in shown or not finding.command:
         return [head]
@@ -116,16 +131,20 @@ def _finding_lines(finding: Finding, prefix: str, shown: set[int | None]) -> lis
 
 
 def _pattern(failures: Sequence[Finding]) -> str:
+    """Return, as YAML, the pattern that allows the first of these."""
     # Ports go with the processes that hold them.
     first = next((finding for finding in failures if finding.kind not in ("process", "port")), failures[0])
-    if first.kind == "process":
+    name = glob.escape(os.path.basename(first.name))  # noqa: PTH119
+    if first.kind == "process" and first.command:
         # The interpreter alone would allow too much: a script or a module says more.
         binary, *rest = first.name.split()
         telling = next((word for word in rest if not word.startswith("-")), binary)
-        return f"process:*{os.path.basename(telling)}*"  # noqa: PTH119
-    return f"{first.kind}:{os.path.basename(first.name)}"  # noqa: PTH119
+        name = f"*{glob.escape(os.path.basename(telling))}*"  # noqa: PTH119
+    return json.dumps(f"{first.kind}:{name}", ensure_ascii=False)
 
 
 def _clean(value: Any) -> Any:
-    # A path is bytes; what is no text in it cannot be printed.
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    # A path is bytes; what is no text in it cannot be printed, and a terminal would obey what is none.
+    if not isinstance(value, str):
+        return value
+    return "".join(character if character.isprintable() else "?" for character in value)

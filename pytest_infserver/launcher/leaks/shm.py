@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import stat
 import time
@@ -21,14 +22,18 @@ _MAX_OBJECTS = 10_000
 class SharedMemory:
     """Which objects in /dev/shm belong to a server.
 
-    Its own are those that one of its processes was seen holding, that did not exist before it, that its owner never
-    held, and that nobody else holds.
+    Its own are those that one of its processes was seen holding, that belong to a user its processes ran under, that
+    did not exist before it, that its owner never held, and that nobody else holds. What nobody was seen holding may be
+    its own if it is named after one of its processes: that is worth a warning.
     """
 
     what: ClassVar[str] = "POSIX shared memory and semaphores"
 
     def __init__(self) -> None:
+        self._folders = {folder for folder, _, _ in os.walk(FOLDER)}
         self._not_ours = {identity for identity, _, _ in _objects()}
+        self._users = {os.getuid()}
+        self._pids: set[int] = set()
         self._held: dict[ObjectId, tuple[int, str]] = {}
 
     def look(self, tree: Sequence[Holdings], owner: Holdings | None) -> None:
@@ -36,17 +41,24 @@ class SharedMemory:
         if owner is not None:
             self._not_ours |= owner.shm
         for held in tree:
+            self._pids.add(held.process.pid)
+            self._users |= held.users
             for identity in held.shm:
                 self._held.setdefault(identity, (held.process.pid, held.command))
 
     def left(self) -> list[Finding]:
         """Return what is left now that the processes are gone, after removing what was the server's."""
         new = [entry for entry in _objects() if entry[0] not in self._not_ours]
-        # Somebody else's that was never seen held by the server is nobody's business.
-        suspects = [entry for entry in new if entry[0] in self._held or entry[2].st_uid == os.getuid()]
+        users = [entry for entry in new if entry[2].st_uid in self._users]
+        suspects = [entry for entry in users if entry[0] in self._held or self._names_a_process(entry[1])]
+        # Only our own are opened to ask: whoever looks for a leak of his would take that for holding it.
+        ours = {identity: path for identity, path, _ in suspects if identity in self._held}
+        free = {identity for identity, path in ours.items() if _is_held(path) is False}
         # The look at every process of the machine is the dear part: 70 ms where there are 1,000.
-        unclear = [identity for identity, path, _ in suspects if not _nobody_holds(path)]
+        unclear = {identity for identity, _, _ in suspects} - free
         elsewhere = held_by_others(unclear) if unclear else set()
+        # Not every process can be seen: another user's, or one in another container.
+        elsewhere |= {identity for identity in unclear & ours.keys() if _is_held(ours[identity])}
         return [
             self._finding(identity, path, status) for identity, path, status in suspects if identity not in elsewhere
         ]
@@ -56,19 +68,44 @@ class SharedMemory:
         size = _shown_size(status.st_size)
         seconds = max(0.0, time.time() - status.st_ctime)
         if identity not in self._held:
-            detail = f"{size}, new since the server's start, holder unknown, left alone"
+            detail = f"{size}, new, named after a process of the server but never seen held, left alone"
             return Finding(kind, path, detail, age=seconds, fails=False)
         pid, command = self._held[identity]
-        return Finding(kind, path, size, pid, command, seconds, removed=_remove(path, identity))
+        return Finding(kind, path, size, pid, command, seconds, removed=self._remove(path, identity))
+
+    def _names_a_process(self, path: str) -> bool:
+        # Whoever else is at work on this machine makes new objects too: only such a name makes one suspicious.
+        words = re.split("[^0-9A-Za-z]+", os.path.basename(path))  # noqa: PTH119
+        return any(word.isdigit() and int(word) in self._pids for word in words)
+
+    def _remove(self, path: str, identity: ObjectId) -> bool:
+        try:
+            status = os.lstat(path)
+            if (status.st_dev, status.st_ino) != identity:
+                return True
+            os.unlink(path)  # noqa: PTH108
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        folder = os.path.dirname(path)  # noqa: PTH120
+        while folder not in self._folders:
+            # Its own folder goes with the last file in it.
+            try:
+                os.rmdir(folder)  # noqa: PTH106
+            except OSError:
+                break
+            folder = os.path.dirname(folder)  # noqa: PTH120
+        return True
 
 
 def _objects() -> Iterator[tuple[ObjectId, str, os.stat_result]]:
     seen = 0
     for folder, _, names in os.walk(FOLDER):
+        seen += len(names)
+        if seen > _MAX_OBJECTS:
+            raise RuntimeError(f"more than {_MAX_OBJECTS} files in {FOLDER}")
         for name in names:
-            seen += 1
-            if seen > _MAX_OBJECTS:
-                return
             with contextlib.suppress(OSError):
                 path = os.path.join(folder, name)  # noqa: PTH118
                 status = os.lstat(path)
@@ -76,44 +113,25 @@ def _objects() -> Iterator[tuple[ObjectId, str, os.stat_result]]:
                     yield (status.st_dev, status.st_ino), path, status
 
 
-def _nobody_holds(path: str) -> bool:
-    """Ask the kernel whether no process has the file open or mapped; a no may also mean that it does not tell."""
+def _is_held(path: str) -> bool | None:
+    """Ask the kernel whether any process has the file open or mapped; None if it does not tell."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return False
+        return None
     try:
         # Who opens it just now would end us by SIGIO, the usual signal.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         # A write lease is given only on a file that nobody else has.
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
-
-
-def _remove(path: str, identity: ObjectId) -> bool:
-    try:
-        status = os.lstat(path)
-        if (status.st_dev, status.st_ino) != identity:
-            return True
-        os.unlink(path)  # noqa: PTH108
-    except FileNotFoundError:
+    except BlockingIOError:
         return True
     except OSError:
-        return False
-    folder = os.path.dirname(path)  # noqa: PTH120
-    while folder != FOLDER:
-        # Its own folder goes with the last file in it.
-        try:
-            os.rmdir(folder)  # noqa: PTH106
-        except OSError:
-            break
-        folder = os.path.dirname(folder)  # noqa: PTH120
-    return True
+        return None
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _shown_size(count: float) -> str:

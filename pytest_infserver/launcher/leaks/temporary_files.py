@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
@@ -28,6 +29,7 @@ class TemporaryDirectory:
     def left(self) -> list[Finding]:
         """Return what is in it, each thing at its top once, and remove it."""
         found = []
+        _make_accessible(self.path)
         try:
             entries = sorted(os.listdir(self.path))  # noqa: PTH208
         except OSError:
@@ -49,7 +51,24 @@ class TemporaryDirectory:
         # Imported here: most servers leave nothing, and os.rmdir does.
         try:
             os.rmdir(self.path)  # noqa: PTH106
+        except FileNotFoundError:
+            pass
         except OSError:
             import shutil
 
+            device = os.lstat(self.path).st_dev
+            for folder, names, _ in os.walk(self.path):
+                if os.lstat(folder).st_dev != device:
+                    # What somebody has mounted there is not temporary.
+                    return
+                # Before the walk enters them.
+                for name in names:
+                    _make_accessible(os.path.join(folder, name))  # noqa: PTH118
             shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _make_accessible(folder: str) -> None:
+    with contextlib.suppress(OSError):
+        # A link's target is none of our business.
+        if not os.path.islink(folder):  # noqa: PTH114
+            os.chmod(folder, 0o700)  # noqa: PTH101

@@ -11,6 +11,7 @@ from pytest_infserver.launcher.leaks.finding import Finding
 from pytest_infserver.launcher.leaks.holdings import Holdings, read_holdings
 from pytest_infserver.launcher.leaks.ports import Ports
 from pytest_infserver.launcher.leaks.shm import SharedMemory
+from pytest_infserver.launcher.leaks.shm_alarm import open_alarm, quiet_alarm
 from pytest_infserver.launcher.leaks.sysv import SysVSharedMemory
 from pytest_infserver.launcher.leaks.temporary_files import TemporaryDirectory
 from pytest_infserver.launcher.leaks.unix_sockets import UnixSockets
@@ -35,7 +36,7 @@ class Tracker:
     """Follows one server from before its launch; lives in its supervisor.
 
     Attributes:
-        tmpdir: The server's own temporary directory, or None if none could be made.
+        alarm: Descriptor that becomes readable when it is time for a look, or None.
     """
 
     def __init__(self, owner_pid: int, temporary_parent: str) -> None:
@@ -47,12 +48,14 @@ class Tracker:
         """
         self._owner_pid = owner_pid
         self._not_checked: list[str] = []
-        self._seen: dict[tuple[int, str], None] = {}
+        self._seen: dict[tuple[int, str], str] = {}
         self._processes: list[Finding] = []
-        self._ports = Ports()
+        self.alarm: int | None = None
         self._watches: list[Watch] = []
+        kinds: tuple[type[Watch], ...] = (SharedMemory, SysVSharedMemory, Ports, UnixSockets)
         if sys.platform == "linux":
-            self._watches = [SharedMemory(), SysVSharedMemory(), self._ports, UnixSockets()]
+            self.alarm = open_alarm()
+            self._watches = [watch for kind in kinds if (watch := self._attempt(kind.what, kind)) is not None]
         else:
             self._not_checked.append(f"shared memory, sockets and ports: not on {sys.platform}")
         self._directory: TemporaryDirectory | None = None
@@ -68,14 +71,17 @@ class Tracker:
 
     def look(self, tree: Sequence[Process]) -> None:
         """Note what the server's processes hold now."""
-        self._seen.update(dict.fromkeys((process.pid, process.start) for process in tree))
-        if not self._watches:
-            return
-        owner = read_process(self._owner_pid)
-        held = [read_holdings(process) for process in tree]
+        if self.alarm is not None:
+            quiet_alarm(self.alarm)
+        owner = read_process(self._owner_pid) if self._watches else None
         owner_held = None if owner is None else read_holdings(owner)
+        held = [read_holdings(process) for process in tree] if self._watches else []
+        for process in tree:
+            # One that has just ended has no command line any more.
+            self._seen.setdefault((process.pid, process.start), "")
+        self._seen.update({(one.process.pid, one.process.start): one.command for one in held if one.command})
         for watch in list(self._watches):
-            self._attempt(watch, functools.partial(watch.look, held, owner_held))
+            self._attempt(watch.what, functools.partial(watch.look, held, owner_held), watch)
 
     def note_left(self, tree: Sequence[Process], root: int, waited: str) -> None:
         """Note processes that should have ended, before they are asked to or killed.
@@ -87,14 +93,16 @@ class Tracker:
         """
         self.look(tree)
         for process in tree:
-            command = command_line(process.pid)
+            command = command_line(process.pid) or self._seen[process.pid, process.start]
             detail = f"{_role(process, root)}, did not end within {waited}"
             self._processes.append(
                 Finding("process", command or "no command line", detail, process.pid, command, age(process))
             )
-        if self._watches:
-            others = [read_holdings(process) for process in tree if process.pid != root]
-            self._processes += self._ports.held_by(others)
+        for watch in list(self._watches):
+            if isinstance(watch, Ports):
+                others = [read_holdings(process) for process in tree if process.pid != root]
+                action = functools.partial(watch.held_by, others)
+                self._processes += self._attempt(watch.what, action, watch) or []
 
     def finish(self, stuck: Sequence[int]) -> dict[str, Any]:
         """Return what is left now that the processes are gone, and remove it.
@@ -107,22 +115,26 @@ class Tracker:
             for finding in self._processes
         ]
         for watch in list(self._watches):
-            findings += self._attempt(watch, watch.left) or []
+            findings += self._attempt(watch.what, watch.left, watch) or []
         if self._directory is not None:
-            findings += self._directory.left()
+            findings += self._attempt("temporary files", self._directory.left) or []
+        # The last command line says the most: workers rename themselves once they run.
+        latest = {pid: command for (pid, _), command in self._seen.items()}
+        findings = [one._replace(command=latest.get(one.pid or 0) or one.command) for one in findings]
         return {
             "findings": [finding._asdict() for finding in findings],
             "not_checked": self._not_checked,
-            "processes": list(self._seen),
+            "processes": [(pid, start, command) for (pid, start), command in self._seen.items()],
         }
 
-    def _attempt(self, watch: Watch, action: Callable[[], Result]) -> Result | None:
+    def _attempt(self, what: str, action: Callable[[], Result], watch: Watch | None = None) -> Result | None:
         try:
             return action()
         except Exception as error:
             # The server must not fall because its leaks cannot be looked for.
-            self._watches.remove(watch)
-            self._not_checked.append(f"{watch.what}: {type(error).__name__}: {error}")
+            if watch is not None:
+                self._watches.remove(watch)
+            self._not_checked.append(f"{what}: {type(error).__name__}: {error}")
             return None
 
 
