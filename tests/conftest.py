@@ -29,6 +29,14 @@ HARD_LIMIT = 120.0
 """Seconds after which a run of pytest inside a test counts as hung."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of `tests/faults/test_random_lives.py`."""
+    group = parser.getgroup("tests of pytest-infserver")
+    group.addoption("--lives", type=int, default=300, help="how many lives of servers the random test has")
+    seed = os.environ.get("INFSERVER_TEST_SEED")
+    group.addoption("--lives-seed", default=seed, help="repeats a random test (default: INFSERVER_TEST_SEED)")
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the developer's own settings and other runs' port locks out of the tests."""

@@ -30,15 +30,35 @@ def parse():
     add("--die-of", type=int, default=None, help="kill itself with this signal instead of listening")
     add("--ignore-term", action="store_true")
     add("--stop-delay", type=float, default=0.0, help="seconds from SIGTERM to the exit")
+    add("--stop-code", type=int, default=0, help="exit code after SIGTERM")
+    add("--exit-after", nargs=2, metavar=("SECONDS", "CODE"), help="exit at this moment, whatever it does then")
     add("--children", type=int, default=0)
     add("--say-children", action="store_true", help="print a line when the children are there")
     add("--stubborn-children", action="store_true", help="the children ignore SIGTERM")
     add("--forget-children", action="store_true", help="do not end the children at the stop")
+    add("--setsid-child", action="store_true", help="one more child, in a session of its own")
     add("--daemon", action="store_true", help="leave a double-forked child in a session of its own")
+    add("--tidy-daemon", action="store_true", help="such a child, but one that ends when this process does")
+    add("--leak-port", action="store_true", help="leave such a child that listens on another port, and print which")
+    add("--leak-shm", action="append", default=[], metavar="NAME", help="map a new /dev/shm/NAME, never remove it")
+    add("--tidy-shm", action="append", default=[], metavar="NAME", help="the same, but remove it at SIGTERM")
+    add("--attach-shm", action="append", default=[], metavar="NAME", help="map /dev/shm/NAME, which is there already")
+    add("--leak-semaphore", action="append", default=[], metavar="NAME", help="sem_open(/NAME), never remove it")
+    add("--tidy-semaphore", action="append", default=[], metavar="NAME", help="the same, but remove it at SIGTERM")
+    add("--leak-sysv", action="store_true", help="attach a new SysV segment, never remove it, and print its id")
+    add("--leak-socket", action="append", default=[], metavar="PATH", help="bind a unix socket; PATH is below TMPDIR")
+    add("--leak-file", action="append", default=[], metavar="PATH", help="make a file; PATH is below TMPDIR")
+    add("--wipe-environment", action="store_true", help="overwrite its arguments and environment, as setproctitle does")
+    add("--rename", default="", metavar="TITLE", help="overwrite its arguments with this and take it for its name")
+    add("--say-when-held", default="", help="print this when it has all its processes and objects")
+    add("--flood-log", action="store_true", help="write up to 200 MB into the log, at full speed, all the time")
+    add("--close-log", action="store_true", help="close stdout and stderr")
     add("--fork-chain", type=int, default=0, help="at SIGTERM: so many generations, each forks the next and ends")
     add("--fork-tree", type=int, default=0, help="at SIGTERM: so many children, all of which stay and ignore it")
     add("--headless", action="store_true", help="end the first thread at SIGTERM and live on in another")
-    add("--mute", action="store_true", help="accept connections and never answer")
+    add("--fork-bomb", type=int, default=0, help="at SIGTERM: forks of forks at full speed, so many in all")
+    add("--mute", action="store_true", help="accept connections and neither read nor answer")
+    add("--backlog-only", action="store_true", help="listen and never accept a connection")
     add("--garbage", action="store_true", help="answer what is not HTTP")
     add("--drip", action="store_true", help="answer one byte a second")
     add("--need-key", default="", help="answer 401 to who does not bring this key")
@@ -53,6 +73,8 @@ if {stubborn}: signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print('child', flush=True)
 time.sleep(600)
 """
+KEPT = []
+"""Mappings and sockets, which would be closed if nobody held them."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -87,6 +109,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.reply(200, {"paths": {path: {} for path in self.options.openapi.split(",")}})
         elif parts.path == "/say":
             print(query["text"], flush=True)
+            self.reply(200, {})
+        elif parts.path == "/attach-shm":
+            KEPT.append(map_shm(query["name"], os.O_RDWR))
+            self.reply(200, {})
+        elif parts.path == "/leak-shm":
+            KEPT.append(map_shm(query["name"], os.O_RDWR | os.O_CREAT | os.O_EXCL))
             self.reply(200, {})
         elif parts.path == "/sick":
             Handler.sick = True
@@ -124,6 +152,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def bad_listener(options):
     listener = socket.create_server((options.host, options.port))
     kept = []
+    if options.backlog_only:
+        time.sleep(600)
     while True:
         connection, _ = listener.accept()
         kept.append(connection)
@@ -159,12 +189,141 @@ def fork_tree(count):
     time.sleep(600)
 
 
+def fork_bomb(count):
+    """Fork from forks without a pause; one in ten stays. Each fork takes a byte out of a pipe that holds ``count``."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    tokens, filled = os.pipe()
+    os.write(filled, b"\1\0\0\0\0\0\0\0\0\0" * (count // 10))
+    os.close(filled)
+    if os.fork():
+        os._exit(0)
+    while token := os.read(tokens, 1):
+        if os.fork() and token == b"\0":
+            os._exit(0)
+    time.sleep(600)
+
+
 def end_first_thread():
     import ctypes
 
     threading.Thread(target=time.sleep, args=(600,)).start()
     # SYS_exit ends the calling thread only, unlike exit().
     ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[os.uname().machine], 0)
+
+
+def start_child(options, **how):
+    code = CHILD.format(stubborn=options.stubborn_children)
+    if options.wipe_environment:
+        how["env"] = {}
+    child = subprocess.Popen([sys.executable, "-I", "-S", "-c", code], stdout=subprocess.PIPE, **how)
+    child.stdout.readline()
+    return child
+
+
+def start_daemon(body):
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            if os.fork() == 0:
+                body()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+
+
+def start_daemons(options):
+    if options.daemon:
+        start_daemon(lambda: time.sleep(600))
+    if options.tidy_daemon:
+        reads, writes = os.pipe()
+        start_daemon(lambda: (os.close(writes), os.read(reads, 1)))
+        os.close(reads)
+    if options.leak_port:
+        with socket.create_server((options.host, 0)) as listener:
+            print("leaked port", listener.getsockname()[1], flush=True)
+            start_daemon(lambda: time.sleep(600))
+
+
+def overwrite_arguments(title, environment):
+    """Overwrite what others see of the arguments, and of the environment too, as programs do to rename themselves."""
+    import ctypes
+
+    if title:
+        ctypes.CDLL(None).prctl(15, title.encode(), 0, 0, 0)  # PR_SET_NAME
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    # Fields 48 to 51, counted from 1; the state is the third one.
+    arg_start, arg_end, env_start, env_end = map(int, fields[45:49])
+    if not arg_start:
+        raise SystemExit("the system hides where the arguments are")
+    text = title.encode()[: arg_end - arg_start - 1]
+    ctypes.memmove(arg_start, text.ljust(arg_end - arg_start, b"\0"), arg_end - arg_start)
+    if environment:
+        ctypes.memset(env_start, 0, env_end - env_start)
+
+
+def map_shm(name, flags):
+    import mmap
+
+    handle = os.open(f"/dev/shm/{name}", flags, 0o600)
+    try:
+        if flags & os.O_CREAT:
+            os.ftruncate(handle, 4096)
+        # The mapping stays when the descriptor is closed, which is all that many engines keep.
+        return mmap.mmap(handle, 4096)
+    finally:
+        os.close(handle)
+
+
+def open_semaphore(name):
+    import ctypes
+
+    if not ctypes.CDLL(None).sem_open(f"/{name}".encode(), os.O_CREAT | os.O_EXCL, 0o600, 1):
+        raise SystemExit(f"no semaphore {name}")
+
+
+def attach_sysv():
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    libc.shmat.restype = ctypes.c_void_p
+    number = libc.shmget(0, 4096, 0o1600)  # IPC_PRIVATE, IPC_CREAT
+    libc.shmat(number, None, 0)
+    print("leaked sysv", number, flush=True)
+
+
+def take_objects(options):
+    """Take what is asked for; return the paths of what has to be removed in the end."""
+    folder = os.environ.get("TMPDIR", "/tmp")
+    for name in options.attach_shm:
+        KEPT.append(map_shm(name, os.O_RDWR))
+    for name in options.leak_shm + options.tidy_shm:
+        KEPT.append(map_shm(name, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+    for name in options.leak_semaphore + options.tidy_semaphore:
+        open_semaphore(name)
+    if options.leak_sysv:
+        attach_sysv()
+    for path in options.leak_socket:
+        KEPT.append(socket.socket(socket.AF_UNIX))
+        KEPT[-1].bind(os.path.join(folder, path))
+        KEPT[-1].listen()
+    for path in options.leak_file:
+        with open(os.path.join(folder, path), "w") as file:
+            file.write("left")
+    tidied = options.tidy_shm + [f"sem.{name}" for name in options.tidy_semaphore]
+    return [f"/dev/shm/{name}" for name in tidied]
+
+
+def flood():
+    block = (b"x" * 99 + b"\n") * 1000
+    for _ in range(2000):
+        os.write(1, block)
+
+
+def exit_later(seconds, code):
+    time.sleep(seconds)
+    os._exit(code)
 
 
 def main():
@@ -174,46 +333,70 @@ def main():
         return
     for line in options.say:
         print(line, flush=True)
-    children = []
-    for _ in range(options.children):
-        code = CHILD.format(stubborn=options.stubborn_children)
-        child = subprocess.Popen([sys.executable, "-I", "-S", "-c", code], stdout=subprocess.PIPE)
-        child.stdout.readline()
-        children.append(child)
+    if options.wipe_environment or options.rename:
+        overwrite_arguments(options.rename, options.wipe_environment)
+    children = [start_child(options) for _ in range(options.children)]
+    if options.setsid_child:
+        children.append(start_child(options, start_new_session=True))
     if options.say_children:
         print("child", flush=True)
-    if options.daemon and os.fork() == 0:
-        os.setsid()
-        if os.fork() == 0:
-            time.sleep(600)
-        os._exit(0)
+    removed_at_stop = take_objects(options)
+    start_daemons(options)
+    stops = []
+
+    def tidy_up():
+        for path in removed_at_stop:
+            if os.path.exists(path):
+                os.unlink(path)
 
     def stop(*_):
+        if stops:
+            return
+        stops.append(1)
         time.sleep(options.stop_delay)
+        tidy_up()
         if options.fork_chain:
             fork_chain(options.fork_chain)
         if options.fork_tree:
             fork_tree(options.fork_tree)
+        if options.fork_bomb:
+            fork_bomb(options.fork_bomb)
         if options.headless:
             end_first_thread()
         if not options.forget_children:
             for child in children:
                 child.kill()
                 child.wait()
-        os._exit(0)
+        os._exit(options.stop_code)
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN if options.ignore_term else stop)
+    if options.say_when_held:
+        print(options.say_when_held, flush=True)
+    # Threads come after the forks, which would not take them along.
+    if options.flood_log:
+        threading.Thread(target=flood, daemon=True).start()
+    if options.exit_after:
+        seconds, code = options.exit_after
+        threading.Thread(target=exit_later, args=(float(seconds), int(code)), daemon=True).start()
+    if options.close_log:
+        os.close(1)
+        os.close(2)
+        sys.stdout = sys.stderr = None
     time.sleep(options.delay)
     if options.exit is not None:
         os._exit(options.exit)
     if options.die_of is not None:
         os.kill(os.getpid(), options.die_of)
-    if options.mute or options.garbage or options.drip:
+    if options.mute or options.garbage or options.drip or options.backlog_only:
         bad_listener(options)
     Handler.ready_at = time.monotonic() + options.loading
     if ":" in options.host:
         http.server.ThreadingHTTPServer.address_family = socket.AF_INET6
-    server = http.server.ThreadingHTTPServer((options.host, options.port), Handler)
+    try:
+        server = http.server.ThreadingHTTPServer((options.host, options.port), Handler)
+    except OSError:
+        tidy_up()
+        raise
     if options.say_when_ready:
         print(options.say_when_ready, flush=True)
     server.serve_forever()
