@@ -29,6 +29,7 @@ def parse():
     add("--exit", type=int, default=None, help="exit with this code instead of listening")
     add("--die-of", type=int, default=None, help="kill itself with this signal instead of listening")
     add("--ignore-term", action="store_true")
+    add("--default-term", action="store_true", help="end on the spot at SIGTERM")
     add("--stop-delay", type=float, default=0.0, help="seconds from SIGTERM to the exit")
     add("--stop-code", type=int, default=0, help="exit code after SIGTERM")
     add("--exit-after", nargs=2, metavar=("SECONDS", "CODE"), help="exit at this moment, whatever it does then")
@@ -42,6 +43,7 @@ def parse():
     add("--leak-port", action="store_true", help="leave such a child that listens on another port, and print which")
     add("--leak-shm", action="append", default=[], metavar="NAME", help="map a new /dev/shm/NAME, never remove it")
     add("--tidy-shm", action="append", default=[], metavar="NAME", help="the same, but remove it at SIGTERM")
+    add("--make-shm", default="", metavar="NAME", help="map new objects NAME0, NAME1, ... without a pause, up to 3000")
     add("--attach-shm", action="append", default=[], metavar="NAME", help="map /dev/shm/NAME, which is there already")
     add("--leak-semaphore", action="append", default=[], metavar="NAME", help="sem_open(/NAME), never remove it")
     add("--tidy-semaphore", action="append", default=[], metavar="NAME", help="the same, but remove it at SIGTERM")
@@ -315,6 +317,12 @@ def take_objects(options):
     return [f"/dev/shm/{name}" for name in tidied]
 
 
+def make_shm(name):
+    for number in range(3000):
+        KEPT.append(map_shm(f"{name}{number}", os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        time.sleep(0.001)
+
+
 def flood():
     block = (b"x" * 99 + b"\n") * 1000
     for _ in range(2000):
@@ -369,10 +377,13 @@ def main():
                 child.wait()
         os._exit(options.stop_code)
 
-    signal.signal(signal.SIGTERM, signal.SIG_IGN if options.ignore_term else stop)
+    if not options.default_term:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if options.ignore_term else stop)
     if options.say_when_held:
         print(options.say_when_held, flush=True)
     # Threads come after the forks, which would not take them along.
+    if options.make_shm:
+        threading.Thread(target=make_shm, args=(options.make_shm,), daemon=True).start()
     if options.flood_log:
         threading.Thread(target=flood, daemon=True).start()
     if options.exit_after:

@@ -28,14 +28,21 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":
     # Under -I nothing of ours can be found otherwise.
     sys.path.append(__file__.rpartition("/pytest_infserver/")[0])
 
-from pytest_infserver.launcher.processes import Process, command_line, descendants, ignores_sigterm, send_signal
+from pytest_infserver.launcher.processes import (
+    Process,
+    command_line,
+    descendants,
+    ignores_sigterm,
+    is_alive,
+    send_signal,
+)
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.leaks.tracker import Tracker
@@ -163,11 +170,24 @@ class Supervisor:
             return
         self.stopping = True
         self.orderly = self.ready and not self.root_exited
-        self._look()
-        deadline = time.monotonic() + timeout
-        self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
-        if self.root and not self.root_exited and not self._run_stop_command():
-            self._terminate_root()
+        with self._standing_still():
+            self._look()
+            deadline = time.monotonic() + timeout
+            self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
+            if self.root and not self.root_exited and not self._run_stop_command():
+                self._terminate_root()
+
+    @contextlib.contextmanager
+    def _standing_still(self) -> Iterator[None]:
+        """Debug mode: let a server that is not ready do nothing meanwhile; it may end without cleaning up."""
+        tree = self._tree() if self.tracker is not None and self.root and not self.ready else []
+        for process in tree:
+            send_signal(process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in tree:
+                send_signal(process, signal.SIGCONT)
 
     def _terminate_root(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -254,12 +274,17 @@ class Supervisor:
     def _tree(self) -> list[Process]:
         """Return the server's processes."""
         below = descendants(os.getpid())
-        if not self.stopper:
-            return below
-        helpers = {self.stopper}
-        # Parents come before their children.
-        helpers.update(process.pid for process in below if process.parent in helpers)
+        helpers = self._helpers(below)
         return [process for process in below if process.pid not in helpers]
+
+    def _helpers(self, below: Sequence[Process]) -> set[int]:
+        """Return which of our descendants belong to the stop command."""
+        helpers = {self.stopper} if self.stopper else set()
+        for process in below:
+            # Parents come before their children.
+            if process.parent in helpers:
+                helpers.add(process.pid)
+        return helpers
 
     def _look(self) -> None:
         if self.tracker is None or not self.root:
@@ -427,26 +452,34 @@ class Supervisor:
         if self.deadline is None or time.monotonic() < self.deadline or not self.root:
             return
         # Stopped processes cannot fork: freeze until no new one appears, then kill them all.
-        frozen: set[Process] = set()
+        frozen: dict[tuple[int, str], Process] = {}
         for _ in range(20):
-            new = [process for process in descendants(os.getpid()) if process not in frozen]
+            below = {(process.pid, process.start): process for process in descendants(os.getpid())}
+            new = [process for key, process in below.items() if key not in frozen]
             if not new:
                 break
             for process in new:
                 send_signal(process, signal.SIGSTOP)
-            frozen.update(new)
-        if self.killed_since is None:
-            ours = {(process.pid, process.start) for process in self._tree()}
-            tree = [process for process in frozen if (process.pid, process.start) in ours]
-            if not self.noted:
-                self._note_left(tree)
+            frozen = {**below, **frozen}
+        if self.tracker is not None and self.killed_since is None:
+            # They stand still: what they hold now is all that they leave.
+            self.tracker.look([*frozen.values()])
+        # Who forks faster than one can look may not be caught at first.
+        if not self.survivors:
+            helpers = self._helpers(list(frozen.values()))
+            tree = [process for process in frozen.values() if process.pid not in helpers]
+            # Of a chain of forks most have ended meanwhile.
+            tree = [process for process in tree if is_alive(process.pid, process.start)] or tree
+            self._note_left(tree)
             self.survivors = {(process.pid, process.start): describe(process) for process in tree}
-        for process in frozen:
+        for process in frozen.values():
             send_signal(process, signal.SIGKILL)
         if self.killed_since is None:
             self.killed_since = time.monotonic()
 
     def _note_left(self, processes: Sequence[Process]) -> None:
+        if self.noted or not processes:
+            return
         self.noted = True
         since = "of the request to stop" if self.drain_since is None else "of the server's end"
         seconds = self.stop_timeout if self.drain_since is None else self._settle()

@@ -12,7 +12,6 @@ import ctypes
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -47,8 +46,9 @@ LAST_SECONDS = 20.0
 """Seconds after the last life in which all that is left must go."""
 
 UNSEEN = {"kill root": 0.5, "terminate root": 0.5}
-"""Seconds that an object must have existed before these attacks to be known for the server's: new ones are looked at
-within some 20 ms on an idle machine. Other attacks leave the supervisor, or its guard, the time to look at all."""
+"""Seconds that an object must have existed before these attacks to be known for the server's: if its only holder ends
+before anybody has looked, which takes some 20 ms on an idle machine, nobody can tell whose it was. Other attacks leave
+the supervisor, or its guard, the time to look at all."""
 
 MOMENTS = {"start": 0.4, "run": 0.2, "stop": 0.15}
 """When somebody attacks, and up to how many seconds after that moment's beginning."""
@@ -355,21 +355,18 @@ def complaints(life: Life, report: dict[str, Any]) -> Iterator[str]:
     if report["failure"] and (harmless or hit != "start"):
         yield f"did not start: {report['failure']}"
     # A root that is asked to end by somebody else cleans up too, once it is ready.
-    if harmless or (life.attack == "terminate root" and hit != "start"):
-        if report["findings"] or report["warnings"]:
-            yield f"false findings: {report['findings']} {report['warnings']}"
+    orderly = harmless or (life.attack == "terminate root" and hit != "start")
+    if orderly and (report["findings"] or report["warnings"]):
+        yield f"false findings: {report['findings']} {report['warnings']}"
     if report["processes"]:
         yield f"left processes: {report['processes']}"
 
 
 def left_objects(life: Life, report: dict[str, Any]) -> Iterator[str]:
-    told = " ".join(report.get("findings", []) + report.get("warnings", []))
     for name, birth in report["objects"].items():
         age = report["time"] - birth
         if report["hit"] is None or age >= UNSEEN.get(life.attack, -LAST_SECONDS):
-            yield f"left {name}, {age:.3f} s old at the attack; told: {told}"
-        elif name not in told and not re.search(r"and \d+ more", told):
-            yield f"left {name} without a word; told: {told}"
+            yield f"left {name}, {age:.3f} s old at the attack; found: {report.get('findings')}"
 
 
 @pytest.fixture
