@@ -313,9 +313,9 @@ LEAKS = {
         ["left behind 101 processes and a listening port"],
         102,
     ),
-    "forks a bomb": Leak(["--fork-bomb=3000"], ["process:*"], [], None, PORT),
+    "forks a bomb": Leak(["--fork-bomb=500"], ["process:*"], [], None, PORT),
     "forks a bomb while it is killed": Leak(
-        ["--fork-bomb=5000", "--daemon", *HIDDEN], ["process:*"], [], None, PORT, {"stop_timeout": 0.2}
+        ["--fork-bomb=800", "--daemon", *HIDDEN], ["process:*"], [], None, PORT, {"stop_timeout": 0.2}
     ),
 }
 
@@ -392,8 +392,8 @@ PLAIN = {
     "forks a chain": (["--fork-chain=30"], KILLED.format(1)),
     "forks a chain without an end": (["--fork-chain=100000"], KILLED.format(r"\d+")),
     "forks a tree": (["--fork-tree=100"], KILLED.format(101)),
-    "forks a bomb": (["--fork-bomb=3000"], KILLED.format(r"\d+")),
-    "forks a bomb and hides": (["--fork-bomb=3000", *HIDDEN], KILLED.format(r"\d+")),
+    "forks a bomb": (["--fork-bomb=500"], KILLED.format(r"\d+")),
+    "forks a bomb and hides": (["--fork-bomb=500", *HIDDEN], KILLED.format(r"\d+")),
 }
 
 
@@ -476,7 +476,7 @@ FAILURES = {
     "answers a byte a second": never_ready("--drip", last=""),
     "floods its log and answers 503": never_ready("--flood-log", "--loading=600", last=".*503"),
     "ignores SIGTERM": never_ready("--ignore-term", "--loading=600", last=".*503"),
-    "forks a bomb": never_ready("--fork-bomb=3000", "--loading=600", last=".*503"),
+    "forks a bomb": never_ready("--fork-bomb=500", "--loading=600", last=".*503"),
 }
 
 
