@@ -179,8 +179,8 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _standing_still(self) -> Iterator[None]:
-        """Debug mode: let a server that is not ready do nothing meanwhile; it may end without cleaning up."""
-        tree = self._tree() if self.tracker is not None and self.root and not self.ready else []
+        """Debug mode: let the server do nothing meanwhile; it may end without cleaning up."""
+        tree = self._tree() if self.tracker is not None and self.root else []
         for process in tree:
             send_signal(process, signal.SIGSTOP)
         try:
