@@ -401,10 +401,14 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
     # Not the server's destructor: while a response is being streamed it blocks for up to 30 s, holding the
     # interpreter's lock, so that nothing could bound it. There is no state to save.
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    # Not pause(): the kernel may hand the signal to one of llama.cpp's threads, and this one would sleep on.
+    signal.set_wakeup_fd(tell)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(0))
-    while True:
-        signal.pause()
+        signal.signal(number, lambda *_: None)
+    os.read(told, 1)
+    os._exit(0)
 
 
 if __name__ == "__main__":

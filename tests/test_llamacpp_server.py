@@ -485,6 +485,16 @@ class TestEnding:
             assert server.process.communicate(timeout=EXIT_S)[0] == ""
             assert "Traceback" not in server.log.read_text()
 
+    def test_that_a_signal_ends_it_whichever_thread_gets_it(self, tmp_path: Path) -> None:
+        with serving(tmp_path) as server:
+            server.complete()
+            # It is healthy a moment before it sets its handlers.
+            time.sleep(0.2)
+            # Of the threads of a stopped process that goes on the first to run gets what has arrived meanwhile.
+            for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGCONT):
+                server.process.send_signal(number)
+            assert server.process.wait(EXIT_S) == 0
+
     def test_that_a_stream_does_not_delay_the_end(self, tmp_path: Path) -> None:
         with serving(tmp_path) as server, server.stream(prompt="x") as response:
             lines = response.iter_lines(decode_unicode=True)
