@@ -74,8 +74,8 @@ class Launch:
         stop_timeout: Seconds that the server gets to end when this process is gone.
         keep_fds: Descriptors (locks) that the supervisor holds as long as it lives.
         stop_command: Command that stops what is not a descendant of the server's root, or None.
-        temporary_parent: Debug mode, in which the supervisor follows what the server holds: where it makes the
-            server's temporary directory. None without debug mode.
+        tmpdir: Debug mode, in which the supervisor follows what the server holds: the temporary directory that it
+            makes for the server, and removes. None without debug mode.
         private_tmpdir: Whether the server gets that directory as its TMPDIR.
     """
 
@@ -85,7 +85,7 @@ class Launch:
     stop_timeout: float
     keep_fds: Sequence[int] = ()
     stop_command: Sequence[str] | None = None
-    temporary_parent: str | None = None
+    tmpdir: str | None = None
     private_tmpdir: bool = True
 
 
@@ -150,7 +150,7 @@ class ServerProcess:
             )
             self._reader.start()
             with _inheritable(theirs.fileno(), *launch.keep_fds) as handles:
-                debug = [] if launch.temporary_parent is None else [launch.temporary_parent]
+                debug = [] if launch.tmpdir is None else [launch.tmpdir]
                 self._supervisor = subprocess.Popen(
                     [sys.executable, "-I", "-S", supervisor.__file__, str(handles[0]), str(os.getpid()), *debug],
                     stdin=subprocess.DEVNULL,

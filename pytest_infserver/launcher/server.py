@@ -553,7 +553,7 @@ class InferenceServer:
                 stop_timeout=self.settings.stop_timeout,
                 keep_fds=[folder_lock, *(lock for lock in locks if lock is not None)],
                 stop_command=None if stop_command is None else self.fill(stop_command),
-                temporary_parent=None if check is None else check.temporary_parent,
+                tmpdir=None if check is None else check.tmpdir,
                 private_tmpdir=check is not None and check.private_tmpdir,
             )
             if check is not None:

@@ -512,15 +512,15 @@ def supervise(supervisor: Supervisor) -> None:
         supervisor.run()
 
 
-def make_tracker(owner_pid: int, temporary_parent: str) -> Tracker:
+def make_tracker(owner_pid: int, tmpdir: str) -> Tracker:
     """Return what follows the server in debug mode; imported here because nobody else pays for it."""
     from pytest_infserver.launcher.leaks.tracker import Tracker
 
-    return Tracker(owner_pid, temporary_parent)
+    return Tracker(owner_pid, tmpdir)
 
 
 def main() -> None:
-    """Run as ``supervisor.py SOCKET_FD OWNER_PID [PARENT_OF_TMPDIR]``; the last one means debug mode."""
+    """Run as ``supervisor.py SOCKET_FD OWNER_PID [TMPDIR]``; the last one means debug mode."""
     channel, owner = socket.socket(fileno=int(sys.argv[1])), Owner(int(sys.argv[2]))
     become_subreaper()
     # An owner that ignores SIGCHLD passes that on, and the end of a child would get lost.

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pytest_infserver import CommandServer, LeakError
+from pytest_infserver.launcher.leaks.temporary_files import new_path
 from pytest_infserver.launcher.leaks.tracker import Tracker
 from pytest_infserver.launcher.processes import descendants
 
@@ -56,7 +57,7 @@ def cpu(action: Callable[[], object]) -> float:
 def check(leaks: bool) -> dict[str, float]:
     """Return the CPU time of each part of one check."""
     name = f"infserver-bench-{os.getpid()}"
-    tracker = Tracker(os.getpid(), tempfile.gettempdir())
+    tracker = Tracker(os.getpid(), new_path(tempfile.gettempdir()))
     command = [sys.executable, "-I", "-S", "-c", HOLDER, name, str(os.getpid())]
     root = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
     assert root.stdout is not None

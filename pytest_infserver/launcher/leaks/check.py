@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pytest_infserver.launcher.leaks.gpu import GpuMemory
 from pytest_infserver.launcher.leaks.report import LeakReport, from_message, judged
+from pytest_infserver.launcher.leaks.temporary_files import TemporaryDirectory, new_path
 from pytest_infserver.launcher.process import ServerProcess
 
 _SHORT = 40
@@ -21,7 +22,7 @@ class LeakCheck:
     """The check of one launch.
 
     Attributes:
-        temporary_parent: Where the server's temporary directory is made.
+        tmpdir: The temporary directory that the supervisor makes for the server.
         private_tmpdir: Whether the server gets it as its TMPDIR: not if the user has said what that is.
         lock_fds: Locks that the supervisor must hold.
     """
@@ -32,7 +33,7 @@ class LeakCheck:
         Args:
             env_vars: The variables that the user sets for the server.
         """
-        self.temporary_parent = _temporary_parent()
+        self.tmpdir = new_path(_temporary_parent())
         self.private_tmpdir = "TMPDIR" not in env_vars
         self._gpus = GpuMemory()
         self.lock_fds: Sequence[int] = self._gpus.lock_fds
@@ -59,6 +60,7 @@ class LeakCheck:
             secrets: Values that must not be shown.
         """
         if process.leaks is None:
+            TemporaryDirectory(self.tmpdir).remove()
             return LeakReport((), ("everything: the server's supervisor was killed",))
         findings = from_message(process.leaks["findings"])
         findings += self._gpus.left({(pid, start): command for pid, start, command in process.leaks["processes"]})

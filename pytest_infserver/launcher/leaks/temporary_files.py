@@ -10,20 +10,27 @@ import time
 from pytest_infserver.launcher.leaks.finding import Finding
 
 
+def new_path(parent: str) -> str:
+    """Return a path in ``parent`` that nobody uses: a short one, for a unix socket's has at most 107 bytes."""
+    return os.path.join(parent, f"infs-{os.urandom(5).hex()}")  # noqa: PTH118
+
+
 class TemporaryDirectory:
     """The directory that a server gets as its TMPDIR.
 
     Attributes:
-        path: Where it is: a short path, for a unix socket's has at most 107 bytes.
+        path: Where it is.
     """
 
-    def __init__(self, parent: str) -> None:
-        """Make the directory.
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def make(self) -> None:
+        """Make it, for nobody else's eyes.
 
         Raises:
             OSError: It cannot be made.
         """
-        self.path = os.path.join(parent, f"infs-{os.urandom(5).hex()}")  # noqa: PTH118
         os.mkdir(self.path, 0o700)  # noqa: PTH102
 
     def left(self) -> list[Finding]:
@@ -56,9 +63,12 @@ class TemporaryDirectory:
         except OSError:
             import shutil
 
-            device = os.lstat(self.path).st_dev
+            status = os.lstat(self.path)
+            if not stat.S_ISDIR(status.st_mode):
+                # Somebody else was quicker to use the path.
+                return
             for folder, names, _ in os.walk(self.path):
-                if os.lstat(folder).st_dev != device:
+                if os.lstat(folder).st_dev != status.st_dev:
                     # What somebody has mounted there is not temporary.
                     return
                 # Before the walk enters them.

@@ -39,12 +39,12 @@ class Tracker:
         alarm: Descriptor that becomes readable when it is time for a look, or None.
     """
 
-    def __init__(self, owner_pid: int, temporary_parent: str) -> None:
+    def __init__(self, owner_pid: int, tmpdir: str) -> None:
         """Note what exists before the server does.
 
         Args:
             owner_pid: The process whose objects are never taken for the server's.
-            temporary_parent: Where the server's temporary directory is made.
+            tmpdir: The path of the temporary directory that is made for the server.
         """
         self._owner_pid = owner_pid
         self._not_checked: list[str] = []
@@ -58,11 +58,12 @@ class Tracker:
             self._watches = [watch for kind in kinds if (watch := self._attempt(kind.what, kind)) is not None]
         else:
             self._not_checked.append(f"shared memory, sockets and ports: not on {sys.platform}")
-        self._directory: TemporaryDirectory | None = None
+        self._directory: TemporaryDirectory | None = TemporaryDirectory(tmpdir)
         try:
-            self._directory = TemporaryDirectory(temporary_parent)
+            self._directory.make()
         except OSError as error:
-            self._not_checked.append(f"temporary files: {temporary_parent} cannot be written ({error.strerror})")
+            self._directory = None
+            self._not_checked.append(f"temporary files: {tmpdir} cannot be made ({error.strerror})")
 
     @property
     def tmpdir(self) -> str | None:

@@ -38,8 +38,11 @@ def environment_of(server: CommandServer) -> dict[str, str]:
 
 
 def test_supervisor_that_was_killed_has_checked_nothing() -> None:
-    report = LeakCheck({}).report(ServerProcess(), [], NOTHING)
+    check = LeakCheck({})
+    os.mkdir(check.tmpdir)
+    report = check.report(ServerProcess(), [], NOTHING)
     assert report.findings == ()
+    assert not os.path.exists(check.tmpdir)
     assert report.not_checked == ("everything: the server's supervisor was killed",)
 
 
@@ -77,7 +80,7 @@ def test_user_without_a_name(monkeypatch: pytest.MonkeyPatch, error: type[Except
 def test_temporary_directory_has_a_short_path(monkeypatch: pytest.MonkeyPatch, usual: str, expected: str) -> None:
     monkeypatch.setattr(tempfile, "gettempdir", lambda: usual)
     monkeypatch.setattr(os, "access", lambda path, mode: True)
-    assert LeakCheck({}).temporary_parent == expected
+    assert os.path.dirname(LeakCheck({}).tmpdir) == expected
 
 
 def test_long_path_is_better_than_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from pytest_infserver.launcher.leaks import shm_alarm as module
 from pytest_infserver.launcher.leaks.shm_alarm import open_alarm, quiet_alarm
+from pytest_infserver.launcher.leaks.temporary_files import new_path
 from pytest_infserver.launcher.leaks.tracker import Tracker
 
 from .holders import linux_only
@@ -93,7 +94,7 @@ def test_programs_do_not_inherit_it(alarm: int) -> None:
 
 
 def test_look_makes_it_quiet(folder: Path) -> None:
-    tracker = Tracker(os.getpid(), str(folder))
+    tracker = Tracker(os.getpid(), new_path(str(folder)))
     if tracker.alarm is None:
         pytest.skip("this user has no inotify instance left")
     # Its temporary directory, which is not in /dev/shm usually.

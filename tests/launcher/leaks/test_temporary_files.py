@@ -15,16 +15,22 @@ from pathlib import Path
 import pytest
 
 from pytest_infserver.launcher.leaks.finding import Finding
-from pytest_infserver.launcher.leaks.temporary_files import TemporaryDirectory
+from pytest_infserver.launcher.leaks.temporary_files import TemporaryDirectory, new_path
 
 from .holders import root_only
 
 AnotherUser = Callable[[], "contextlib.AbstractContextManager[None]"]
 
 
+def made_in(parent: Path) -> TemporaryDirectory:
+    directory = TemporaryDirectory(new_path(str(parent)))
+    directory.make()
+    return directory
+
+
 @pytest.fixture
 def directory(tmp_path: Path) -> TemporaryDirectory:
-    return TemporaryDirectory(str(tmp_path))
+    return made_in(tmp_path)
 
 
 def make(directory: TemporaryDirectory, name: str) -> Path:
@@ -37,7 +43,7 @@ def test_directory_is_private_and_short_and_its_own(tmp_path: Path, directory: T
     assert stat.S_IMODE(status.st_mode) == 0o700
     assert Path(directory.path).parent == tmp_path
     assert len(Path(directory.path).name) <= 16
-    assert TemporaryDirectory(str(tmp_path)).path != directory.path
+    assert new_path(str(tmp_path)) != directory.path
 
 
 def test_empty_directory_is_no_finding_and_goes(directory: TemporaryDirectory) -> None:
@@ -136,7 +142,7 @@ def public() -> Iterator[Path]:
 @pytest.mark.parametrize("mode", [0o000, 0o500, 0o600])
 def test_folders_without_permissions_go_too(public: Path, ordinary_user: AnotherUser, mode: int) -> None:
     with ordinary_user():
-        directory = TemporaryDirectory(str(public))
+        directory = made_in(public)
         folder = make(directory, "a") / "b"
         folder.mkdir(parents=True)
         (folder / "file").write_text("")
@@ -149,7 +155,7 @@ def test_folders_without_permissions_go_too(public: Path, ordinary_user: Another
 
 @root_only
 def test_what_cannot_be_removed_is_said(public: Path, ordinary_user: AnotherUser) -> None:
-    directory = TemporaryDirectory(str(public))
+    directory = made_in(public)
     os.chmod(directory.path, 0o777)
     folder = make(directory, "of_root")
     folder.mkdir()
@@ -170,4 +176,17 @@ def test_removing_without_a_look(directory: TemporaryDirectory) -> None:
 @pytest.mark.parametrize("parent", ["/nonexistent", "/proc", "/dev/null"])
 def test_parent_that_takes_no_directory(parent: str) -> None:
     with pytest.raises(OSError):
-        TemporaryDirectory(parent)
+        TemporaryDirectory(new_path(parent)).make()
+
+
+def test_path_that_somebody_else_was_quicker_to_use_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "file").write_text("")
+    path = Path(new_path(str(tmp_path)))
+    path.symlink_to("theirs")
+    directory = TemporaryDirectory(str(path))
+    with pytest.raises(FileExistsError):
+        directory.make()
+    directory.remove()
+    assert path.is_symlink()
+    assert (tmp_path / "theirs" / "file").exists()
