@@ -57,6 +57,7 @@ def parse():
     add("--close-log", action="store_true", help="close stdout and stderr")
     add("--fork-chain", type=int, default=0, help="at SIGTERM: so many generations, each forks the next and ends")
     add("--fork-tree", type=int, default=0, help="at SIGTERM: so many children, all of which stay and ignore it")
+    add("--idle-first-thread", action="store_true", help="serve in other threads; the first one waits for SIGTERM")
     add("--headless", action="store_true", help="end the first thread at SIGTERM and live on in another")
     add("--fork-bomb", type=int, default=0, help="at SIGTERM: forks of forks at full speed, so many in all")
     add("--mute", action="store_true", help="accept connections and neither read nor answer")
@@ -410,6 +411,11 @@ def main():
         raise
     if options.say_when_ready:
         print(options.say_when_ready, flush=True)
+    if options.idle_first_thread:
+        for _ in range(4):
+            threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        signal.pause()
     server.serve_forever()
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
 _MAX_COMMAND = 4096
@@ -103,6 +104,29 @@ def send_signal(process: Process, number: int) -> None:
             os.close(handle)
 
 
+def wait_until_stopped(processes: Iterable[Process], limit: float) -> None:
+    """Wait until processes that got SIGSTOP stand still, on Linux: it reaches a thread that runs a moment later.
+
+    Args:
+        processes: These processes.
+        limit: Seconds after which those that wait for a device are given up.
+    """
+    deadline = time.monotonic() + limit
+    for process in processes:
+        while not _stands_still(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.0005)
+
+
+def _stands_still(pid: int) -> bool:
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208
+    except OSError:
+        return True
+    states = [read_file(f"/proc/{pid}/task/{thread}/stat", 2048).rpartition(b")")[2].split()[:1] for thread in threads]
+    # A thread that has ended has no state.
+    return all(state[0] in (b"T", b"t", b"Z", b"X") for state in states if state)
+
+
 def is_alive(pid: int, start: str) -> bool:
     """Tell whether the process still exists, be it as a zombie."""
     if not os.path.isdir("/proc/self"):  # noqa: PTH112
@@ -111,10 +135,19 @@ def is_alive(pid: int, start: str) -> bool:
     return process is not None and process.start == start
 
 
-def ignores_sigterm(process: Process) -> bool:
-    """Tell whether SIGTERM cannot end this process (Linux; elsewhere the answer is no)."""
-    for line in read_file(f"/proc/{process.pid}/status", 8192).splitlines():
-        if line.startswith(b"SigIgn:"):
+def ignores_sigterm(pid: int) -> bool:
+    """Tell whether SIGTERM cannot end a process (Linux; elsewhere the answer is no)."""
+    return _sigterm_is_in(b"SigIgn:", pid)
+
+
+def handles_sigterm(pid: int) -> bool:
+    """Tell whether a process does something of its own on SIGTERM (Linux; elsewhere the answer is no)."""
+    return _sigterm_is_in(b"SigCgt:", pid)
+
+
+def _sigterm_is_in(mask: bytes, pid: int) -> bool:
+    for line in read_file(f"/proc/{pid}/status", 8192).splitlines():
+        if line.startswith(mask):
             return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
     return False
 

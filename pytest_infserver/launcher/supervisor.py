@@ -39,9 +39,11 @@ from pytest_infserver.launcher.processes import (
     Process,
     command_line,
     descendants,
+    handles_sigterm,
     ignores_sigterm,
     is_alive,
     send_signal,
+    wait_until_stopped,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ OWNER_INTERVAL = 1.0
 """Seconds between two looks for the owner where the system cannot tell of its end (no pidfd)."""
 OWNER_GONE_GRACE = 1.0
 """Seconds beyond stop_timeout at which all is killed when the owner is gone."""
+FREEZE_LIMIT = 0.2
+"""Debug mode: seconds that processes get to stand still before what they hold is looked at."""
 LOOK_INTERVAL = 0.5
 """Debug mode: seconds between two looks at what the server's processes hold."""
 LOOK_SHARE = 20
@@ -179,10 +183,16 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _standing_still(self) -> Iterator[None]:
-        """Debug mode: let the server do nothing meanwhile; it may end without cleaning up."""
-        tree = self._tree() if self.tracker is not None and self.root else []
+        """Debug mode: let a server do nothing meanwhile that SIGTERM ends on the spot.
+
+        One that handles SIGTERM goes on: whichever of its threads woke first would get the signal, and Python, for
+        one, then leaves a first thread asleep that waits for it.
+        """
+        stands = self.tracker is not None and self.root and not handles_sigterm(self.root)
+        tree = self._tree() if stands else []
         for process in tree:
             send_signal(process, signal.SIGSTOP)
+        wait_until_stopped(tree, FREEZE_LIMIT)
         try:
             yield
         finally:
@@ -441,7 +451,7 @@ class Supervisor:
                 self._note_left(left)
             for process in left:
                 send_signal(process, signal.SIGTERM)
-        if not all(ignores_sigterm(process) for process in left):
+        if not all(ignores_sigterm(process.pid) for process in left):
             self.stubborn_since = None
         elif self.stubborn_since is None:
             self.stubborn_since = now
@@ -462,7 +472,8 @@ class Supervisor:
                 send_signal(process, signal.SIGSTOP)
             frozen = {**below, **frozen}
         if self.tracker is not None and self.killed_since is None:
-            # They stand still: what they hold now is all that they leave.
+            # What they hold when they stand still is all that they leave.
+            wait_until_stopped(frozen.values(), FREEZE_LIMIT)
             self.tracker.look([*frozen.values()])
         # Who forks faster than one can look may not be caught at first.
         if not self.survivors:

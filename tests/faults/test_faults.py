@@ -283,6 +283,9 @@ LEAKS = {
     "makes shared memory until it is killed": Leak(
         ["--make-shm={prefix}", "--ignore-term"], ["process:*fake_engine*", "shm:/dev/shm/ift-*"], [ROOT], None
     ),
+    "makes shared memory until it is asked to end": Leak(
+        ["--make-shm={prefix}", "--default-term"], ["shm:/dev/shm/ift-*"], [], None
+    ),
     "leaves a semaphore": Leak(["--leak-semaphore={prefix}b"], ["semaphore:/dev/shm/sem.ift-*-b"], ["; removed"]),
     "leaves a SysV segment": Leak(["--leak-sysv"], ["sysv:shmid *"], ["4096 bytes", "; removed"]),
     "leaves a socket": Leak(["--leak-socket=c"], ["socket:*/infs-*/c"], ["left behind a unix socket", "; removed"]),
@@ -343,6 +346,7 @@ NOTHING_WRONG = {
     "removes its objects": ["--tidy-shm={prefix}a", "--tidy-semaphore={prefix}b"],
     "hides": ["--children=1", "--tidy-daemon", *HIDDEN],
     "stops slowly": ["--stop-delay=0.5", "--children=1"],
+    "waits for SIGTERM in its first thread only": ["--idle-first-thread", "--children=1"],
     "exits 3 when it is stopped": ["--stop-code=3"],
     "answers 503 first": ["--loading=0.7"],
     "closes its log": ["--close-log", "--children=1"],
@@ -573,6 +577,24 @@ def test_death(
         assert "What to do" not in warnings[0]
     else:
         assert warnings == []
+
+
+@pytest.mark.parametrize("moment", ["starting", "running"])
+def test_server_that_makes_shm_until_its_supervisor_is_killed(moment: str, faulty: FakeServer, traces: Traces) -> None:
+    server = faulty(["--make-shm={prefix}", *(["--loading=600"] if moment == "starting" else [])])
+
+    def start() -> None:
+        with contextlib.suppress(ServerStartupError):
+            server.start()
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    wait_until(lambda: len(traces.objects()) > 20)
+    kill_supervisor(server)
+    thread.join(LONG)
+    assert server.wait_death(LONG) or server.state is ServerState.FAILED
+    server.stop()
+    assert traces.left() == []
 
 
 @pytest.mark.parametrize("debug_mode", [True, False], ids=["debug", "plain"])
@@ -913,6 +935,18 @@ def owner(tmp_path: Path, traces: Traces) -> Iterator[Callable[..., subprocess.P
 def engine_command(traces: Traces, *arguments: str) -> list[str]:
     words = [word.format(prefix=traces.prefix, folder=traces.folder) for word in arguments]
     return [sys.executable, "-S", str(ENGINE), "--port={port}", *words]
+
+
+@pytest.mark.parametrize("moment", ["starting", "running"])
+def test_server_that_makes_shm_until_its_owner_is_killed(
+    moment: str, owner: Callable[..., subprocess.Popen[str]], traces: Traces
+) -> None:
+    arguments, body = MOMENTS[moment]
+    command = engine_command(traces, *arguments, "--make-shm={prefix}", "--default-term", "--say-when-held=held")
+    script = owner(body, command)
+    wait_until(lambda: len(traces.objects()) > 20)
+    script.kill()
+    wait_until(lambda: traces.left() == [], STOP_TIMEOUT + 10)
 
 
 ENDS: dict[str, signal.Signals] = {number.name: number for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)}

@@ -146,17 +146,43 @@ def test_signal_without_pidfd(start: Start, monkeypatch: pytest.MonkeyPatch) -> 
     assert child.wait(60) == -signal.SIGKILL
 
 
+def test_stopped_processes_are_waited_for(start: Start) -> None:
+    spin = "threading.Thread(target=lambda: [0 for _ in iter(int, 1)]).start()"
+    busy = f"import threading\nfor _ in range(8):\n    {spin}"
+    children = [read(start(busy).pid) for _ in range(3)]
+    for child in children:
+        processes.send_signal(child, signal.SIGSTOP)
+    processes.wait_until_stopped(children, 30)
+    threads = [path for child in children for path in Path(f"/proc/{child.pid}/task").iterdir()]
+    assert len(threads) == 27
+    assert {(path / "stat").read_text().rpartition(") ")[2][0] for path in threads} == {"T"}
+
+
+def test_processes_that_do_not_stop_are_given_up(start: Start) -> None:
+    ended = start()
+    gone = read(ended.pid)
+    ended.communicate()
+    begin = time.monotonic()
+    processes.wait_until_stopped([gone], 30)
+    assert time.monotonic() - begin < 10
+    processes.wait_until_stopped([read(start().pid)], 0.2)
+    assert 0.2 <= time.monotonic() - begin < 20
+
+
 @pytest.mark.parametrize(
-    ("code", "ignores"),
+    ("code", "ignores", "handles"),
     [
-        ("", False),
-        ("signal.signal(signal.SIGTERM, signal.SIG_IGN)", True),
-        ("signal.signal(signal.SIGINT, signal.SIG_IGN)", False),
-        ("signal.signal(signal.SIGTERM, lambda *_: None)", False),
+        ("", False, False),
+        ("signal.signal(signal.SIGTERM, signal.SIG_IGN)", True, False),
+        ("signal.signal(signal.SIGHUP, signal.SIG_IGN)", False, False),
+        ("signal.signal(signal.SIGTERM, lambda *_: None)", False, True),
+        ("signal.signal(signal.SIGHUP, lambda *_: None)", False, False),
     ],
 )
-def test_whether_sigterm_is_ignored(start: Start, code: str, ignores: bool) -> None:
-    assert processes.ignores_sigterm(read(start(code).pid)) is ignores
+def test_what_sigterm_does(start: Start, code: str, ignores: bool, handles: bool) -> None:
+    pid = start(code).pid
+    assert processes.ignores_sigterm(pid) is ignores
+    assert processes.handles_sigterm(pid) is handles
 
 
 def test_command_line(start: Start) -> None:
