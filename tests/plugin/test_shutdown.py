@@ -7,8 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+SHM = Path("/dev/shm")
 
 LEAKY = ["--children", "1", "--stubborn-children", "--forget-children"]
 
@@ -96,18 +100,47 @@ def test_the_end_of_a_run_leaves_nothing_however_it_comes(project, servers_yaml)
             assert project.events("stopped") == ["stopped a gone"], (body, extra)
 
 
-@pytest.mark.parametrize("moment", ["start", "test"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_signals_to_pytest_leave_nothing(project, servers_yaml, nothing_left, moment, number) -> None:
-    delay = ["--delay", "60"] if moment == "start" else []
-    servers_yaml({"stop_timeout": 2, "startup_timeout": 90}, a=["--say", "here", "--children", "2", *delay])
+STOP_TIMEOUT = 2
+
+
+@pytest.fixture
+def shm_name() -> Iterator[str]:
+    name = f"infserver-test-{os.getpid()}-{time.monotonic_ns()}"
+    yield name
+    SHM.joinpath(name).unlink(missing_ok=True)
+
+
+def family(shm_name: str, *arguments: str) -> list[str]:
+    """Return the arguments of an engine that leaves processes and an object behind."""
+    return ["--children=2", "--forget-children", "--leak-shm", shm_name, "--say-when-held=here", *arguments]
+
+
+def wait_until(condition: Callable[[], object], limit: float) -> float:
+    """Return after how many seconds something has happened."""
+    begin = time.monotonic()
+    while not condition():
+        assert time.monotonic() < begin + limit, "it did not happen"
+        time.sleep(0.02)
+    return time.monotonic() - begin
+
+
+MOMENTS = {"start": ["--delay=60"], "test": [], "stop": ["--stop-delay=60"]}
+SIGNALS = {"SIGINT twice": signal.SIGINT, **{signal.Signals(one).name: signal.Signals(one) for one in (1, 2, 9, 15)}}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="leaks are best effort elsewhere")
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("how", SIGNALS)
+def test_signals_to_pytest_leave_nothing(project, servers_yaml, nothing_left, shm_name, moment, how) -> None:
+    settings = {"stop_timeout": STOP_TIMEOUT, "startup_timeout": 90, "debug_mode": True}
+    servers_yaml(settings, a=family(shm_name, *MOMENTS[moment]))
     project.files(
-        test_1="""
+        test_1=f"""
         import time
         from helpers import note
         def test_1(inference_server):
             note("sleeping")
-            time.sleep(60)
+            time.sleep({60 if moment == "test" else 0})
         """
     )
     argv = [sys.executable, "-m", "pytest", "-p", "pytest_infserver.plugin", "-p", "no:cacheprovider"]
@@ -115,17 +148,47 @@ def test_signals_to_pytest_leave_nothing(project, servers_yaml, nothing_left, mo
         [*argv, "--infserver-config", "servers.yaml"], cwd=project.path, stdout=subprocess.PIPE, start_new_session=True
     )
     log = project.path / "server_logs" / "a" / "server.log"
-    deadline = time.monotonic() + 60
-    while not (log.exists() and "here" in log.read_text() and (moment == "start" or project.events("sleeping"))):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    # As a terminal does it: the whole group.
-    os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=30)
-    if number == signal.SIGINT:
+    event = {"start": [], "test": ["sleeping"], "stop": ["stopping"]}[moment]
+    try:
+        wait_until(lambda: log.exists() and "here" in log.read_text() and (not event or project.events(*event)), 60)
+        # A stop has only begun with that event.
+        time.sleep(0.3)
+        number = SIGNALS[how]
+        # As a terminal does it: the whole group.
+        os.killpg(process.pid, number)
+        begin = time.monotonic()
+        if how == "SIGINT twice":
+            time.sleep(0.1)
+            os.killpg(process.pid, number)
+        wait_until(lambda: not SHM.joinpath(shm_name).exists(), 30)
+        output, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert time.monotonic() - begin < STOP_TIMEOUT + 10
+    if how == "SIGINT":
         assert process.returncode == pytest.ExitCode.INTERRUPTED
         assert b"KeyboardInterrupt" in output
+    elif number is not signal.SIGINT:
+        assert process.returncode == -number
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="leaks are best effort elsewhere")
+@pytest.mark.parametrize("how", ["os._exit(3)", "os.kill(os.getpid(), 9)", "os.kill(os.getpid(), 15)"])
+def test_the_end_of_an_xdist_worker_leaves_nothing(project, servers_yaml, nothing_left, shm_name, how) -> None:
+    pytest.importorskip("xdist")
+    servers_yaml({"stop_timeout": STOP_TIMEOUT, "debug_mode": True}, a=family(shm_name))
+    project.files(
+        test_1=f"""
+        import os
+        def test_1(inference_server):
+            assert os.path.exists("/dev/shm/{shm_name}")
+            {how}
+        """
+    )
+    result = project.run("-n1", "--max-worker-restart=0", plugins=("xdist.plugin",))
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*worker 'gw0' crashed while running*test_1*"])
+    wait_until(lambda: not SHM.joinpath(shm_name).exists(), STOP_TIMEOUT + 10)
 
 
 def test_time_stands_still_for_servers_in_the_debugger(project, servers_yaml, pytester) -> None:
