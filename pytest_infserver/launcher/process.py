@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_infserver.launcher import supervisor
+from pytest_infserver.launcher.processes import descendants, send_signal
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,10 @@ class ServerProcess:
             self._reader.start()
             with _inheritable(theirs.fileno(), *launch.keep_fds) as handles:
                 debug = [] if launch.tmpdir is None else [launch.tmpdir]
+                home = supervisor.__file__.rpartition("/pytest_infserver/")[0]
                 self._supervisor = subprocess.Popen(
-                    [sys.executable, "-I", "-S", supervisor.__file__, str(handles[0]), str(os.getpid()), *debug],
+                    [sys.executable, "-I", "-S", "-c", supervisor.PROGRAM, str(handles[0]), str(os.getpid()), *debug],
+                    env={**os.environ, supervisor.HOME_VARIABLE: home},
                     stdin=subprocess.DEVNULL,
                     stdout=launch.log_fd,
                     stderr=launch.log_fd,
@@ -255,9 +258,12 @@ class ServerProcess:
             self._changed.notify_all()
 
     def _supervisor_lost(self, pid: int) -> None:
+        below = descendants(pid)
         # The root leads its own group; nobody else can have got its pid while the group has members.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
+        for process in below:
+            send_signal(process, signal.SIGKILL)
         if self.exit is None:
             self.exit = Exit(None, 0)
 

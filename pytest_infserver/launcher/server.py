@@ -446,7 +446,13 @@ class InferenceServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.stop()
+        try:
+            self.stop()
+        except LeakError as leak:
+            if error is None:
+                raise
+            # What went wrong in the block comes first.
+            self.on_warning(str(leak))
 
     def __str__(self) -> str:
         backend = self.get_backend_name()

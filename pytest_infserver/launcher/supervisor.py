@@ -1,7 +1,7 @@
 """The parent process of one server: reports its exit at once, stops its whole tree, outlives its owner.
 
-Runs as a script under ``python -I -S`` and imports only the standard library and modules of ours that do so too: it
-starts in some 20 ms and cannot be broken by the environment of the server or of the owner. The owner is the process
+Runs under ``python -I -S`` and imports only the standard library and modules of ours that do so too: it starts in some
+20 ms and cannot be broken by the environment of the server or of the owner. The owner is the process
 that uses `pytest_infserver.launcher.process`; both talk in JSON lines over one socket.
 
 To the supervisor: {"do": "launch", "argv", "env", "stop_timeout", "stop_command", "private_tmpdir"}, then
@@ -30,10 +30,6 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-if __name__ == "__main__":
-    # Under -I nothing of ours can be found otherwise.
-    sys.path.append(__file__.rpartition("/pytest_infserver/")[0])
 
 from pytest_infserver.launcher.processes import (
     Process,
@@ -75,6 +71,19 @@ LOOK_SHARE = 20
 ALARM_SHARE = 4
 """The same while new objects appear in /dev/shm all the time."""
 
+HOME_VARIABLE = "INFSERVER_SUPERVISOR_HOME"
+"""Names the folder that the package is imported from: under -I nothing of ours can be found otherwise."""
+PROGRAM = f"""\
+import os, sys
+sys.path.append(os.environ["{HOME_VARIABLE}"])
+__import__("py" "test_infserver.launcher.supervisor", fromlist=["main"]).main()
+"""
+"""What Python runs. No command line of ours may say what is in two parts here: people end a run that hangs by
+``pkill -9 -f pytest``, and then somebody must be left to stop the servers."""
+
+_NAME = "infserver"
+"""What the processes are called, for the same reason."""
+_PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -236,6 +245,7 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
+        _survive_strays()
 
     def _go_below_a_guard(self) -> bool:
         """Fork, and leave the parent behind as guard; tell whether this is the process that supervises."""
@@ -264,6 +274,8 @@ class Supervisor:
         if status == 0:
             os._exit(0)
         self._listen_to_signals()
+        if self.tracker is not None:
+            self.tracker.note_blindness("what the server held before its supervisor was killed")
         self.root, self.root_exited = -1, True
         self._send(event="exited", code=None, max_rss=0)
         self._look()
@@ -300,6 +312,7 @@ class Supervisor:
         if self.tracker is None or not self.root:
             return
         begin = time.process_time()
+        self.tracker.prepare()
         self.tracker.look(self._tree())
         cost = time.process_time() - begin
         self.earliest_look = time.monotonic() + cost * ALARM_SHARE
@@ -498,6 +511,9 @@ class Supervisor:
             self.tracker.note_left(processes, self.root, f"{seconds:g} s {since}")
 
     def _send(self, **message: Any) -> None:
+        if self.owner_gone:
+            # A fork of it may hold the channel open, and nobody reads what would fill it.
+            return
         with contextlib.suppress(OSError):
             self.channel.sendall(json.dumps(message).encode() + b"\n")
 
@@ -505,6 +521,13 @@ class Supervisor:
 def describe(process: Process) -> dict[str, Any]:
     """Return what a person wants to know about a process that should have ended."""
     return {"pid": process.pid, "command": command_line(process.pid)}
+
+
+def _survive_strays() -> None:
+    """Do nothing on signals that a server sends to its parent, whoever that is by now."""
+    for number in (signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
+        # Not SIG_IGN, which the server would inherit.
+        signal.signal(number, lambda *_: None)
 
 
 def become_subreaper() -> None:
@@ -531,9 +554,11 @@ def make_tracker(owner_pid: int, tmpdir: str) -> Tracker:
 
 
 def main() -> None:
-    """Run as ``supervisor.py SOCKET_FD OWNER_PID [TMPDIR]``; the last one means debug mode."""
+    """Run with the arguments SOCKET_FD OWNER_PID [TMPDIR]; the last one means debug mode."""
     channel, owner = socket.socket(fileno=int(sys.argv[1])), Owner(int(sys.argv[2]))
     become_subreaper()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, _NAME.encode(), 0, 0, 0)
     # An owner that ignores SIGCHLD passes that on, and the end of a child would get lost.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     tracker = make_tracker(owner.pid, sys.argv[3]) if len(sys.argv) > 3 else None
@@ -548,7 +573,3 @@ def _fork() -> int | None:
     except OSError:
         # Better without a guard than without a server.
         return None
-
-
-if __name__ == "__main__":
-    main()

@@ -445,3 +445,12 @@ def test_warnings_before_the_launch(
     server.start()
     assert len(heard) == len(warnings)
     assert all(expected in text for expected, text in zip(warnings, heard, strict=True))
+
+
+def test_leak_does_not_hide_what_went_wrong_in_the_block(fake_server: FakeServer) -> None:
+    server = fake_server("--ignore-term", debug_mode=True, stop_timeout=0.3)
+    warnings: list[str] = []
+    server.on_warning = warnings.append
+    with pytest.raises(KeyboardInterrupt), server:
+        raise KeyboardInterrupt
+    assert [warning.splitlines()[0] for warning in warnings] == ["fake (command) left behind a process:"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -183,6 +185,91 @@ def test_processes_are_listed_with_parents() -> None:
 def test_processes_can_be_listed_by_ps() -> None:
     found = {process.pid: process for process in processes._list_processes_by_ps()}
     assert found[os.getpid()].parent == os.getppid()
+
+
+def processes_of_ours(server: CommandServer) -> list[psutil.Process]:
+    """Return the server's supervisor and the guard above it."""
+    assert server._process is not None
+    supervisor_process = psutil.Process(server._process.supervisor_pid)
+    return [supervisor_process, psutil.Process(supervisor_process.ppid())]
+
+
+@linux_only
+@pytest.mark.parametrize("debug_mode", [True, False])
+def test_who_kills_pytest_by_name_does_not_hit_the_supervisor(fake_server: FakeServer, debug_mode: bool) -> None:
+    """`pkill -9 -f pytest` and `pkill -9 python`: somebody must be left to stop the server."""
+    with fake_server(debug_mode=debug_mode) as server:
+        for process in processes_of_ours(server):
+            assert process.name() == "infserver"
+            # The interpreter may lie in a folder that says anything.
+            assert "pytest" not in " ".join(process.cmdline()[1:])
+
+
+@linux_only
+@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM])
+def test_signals_that_a_server_sends_to_its_parent_are_survived(
+    fake_server: FakeServer, number: signal.Signals
+) -> None:
+    with fake_server() as server:
+        for process in processes_of_ours(server):
+            process.send_signal(number)
+        assert not server.wait_death(0.3)
+        assert server.check_health()
+
+
+@linux_only
+def test_server_does_not_inherit_what_its_supervisor_does_with_signals(fake_server: FakeServer) -> None:
+    with fake_server() as server:
+        [ignored] = [
+            int(line.split()[1], 16)
+            for line in Path(f"/proc/{server.pid}/status").read_text().splitlines()
+            if line.startswith("SigIgn")
+        ]
+    # Python itself ignores SIGPIPE and SIGXFSZ.
+    assert ignored & ~(1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1) == 0
+
+
+@linux_only
+def test_processes_in_other_sessions_end_when_supervisor_and_guard_are_both_killed(fake_server: FakeServer) -> None:
+    server = fake_server("--setsid-child", "--children", "1").start()
+    children = tree(server)
+    assert len(children) == 2
+    for process in reversed(processes_of_ours(server)):
+        process.kill()
+    assert server.wait_death(30)
+    psutil.wait_procs(children, 30)
+    assert all(map(ended, children))
+
+
+@linux_only
+def test_what_was_seen_before_the_supervisor_was_killed_is_said_to_be_lost(fake_server: FakeServer) -> None:
+    server = fake_server(debug_mode=True).start()
+    processes_of_ours(server)[0].kill()
+    assert server.wait_death(30)
+    server.stop()
+    assert server.leak_report is not None
+    assert "what the server held before its supervisor was killed" in server.leak_report.not_checked
+
+
+def test_nothing_is_said_to_an_owner_that_is_gone() -> None:
+    """Nobody would read it, and the channel may be full."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        try:
+            alone = supervisor.Supervisor(ours, supervisor.Owner(os.getppid()))
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in handlers.items():
+                with contextlib.suppress(OSError, TypeError):
+                    signal.signal(number, handler)
+        alone._send(event="first")
+        alone._lose_owner()
+        alone._send(event="second")
+        assert theirs.recv(1000) == b'{"event": "first"}\n'
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1000)
 
 
 @pytest.mark.parametrize("system_tells", [True, False])

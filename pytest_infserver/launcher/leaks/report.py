@@ -7,6 +7,7 @@ import glob
 import itertools
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pytest_infserver.launcher.redaction import redact
 _MAX_COMMAND = 160
 _MAX_FAILURES = 20
 """How many of one kind are shown."""
+_INTERPRETER = re.compile(r"python|pypy|(ba|da|z)?sh$|perl|ruby|node")
 _WORDS = {
     "process": ("a process", "processes"),
     "port": ("a listening port", "listening ports"),
@@ -137,8 +139,9 @@ def _pattern(failures: Sequence[Finding]) -> str:
     name = glob.escape(os.path.basename(first.name))  # noqa: PTH119
     if first.kind == "process" and first.command:
         # The interpreter alone would allow too much: a script or a module says more.
-        binary, *rest = first.name.split()
-        telling = next((word for word in rest if not word.startswith("-")), binary)
+        telling, *rest = first.name.split()
+        if _INTERPRETER.match(os.path.basename(telling)) and "-c" not in rest:  # noqa: PTH119
+            telling = next((word for word in rest if not word.startswith("-")), telling)
         name = f"*{glob.escape(os.path.basename(telling))}*"  # noqa: PTH119
     return json.dumps(f"{first.kind}:{name}", ensure_ascii=False)
 

@@ -22,28 +22,37 @@ _MAX_OBJECTS = 10_000
 class SharedMemory:
     """Which objects in /dev/shm belong to a server.
 
-    Its own are those that one of its processes was seen holding, that belong to a user its processes ran under, that
-    did not exist before it, that its owner never held, and that nobody else holds. What nobody was seen holding may be
-    its own if it is named after one of its processes: that is worth a warning.
+    Its own are those that one of its processes was seen holding as soon as they were there, that belong to a user its
+    processes ran under, that did not exist before it, that its owner never held, and that nobody else holds. What
+    nobody was seen holding may be its own if it is named after one of its processes: that is worth a warning. Files in
+    folders there are no objects: caches and weights, for example.
     """
 
     what: ClassVar[str] = "POSIX shared memory and semaphores"
 
     def __init__(self) -> None:
-        self._folders = {folder for folder, _, _ in os.walk(FOLDER)}
         self._not_ours = {identity for identity, _, _ in _objects()}
         self._users = {os.getuid()}
         self._pids: set[int] = set()
         self._held: dict[ObjectId, tuple[int, str]] = {}
+        self._fresh: set[ObjectId] = set()
+        self._of_others: set[ObjectId] = set()
+
+    def prepare(self) -> None:
+        """Note what is new, before anybody asks which processes there are: who has made it must be among them."""
+        self._fresh = {identity for identity, _, _ in _objects()} - self._not_ours - self._of_others - self._held.keys()
 
     def look(self, tree: Sequence[Holdings], owner: Holdings | None) -> None:
         """Note what the server's processes hold now, and that what its owner holds is not the server's."""
         if owner is not None:
             self._not_ours |= owner.shm
+        # What the server has not made it may still hold later.
+        self._of_others |= self._fresh.difference(*(held.shm for held in tree))
+        self._fresh = set()
         for held in tree:
             self._pids.add(held.process.pid)
             self._users |= held.users
-            for identity in held.shm:
+            for identity in held.shm - self._of_others:
                 self._held.setdefault(identity, (held.process.pid, held.command))
 
     def left(self) -> list[Finding]:
@@ -71,46 +80,36 @@ class SharedMemory:
             detail = f"{size}, new, named after a process of the server but never seen held, left alone"
             return Finding(kind, path, detail, age=seconds, fails=False)
         pid, command = self._held[identity]
-        return Finding(kind, path, size, pid, command, seconds, removed=self._remove(path, identity))
+        return Finding(kind, path, size, pid, command, seconds, removed=_remove(path, identity))
 
     def _names_a_process(self, path: str) -> bool:
         # Whoever else is at work on this machine makes new objects too: only such a name makes one suspicious.
         words = re.split("[^0-9A-Za-z]+", os.path.basename(path))  # noqa: PTH119
         return any(word.isdigit() and int(word) in self._pids for word in words)
 
-    def _remove(self, path: str, identity: ObjectId) -> bool:
-        try:
-            status = os.lstat(path)
-            if (status.st_dev, status.st_ino) != identity:
-                return True
-            os.unlink(path)  # noqa: PTH108
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
-        folder = os.path.dirname(path)  # noqa: PTH120
-        while folder not in self._folders:
-            # Its own folder goes with the last file in it.
-            try:
-                os.rmdir(folder)  # noqa: PTH106
-            except OSError:
-                break
-            folder = os.path.dirname(folder)  # noqa: PTH120
-        return True
-
 
 def _objects() -> Iterator[tuple[ObjectId, str, os.stat_result]]:
-    seen = 0
-    for folder, _, names in os.walk(FOLDER):
-        seen += len(names)
-        if seen > _MAX_OBJECTS:
-            raise RuntimeError(f"more than {_MAX_OBJECTS} files in {FOLDER}")
-        for name in names:
-            with contextlib.suppress(OSError):
-                path = os.path.join(folder, name)  # noqa: PTH118
-                status = os.lstat(path)
-                if stat.S_ISREG(status.st_mode):
-                    yield (status.st_dev, status.st_ino), path, status
+    names = os.listdir(FOLDER)  # noqa: PTH208
+    if len(names) > _MAX_OBJECTS:
+        raise RuntimeError(f"more than {_MAX_OBJECTS} files in {FOLDER}")
+    for name in names:
+        with contextlib.suppress(OSError):
+            path = os.path.join(FOLDER, name)  # noqa: PTH118
+            status = os.lstat(path)
+            if stat.S_ISREG(status.st_mode):
+                yield (status.st_dev, status.st_ino), path, status
+
+
+def _remove(path: str, identity: ObjectId) -> bool:
+    try:
+        status = os.lstat(path)
+        if (status.st_dev, status.st_ino) == identity:
+            os.unlink(path)  # noqa: PTH108
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _is_held(path: str) -> bool | None:

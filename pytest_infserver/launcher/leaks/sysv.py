@@ -10,8 +10,23 @@ from typing import ClassVar, NamedTuple
 
 from pytest_infserver.launcher.leaks.finding import Finding
 from pytest_infserver.launcher.leaks.holdings import Holdings
+from pytest_infserver.launcher.processes import age
 
 _IPC_RMID = 0
+
+
+_SLACK = 1.5
+"""Seconds after a look in which a process that has ended since then may have made a segment."""
+
+
+_TICK = 0.1
+"""Seconds by which the age of a process may be wrong."""
+
+
+class _Creator(NamedTuple):
+    born: float
+    last_seen: float
+    command: str
 
 
 class _Segment(NamedTuple):
@@ -28,16 +43,26 @@ class SysVSharedMemory:
     def __init__(self) -> None:
         self._before = {segment for segment, _ in _segments()}
         self._created: dict[_Segment, str] = {}
+        self._seen: dict[int, _Creator] = {}
 
     def look(self, tree: Sequence[Holdings], owner: Holdings | None) -> None:
-        """Note the segments whose creator is one of the server's living processes."""
-        commands = {held.process.pid: held.command for held in tree}
-        for segment, _ in _segments():
-            if segment.creator in commands and segment not in self._before:
-                self._created.setdefault(segment, commands[segment.creator])
+        """Note the segments whose creator is one of the server's processes."""
+        now = time.time()
+        for held in tree:
+            self._seen[held.process.pid] = _Creator(now - (age(held.process) or 0), now, held.command)
+        self._note_created()
+
+    def _note_created(self) -> None:
+        for segment, row in _segments():
+            creator = self._seen.get(segment.creator)
+            # Others may have had its pid before and after it; the kernel counts whole seconds.
+            if creator is not None and int(creator.born - _TICK) <= row["ctime"] < creator.last_seen + _SLACK:
+                self._created.setdefault(segment, creator.command)
 
     def left(self) -> list[Finding]:
         """Return what is left now that the processes are gone, after removing it."""
+        # What was made after the last look.
+        self._note_created()
         return [
             Finding(
                 "sysv",
@@ -50,7 +75,7 @@ class SysVSharedMemory:
             )
             for segment, row in _segments()
             # What somebody is attached to is in use.
-            if segment in self._created and row["nattch"] == 0
+            if segment in self._created and segment not in self._before and row["nattch"] == 0
         ]
 
 

@@ -67,14 +67,27 @@ class TemporaryDirectory:
             if not stat.S_ISDIR(status.st_mode):
                 # Somebody else was quicker to use the path.
                 return
+            if _is_mounted_on(self.path):
+                # What somebody has mounted there is not temporary.
+                return
             for folder, names, _ in os.walk(self.path):
-                if os.lstat(folder).st_dev != status.st_dev:
-                    # What somebody has mounted there is not temporary.
-                    return
                 # Before the walk enters them.
                 for name in names:
                     _make_accessible(os.path.join(folder, name))  # noqa: PTH118
             shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _is_mounted_on(folder: str) -> bool:
+    """Tell whether anything is mounted in a folder, also of the same file system."""
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:  # noqa: PTH123
+            places = [line.split()[4] for line in file]
+    except OSError:
+        # Elsewhere than on Linux.
+        return any(os.path.ismount(place) for place, _, _ in os.walk(folder))
+    # The kernel writes blanks so.
+    inside = os.fsencode(os.path.realpath(folder)).replace(b" ", b"\\040") + b"/"
+    return any(place.startswith(inside) for place in places)
 
 
 def _make_accessible(folder: str) -> None:

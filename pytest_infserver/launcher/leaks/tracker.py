@@ -70,10 +70,16 @@ class Tracker:
         """The server's own temporary directory, or None if none could be made."""
         return None if self._directory is None else self._directory.path
 
-    def look(self, tree: Sequence[Process]) -> None:
-        """Note what the server's processes hold now."""
+    def prepare(self) -> None:
+        """Begin a look, before anybody asks which processes the server has."""
         if self.alarm is not None:
             quiet_alarm(self.alarm)
+        for watch in list(self._watches):
+            if isinstance(watch, SharedMemory):
+                self._attempt(watch.what, watch.prepare, watch)
+
+    def look(self, tree: Sequence[Process]) -> None:
+        """Note what the server's processes hold now."""
         owner = read_process(self._owner_pid) if self._watches else None
         owner_held = None if owner is None else read_holdings(owner)
         held = [read_holdings(process) for process in tree] if self._watches else []
@@ -83,6 +89,10 @@ class Tracker:
         self._seen.update({(one.process.pid, one.process.start): one.command for one in held if one.command})
         for watch in list(self._watches):
             self._attempt(watch.what, functools.partial(watch.look, held, owner_held), watch)
+
+    def note_blindness(self, reason: str) -> None:
+        """Note that not all could be seen."""
+        self._not_checked.append(reason)
 
     def note_left(self, tree: Sequence[Process], root: int, waited: str) -> None:
         """Note processes that should have ended, before they are asked to or killed.

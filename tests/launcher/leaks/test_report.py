@@ -113,6 +113,12 @@ def test_process_without_a_command_line() -> None:
         ([PROCESS, SHM], "shm:cache"),
         ([Finding("process", "/usr/bin/sleep", "", 7, "/usr/bin/sleep")], "process:*sleep*"),
         ([Finding("process", "python -m vllm.worker", "", 7, "python -m vllm.worker")], "process:*vllm.worker*"),
+        ([Finding("process", "/usr/bin/sleep 30", "", 7, "/usr/bin/sleep 30")], "process:*sleep*"),
+        (
+            [Finding("process", "python3.11 -S -c import time", "", 7, "python3.11 -S -c import time")],
+            "process:*python3.11*",
+        ),
+        ([Finding("process", "bash run.sh 30", "", 7, "bash run.sh 30")], "process:*run.sh*"),
         ([Finding("port", "[::1]:8000")], "port:[[]::1]:8000"),
         ([Finding("file", "/tmp/infs-1/a*?[b]")], "file:a[*][?][[]b]"),
         ([Finding("file", '/tmp/infs-1/say "hi"\\n')], 'file:say "hi"\\n'),

@@ -206,39 +206,48 @@ def test_object_of_a_server_that_has_become_another_user_is_the_servers(start: S
     assert [(finding.fails, finding.removed) for finding in left(watch, shm)] == [(True, True)]
 
 
-def test_folder_of_the_server_goes_with_its_last_object(start: Start, shm: str) -> None:
+def test_file_in_a_folder_is_no_object(start: Start, shm: str) -> None:
+    """Whoever wants fast files keeps caches and weights there; the names of objects have no slash."""
+    folder = FOLDER / shm
     watch = SharedMemory()
-    code = f"{SHM}\nfor path in sys.argv[1:]:\n    os.makedirs(os.path.dirname(path), exist_ok=True)\n    hold(path)"
-    server = start(code, FOLDER / shm / "a" / f"{shm}-1", FOLDER / shm / f"{shm}-2")
+    server = start(f"{SHM}\nos.mkdir(os.path.dirname(sys.argv[1]))\nhold(sys.argv[1])", folder / f"{shm}-weights")
+    watch.prepare()
     watch.look([server.holdings], None)
     server.end()
-    assert len(left(watch, shm)) == 2
-    assert not (FOLDER / shm).exists()
+    assert left(watch, shm) == []
+    (folder / f"{shm}-weights").unlink()
+    folder.rmdir()
 
 
-def test_folder_with_something_else_in_it_stays(start: Start, shm: str) -> None:
+@pytest.mark.parametrize("how", ["both", "fd"])
+def test_object_that_somebody_else_has_made_stays_though_the_server_holds_it_later(
+    start: Start, shm: str, how: str
+) -> None:
+    path = FOLDER / shm
     watch = SharedMemory()
-    (FOLDER / shm).mkdir()
-    other = FOLDER / shm / f"{shm}-other"
-    server = start(HOLD, FOLDER / shm / f"{shm}-own")
+    path.write_bytes(b"x" * 4096)
+    early = start("pass")
+    watch.prepare()
+    watch.look([early.holdings], None)
+    server = start(HOLD, path, how)
+    watch.prepare()
+    watch.look([early.holdings, server.holdings], None)
+    server.end()
+    early.end()
+    assert left(watch, shm) == []
+    assert path.read_bytes() == b"x" * 4096
+    path.unlink()
+
+
+def test_object_that_is_made_while_processes_are_looked_at_is_nobody_elses(start: Start, shm: str) -> None:
+    watch = SharedMemory()
+    watch.prepare()
+    server = start(HOLD, FOLDER / shm)
+    watch.look([], None)
+    watch.prepare()
     watch.look([server.holdings], None)
     server.end()
-    other.symlink_to("/nonexistent")
-    assert [finding.removed for finding in left(watch, f"{shm}-own")] == [True]
-    assert other.is_symlink()
-    other.unlink()
-    (FOLDER / shm).rmdir()
-
-
-def test_folder_that_was_there_before_stays(start: Start, shm: str) -> None:
-    (FOLDER / shm).mkdir()
-    watch = SharedMemory()
-    server = start(HOLD, FOLDER / shm / f"{shm}-own")
-    watch.look([server.holdings], None)
-    server.end()
-    assert [finding.removed for finding in left(watch, f"{shm}-own")] == [True]
-    assert list((FOLDER / shm).iterdir()) == []
-    (FOLDER / shm).rmdir()
+    assert [finding.removed for finding in left(watch, shm)] == [True]
 
 
 def test_semaphore_is_found_though_it_is_mapped_under_another_name(start: Start, shm: str) -> None:
@@ -298,7 +307,7 @@ def test_object_that_turns_into_a_link_is_not_followed(start: Start, shm: str, t
     path.unlink()
     path.symlink_to(target)
     assert module._is_held(name) is None
-    assert watch._remove(name, identity)
+    assert module._remove(name, identity)
     assert path.is_symlink()
     assert target.read_text() == "precious"
     path.unlink()

@@ -98,10 +98,10 @@ def test_look_makes_it_quiet(folder: Path) -> None:
     if tracker.alarm is None:
         pytest.skip("this user has no inotify instance left")
     # Its temporary directory, which is not in /dev/shm usually.
-    tracker.look([])
+    tracker.prepare()
     (folder / "new").write_text("")
     assert rings(tracker.alarm, 30)
-    tracker.look([])
+    tracker.prepare()
     assert not rings(tracker.alarm)
     tracker.finish([])
     os.close(tracker.alarm)

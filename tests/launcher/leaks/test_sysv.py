@@ -38,8 +38,13 @@ def create(start: Start) -> Iterator[Callable[..., tuple[Holder, int]]]:
     """Start a process that makes a segment; return it and the segment's number."""
     made: list[int] = []
 
-    def make(before: str = "", after: str = "") -> tuple[Holder, int]:
-        holder = start(f"{LIBC}{before}{CREATE}{after}")
+    def make(before: str = "", after: str = "", looked_at: SysVSharedMemory | None = None) -> tuple[Holder, int]:
+        if looked_at is None:
+            holder = start(f"{LIBC}{before}{CREATE}{after}")
+        else:
+            holder = start(f"say('up')\n{LIBC}{before}{CREATE}{after}")
+            looked_at.look([holder.holdings], None)
+            holder.go_on(until="up")
         made.append(int(holder.said[0]))
         return holder, made[-1]
 
@@ -80,6 +85,25 @@ def test_segment_of_the_server_is_found_and_removed(create: Create, after: str) 
     assert finding.age is not None
     assert 0 <= finding.age < 100
     assert number not in numbers()
+
+
+def test_segment_that_was_made_after_the_last_look_is_found(create: Create) -> None:
+    watch = SysVSharedMemory()
+    server, number = create(before="wait()\n", looked_at=watch)
+    server.end()
+    assert [(finding.pid, finding.removed) for finding in left(watch, number)] == [(server.pid, True)]
+
+
+@pytest.mark.parametrize("when", [{"born": 100.0}, {"last_seen": -100.0}], ids=["before it", "after it"])
+def test_segment_of_another_process_that_had_the_same_pid_stays(create: Create, when: dict[str, float]) -> None:
+    watch = SysVSharedMemory()
+    server, number = create()
+    watch._seen[server.pid] = module._Creator(
+        time.time() - 200 + when.get("born", 0) * 3, time.time() + when.get("last_seen", 0), "command"
+    )
+    server.end()
+    assert left(watch, number) == []
+    remove(number)
 
 
 def test_segment_that_the_server_removes_is_none(create: Create) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import stat
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -165,6 +166,26 @@ def test_what_cannot_be_removed_is_said(public: Path, ordinary_user: AnotherUser
         found = {os.path.basename(finding.name): finding.removed for finding in directory.left()}
     assert found == {"of_root": False, "of_anybody": True}
     assert (folder / "file").exists()
+
+
+@root_only
+def test_what_is_mounted_in_it_is_not_temporary(tmp_path: Path) -> None:
+    """Not even where it is a folder of the same file system."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("")
+    directory = made_in(tmp_path)
+    place = make(directory, "a b")
+    place.mkdir()
+    if subprocess.run(["mount", "--bind", precious, place], check=False, capture_output=True).returncode:
+        pytest.skip("may not mount")
+    try:
+        assert [finding.removed for finding in directory.left()] == [False]
+        assert (precious / "file").exists()
+    finally:
+        subprocess.run(["umount", place], check=True)
+    directory.remove()
+    assert not os.path.exists(directory.path)
 
 
 def test_removing_without_a_look(directory: TemporaryDirectory) -> None:
