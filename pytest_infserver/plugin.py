@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.run import Run
+    from pytest_infserver.reporting.worker_notes import WorkerNotes
 
 RUN: pytest.StashKey[Run] = pytest.StashKey()
+WORKER_NOTES: pytest.StashKey[WorkerNotes] = pytest.StashKey()
+NOTES: pytest.StashKey[list[str]] = pytest.StashKey()
 RESUME: pytest.StashKey[Callable[[], None]] = pytest.StashKey()
 MARKERS = (
     "backend(*names, exclude=...): run this test on servers of these backends only, or on all but those excluded",
@@ -206,23 +209,50 @@ def pytest_leave_pdb(config: pytest.Config) -> None:
     config.stash.get(RESUME, lambda: None)()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of xdist where it leaves what the summary is to show."""
+    from pytest_infserver.reporting.worker_notes import INPUT, WorkerNotes
+
+    if WORKER_NOTES not in node.config.stash:
+        node.config.stash[WORKER_NOTES] = WorkerNotes()
+    node.workerinput[INPUT] = node.config.stash[WORKER_NOTES].folder
+
+
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
     """Stop what still runs, after the fixtures that use it are finished and before the summary is shown."""
     try:
         return (yield)
     finally:
-        run = session.config.stash.get(RUN, None)
-        if run is not None:
-            run.close()
-            if run.errors and session.exitstatus == pytest.ExitCode.OK:
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        incidents, errors = _close(session.config)
+        session.config.stash[NOTES] = [*incidents, *errors]
+        if errors and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _close(config: pytest.Config) -> tuple[list[str], list[str]]:
+    """Stop what still runs; return what belongs to no test: what is worth a word, and what is an error."""
+    incidents: list[str] = []
+    errors: list[str] = []
+    if RUN in config.stash:
+        run = config.stash[RUN]
+        run.close()
+        incidents, errors = run.pool.incidents, run.errors
+    worker = getattr(config, "workerinput", None)
+    if WORKER_NOTES in config.stash:
+        of_workers = config.stash[WORKER_NOTES].collect()
+        incidents, errors = incidents + of_workers[0], errors + of_workers[1]
+    elif worker is not None:
+        from pytest_infserver.reporting.worker_notes import INPUT, leave_notes
+
+        leave_notes(worker[INPUT], worker["workerid"], incidents, errors)
+    return incidents, errors
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Show what belongs to no test."""
-    run = config.stash.get(RUN, None)
-    notes = [] if run is None else [*run.pool.incidents, *run.errors]
+    notes = config.stash.get(NOTES, None)
     if notes:
         terminalreporter.section("infserver")
         for note in notes:

@@ -53,6 +53,7 @@ class Run:
         self._refusals: dict[str, str] = {}
         self._planned: dict[pytest.Item, str] = {}
         self._last = False
+        self._last_users: dict[str, pytest.Item] = {}
         self._dependents: tuple[str, Callable[[], object]] | None = None
 
     # Which servers.
@@ -158,6 +159,7 @@ class Run:
         name = self.wanted(item) or self._asked_before(item)
         if name is not None and will_run(item):
             self.lease = self.pool.acquire(name)
+            self._last_users[name] = item
         try:
             yield
         finally:
@@ -168,6 +170,8 @@ class Run:
         if self.lease is None or self.lease.name != name:
             self.pool.keep(name)
             self.lease = self.pool.acquire(name)
+            if self.item is not None:
+                self._last_users[name] = self.item
         _require(self.lease)
         return self.lease.server
 
@@ -239,7 +243,21 @@ class Run:
             self.pool.done(self._planned.pop(item))
         for name in self._ending():
             for text in self.pool.stop(name):
-                report_error(item, text)
+                self._report(text, self._last_users.get(name, item), item)
+
+    def _report(self, text: str, user: pytest.Item, item: pytest.Item) -> None:
+        """Report what went wrong at the stop of a server.
+
+        Args:
+            text: What.
+            user: The last test that used the server.
+            item: The test that has just ended.
+        """
+        if user is not item and hasattr(item.config, "workerinput"):
+            # xdist takes reports on the running test only.
+            self.errors.append(f"{text}\n  It was last used by {user.nodeid}")
+        else:
+            report_error(user, text)
 
 
 def load_run(config: pytest.Config, settings: Settings, progress: Callable[[str], None]) -> Run:

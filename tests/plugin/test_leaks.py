@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -100,3 +102,72 @@ def test_stop_command_that_fails_is_a_note(project, servers_yaml) -> None:
     result = project.run()
     assert result.ret == 0
     result.stdout.fnmatch_lines(["a (command): its stop_command ended with exit code 3; log: *server.log"])
+
+
+def test_the_error_stands_at_the_last_test_that_used_the_server_though_it_stops_later(
+    project, servers_yaml, quiet
+) -> None:
+    servers_yaml(DEBUG, leaky=DAEMON)
+    project.files(
+        test_1="""
+        def test_uses_it(request): request.getfixturevalue("inference_server")
+        def test_innocent(): pass
+        """
+    )
+    result = project.run("-v")
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*ERROR at teardown of test_uses_it*", "leaky (command) left behind a process:"])
+    quiet(result)
+
+
+SURVIVORS = ["--children", "1", "--forget-children", "--stubborn-children"]
+
+
+class TestXdist:
+    """What belongs to no test reaches the summary from the workers too."""
+
+    @pytest.fixture(autouse=True)
+    def temporary(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        pytest.importorskip("xdist")
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        yield
+        assert list(tmp_path.glob("infserver-*")) == []
+
+    def run(self, project, *arguments: str) -> pytest.RunResult:
+        return project.run(*arguments, plugins=("xdist.plugin",))
+
+    def test_survivors_are_a_note(self, project, servers_yaml) -> None:
+        servers_yaml({"stop_timeout": 1}, a=SURVIVORS)
+        project.files(test_1=TESTS)
+        result = self.run(project, "-n1")
+        result.assert_outcomes(passed=2)
+        assert result.ret == 0
+        result.stdout.fnmatch_lines(["*= infserver =*", "a (command): 1 of its processes did not end by themselves*"])
+
+    def test_what_is_allowed_is_a_note(self, project, servers_yaml) -> None:
+        servers_yaml({**DEBUG, "allow_leaks": ["process:*fake_engine*"]}, leaky=DAEMON)
+        project.files(test_1=TESTS)
+        result = self.run(project, "-n1")
+        assert result.ret == 0
+        result.stdout.fnmatch_lines(["*= infserver =*", "leaky (command) left behind a process:"])
+
+    def test_leak_after_the_last_test_of_a_run_that_is_cut_short(self, project, servers_yaml) -> None:
+        servers_yaml(DEBUG, leaky=DAEMON)
+        project.files(test_1="def test_0(inference_server): assert 0\n" + TESTS)
+        result = self.run(project, "-n1", "-x")
+        result.stdout.fnmatch_lines(["leaky (command) left behind a process:"])
+
+    def test_leak_of_a_server_that_ends_with_its_worker_is_an_error_of_the_run(self, project, servers_yaml) -> None:
+        servers_yaml(DEBUG, leaky=DAEMON)
+        project.files(
+            test_1="""
+            def test_uses_it(request): request.getfixturevalue("inference_server")
+            def test_innocent(): pass
+            """
+        )
+        result = self.run(project, "-n1")
+        result.assert_outcomes(passed=2)
+        assert result.ret == pytest.ExitCode.TESTS_FAILED
+        result.stdout.fnmatch_lines(
+            ["*= infserver =*", "leaky (command) left behind a process:", "*last used by test_1.py::test_uses_it"]
+        )

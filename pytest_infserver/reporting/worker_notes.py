@@ -1,0 +1,58 @@
+"""What happened to servers in xdist's workers, on its way into the summary, which the controller shows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+INPUT = "infserver_notes"
+"""Key of a worker's input: the folder in which it leaves its notes.
+
+Not its output, which the controller has stopped reading when ``-x`` or Ctrl-C ends a run.
+"""
+
+
+class WorkerNotes:
+    """The controller's side.
+
+    Attributes:
+        folder: Where the workers leave their notes.
+    """
+
+    def __init__(self) -> None:
+        self.folder = tempfile.mkdtemp(prefix="infserver-")
+
+    def collect(self) -> tuple[list[str], list[str]]:
+        """Return what the workers have noted, errors last; to be called once, when they have ended."""
+        incidents, errors = [], []
+        for path in sorted(Path(self.folder).glob("*.json")):
+            noted = json.loads(path.read_text(encoding="utf-8"))
+            incidents += noted["incidents"]
+            errors += noted["errors"]
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return incidents, errors
+
+
+def leave_notes(folder: str, worker: str, incidents: Iterable[str], errors: Iterable[str]) -> None:
+    """Leave a worker's notes for the controller.
+
+    Args:
+        folder: Where.
+        worker: The worker's name.
+        incidents: What is worth a word.
+        errors: What makes the run fail.
+    """
+    noted = {"incidents": list(incidents), "errors": list(errors)}
+    if not any(noted.values()):
+        return
+    path = Path(folder, f"{worker}.json")
+    try:
+        path.with_suffix(".part").write_text(json.dumps(noted), encoding="utf-8")
+        path.with_suffix(".part").replace(path)
+    except OSError:
+        # The controller is on another machine, or has ended.
+        sys.stderr.write("\n".join([*noted["incidents"], *noted["errors"], ""]))
