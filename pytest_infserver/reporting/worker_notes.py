@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -20,11 +22,11 @@ class WorkerNotes:
     """The controller's side.
 
     Attributes:
-        folder: Where the workers leave their notes.
+        folder: Where the workers leave their notes; made by the first that has any.
     """
 
     def __init__(self) -> None:
-        self.folder = tempfile.mkdtemp(prefix="infserver-")
+        self.folder = os.path.join(tempfile.gettempdir(), f"infserver-{secrets.token_hex(8)}")  # noqa: PTH118
 
     def collect(self) -> tuple[list[str], list[str]]:
         """Return what the workers have noted, errors last; to be called once, when they have ended."""
@@ -51,6 +53,7 @@ def leave_notes(folder: str, worker: str, incidents: Iterable[str], errors: Iter
         return
     path = Path(folder, f"{worker}.json")
     try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         path.with_suffix(".part").write_text(json.dumps(noted), encoding="utf-8")
         path.with_suffix(".part").replace(path)
     except OSError:

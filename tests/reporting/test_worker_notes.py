@@ -1,0 +1,43 @@
+"""Notes on their way from xdist's workers to the controller."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_infserver.reporting.worker_notes import WorkerNotes, leave_notes
+
+
+@pytest.fixture
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerNotes]:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    yield WorkerNotes()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_notes_of_all_workers_are_collected_once(notes: WorkerNotes) -> None:
+    leave_notes(notes.folder, "gw1", ["c"], ["error of 1"])
+    leave_notes(notes.folder, "gw0", ["a", "b \u2014 \u00fc"], ["error of 0"])
+    assert stat.S_IMODE(Path(notes.folder).stat().st_mode) == 0o700
+    assert notes.collect() == (["a", "b \u2014 \u00fc", "c"], ["error of 0", "error of 1"])
+    assert notes.collect() == ([], [])
+
+
+def test_no_notes_are_no_folder(notes: WorkerNotes) -> None:
+    leave_notes(notes.folder, "gw0", [], [])
+    assert not Path(notes.folder).exists()
+    assert notes.collect() == ([], [])
+
+
+def test_half_a_note_of_a_worker_that_was_killed_is_none(notes: WorkerNotes) -> None:
+    leave_notes(notes.folder, "gw0", ["whole"], [])
+    Path(notes.folder, "gw1.part").write_text('{"incidents": ["ha')
+    assert notes.collect() == (["whole"], [])
+
+
+def test_notes_that_cannot_be_left_are_shown_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    leave_notes("/nonexistent/folder", "gw0", ["a"], ["b"])
+    assert capsys.readouterr().err == "a\nb\n"
