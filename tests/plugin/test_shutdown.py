@@ -115,13 +115,11 @@ def family(shm_name: str, *arguments: str) -> list[str]:
     return ["--children=2", "--forget-children", "--leak-shm", shm_name, "--say-when-held=here", *arguments]
 
 
-def wait_until(condition: Callable[[], object], limit: float) -> float:
-    """Return after how many seconds something has happened."""
-    begin = time.monotonic()
+def wait_until(condition: Callable[[], object], limit: float) -> None:
+    deadline = time.monotonic() + limit
     while not condition():
-        assert time.monotonic() < begin + limit, "it did not happen"
+        assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.02)
-    return time.monotonic() - begin
 
 
 MOMENTS = {"start": ["--delay=60"], "test": [], "stop": ["--stop-delay=60"]}

@@ -13,12 +13,8 @@ from pytest_infserver.launcher.leaks.holdings import Holdings
 from pytest_infserver.launcher.processes import age
 
 _IPC_RMID = 0
-
-
 _SLACK = 1.5
 """Seconds after a look in which a process that has ended since then may have made a segment."""
-
-
 _TICK = 0.1
 """Seconds by which the age of a process may be wrong."""
 
@@ -54,7 +50,7 @@ class SysVSharedMemory:
 
     def _note_created(self) -> None:
         for segment, row in _segments():
-            creator = self._seen.get(segment.creator)
+            creator = None if segment in self._before else self._seen.get(segment.creator)
             # Others may have had its pid before and after it; the kernel counts whole seconds.
             if creator is not None and int(creator.born - _TICK) <= row["ctime"] < creator.last_seen + _SLACK:
                 self._created.setdefault(segment, creator.command)
@@ -75,7 +71,7 @@ class SysVSharedMemory:
             )
             for segment, row in _segments()
             # What somebody is attached to is in use.
-            if segment in self._created and segment not in self._before and row["nattch"] == 0
+            if segment in self._created and row["nattch"] == 0
         ]
 
 

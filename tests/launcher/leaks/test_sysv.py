@@ -94,13 +94,11 @@ def test_segment_that_was_made_after_the_last_look_is_found(create: Create) -> N
     assert [(finding.pid, finding.removed) for finding in left(watch, number)] == [(server.pid, True)]
 
 
-@pytest.mark.parametrize("when", [{"born": 100.0}, {"last_seen": -100.0}], ids=["before it", "after it"])
-def test_segment_of_another_process_that_had_the_same_pid_stays(create: Create, when: dict[str, float]) -> None:
+@pytest.mark.parametrize(("born", "last_seen"), [(100, 200), (-200, -100)], ids=["before it", "after it"])
+def test_segment_of_another_process_that_had_the_same_pid_stays(create: Create, born: float, last_seen: float) -> None:
     watch = SysVSharedMemory()
     server, number = create()
-    watch._seen[server.pid] = module._Creator(
-        time.time() - 200 + when.get("born", 0) * 3, time.time() + when.get("last_seen", 0), "command"
-    )
+    watch._seen[server.pid] = module._Creator(time.time() + born, time.time() + last_seen, "command")
     server.end()
     assert left(watch, number) == []
     remove(number)
