@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.run import Run
+    from pytest_infserver.reporting.waiting import WaitingLine
     from pytest_infserver.reporting.worker_notes import WorkerNotes
 
 RUN: pytest.StashKey[Run] = pytest.StashKey()
@@ -88,8 +89,19 @@ def _load(config: pytest.Config) -> Run:
             reporter.ensure_newline()
             reporter.write_line(f"infserver: {text}")
 
+    waiting: WaitingLine | None = None
+
+    def wait(server: InferenceServer) -> None:
+        nonlocal waiting
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            from pytest_infserver.reporting.waiting import WaitingLine
+
+            waiting = waiting or WaitingLine(reporter)
+            waiting(server)
+
     try:
-        return load_run(config, read_settings(config), progress)
+        return load_run(config, read_settings(config), progress, wait)
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from None
 

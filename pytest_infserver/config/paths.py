@@ -46,9 +46,9 @@ def _with_slash(text: str) -> bool:
     return "/" in text
 
 
-def _model(text: str) -> bool:
-    # Anything else is the name of a model on a hub.
+def is_model_path(text: str) -> bool:
+    """Tell whether a model is a path; anything else is the name of a model on a hub."""
     return text.startswith((".", "/", "~"))
 
 
-_PATHS = {"output_dir": _any, "binary_path": _with_slash, "model": _model}
+_PATHS = {"output_dir": _any, "binary_path": _with_slash, "model": is_model_path}

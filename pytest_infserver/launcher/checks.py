@@ -42,7 +42,7 @@ def check_settings(server: InferenceServer) -> None:
     if len(given) > 1:
         raise settings.error(f"{' and '.join(given)} mean the same: use one of them", "config", given[1])
     if given:
-        _check_reserved(server, given[0])
+        _check_reserved(server)
 
 
 def _check_placeholders(settings: ServerConfig, key: str) -> None:
@@ -63,19 +63,22 @@ def _check_engine(server: InferenceServer, known: frozenset[str]) -> None:
             raise settings.error(f"unknown key '{key}' in 'config'{nearest(key, known)}", "config", key)
 
 
-def _check_reserved(server: InferenceServer, block: str) -> None:
+def _check_reserved(server: InferenceServer) -> None:
     argv = server.server_args()
     for flag, key in server.reserved_options.items():
         configured = getattr(server.settings, key)
         for words in option_values(argv, flag):
             if configured is None or words != [str(configured)]:
                 message = f"{flag} belongs in '{key}:', not in 'config'"
-                raise server.settings.error(message, "config", block, _place(server.settings, block, flag))
+                raise server.settings.error(message, *place_of_flag(server.settings, flag))
 
 
-def _place(settings: ServerConfig, block: str, flag: str) -> str | int:
-    """Return the key or the index under which the user wrote a flag."""
-    written = settings.config[block]
+def place_of_flag(settings: ServerConfig, flag: str) -> tuple[str | int, ...]:
+    """Return the path of the key or of the item by which the user wrote a flag."""
+    block = next((key for key in ARGUMENT_KEYS if settings.config.get(key) is not None), ARGUMENT_KEYS[0])
+    written = settings.config.get(block) or ()
     if isinstance(written, Mapping):
-        return next((str(key) for key in written if to_flag(str(key)).partition("=")[0] == flag), block)
-    return next((index for index, word in enumerate(written) if str(word).partition("=")[0] == flag), block)
+        found: str | int | None = next((key for key in written if to_flag(str(key)).partition("=")[0] == flag), None)
+    else:
+        found = next((index for index, word in enumerate(written) if str(word).partition("=")[0] == flag), None)
+    return ("config", block) if found is None else ("config", block, found)

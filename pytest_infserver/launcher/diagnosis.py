@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pytest_infserver.launcher.log import ServerLog
 from pytest_infserver.launcher.redaction import redact
@@ -13,7 +13,7 @@ _TAIL = 8 * 1024 * 1024
 _MAX_LINE = 500
 _MAX_SEARCHED = 8 * 1024
 
-ADDRESS_IN_USE = re.compile(rb"address already in use|couldn't bind|EADDRINUSE", re.IGNORECASE)
+ADDRESS_IN_USE = re.compile(rb"(?:address|port is) already in use|couldn't bind|EADDRINUSE", re.IGNORECASE)
 
 _PORT = re.compile(rb"(?:port\W{1,3}|', |\d\.\d+:|[\]*]:|localhost:|::)(\d{2,5})\b", re.IGNORECASE)
 """A port, as programs write it: ``port: 1``, ``('127.0.0.1', 1)``, ``127.0.0.1:1``, ``:::1``; not a time of day."""
@@ -44,6 +44,7 @@ def root_cause(
     patterns: Sequence[re.Pattern[bytes]] = (),
     start: int = 0,
     secrets: frozenset[str] = frozenset(),
+    noise: Sequence[re.Pattern[bytes]] = (),
 ) -> str | None:
     """Return the log line that best explains a failure.
 
@@ -52,6 +53,7 @@ def root_cause(
         patterns: What the backend's engine writes, the most telling first; tried before GENERIC_CAUSES.
         start: Byte from which on the log counts.
         secrets: Values to hide.
+        noise: Lines of the backend's engine that look like a cause and are none.
 
     Returns:
         The line, shortened; None where no line names a cause.
@@ -59,7 +61,7 @@ def root_cause(
     best: dict[re.Pattern[bytes], bytes] = {}
     ranked = (*patterns, *GENERIC_CAUSES)
     for line in _lines(log, start):
-        if _WITHOUT_CONTENT.search(line):
+        if _WITHOUT_CONTENT.search(line) or any(pattern.search(line) for pattern in noise):
             continue
         for pattern in ranked:
             if pattern.search(line):
@@ -71,12 +73,12 @@ def root_cause(
     return None if chosen is None else readable(chosen, secrets)
 
 
-def reports_port_taken(log: ServerLog, port: int, start: int = 0) -> bool:
-    """Tell whether a line behind byte ``start`` says that ``port``, or a port it does not name, is taken."""
+def reports_port_taken(log: ServerLog, relevant: Callable[[int], bool], start: int = 0) -> bool:
+    """Tell whether a line behind byte ``start`` says that a relevant port, or one it does not name, is taken."""
     for line in _lines(log, start):
         if ADDRESS_IN_USE.search(line):
             named = {int(digits) for digits in _PORT.findall(line)}
-            if not named or port in named:
+            if not named or any(map(relevant, named)):
                 return True
     return False
 

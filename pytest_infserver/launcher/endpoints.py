@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import islice
+
+from pytest_infserver.launcher.http_probe import ask
 
 _TIMEOUT = 10.0
 _CHUNK = 64 * 1024
 _MAX_CHUNKS = 256
 
 
-def existing(server_url: str, paths: Mapping[str, str]) -> dict[str, str]:
-    """Return those of ``paths`` (name to path) that the server's ``/openapi.json`` lists; all if it has none."""
+def existing(server_url: str, paths: Mapping[str, str], mounted: Collection[str] = ()) -> dict[str, str]:
+    """Return those endpoints that a running server has.
+
+    Args:
+        server_url: Its URL.
+        paths: Name to path of what it may have. Its ``/openapi.json`` decides; all of them if it has none.
+        mounted: Names of those that it does not list there; they are asked for with GET.
+    """
     known = openapi_paths(server_url)
     if known is None:
         return dict(paths)
-    return {name: path for name, path in paths.items() if path in known or path == "/openapi.json"}
+    found = known | {path for name, path in paths.items() if name in mounted and _answers(server_url + path)}
+    return {name: path for name, path in paths.items() if path in found or path == "/openapi.json"}
+
+
+def _answers(url: str) -> bool:
+    return ask(url, _TIMEOUT).status not in (None, 404)
 
 
 def openapi_paths(server_url: str) -> frozenset[str] | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pytest_infserver.errors import PortInUseError, ServerStartupError, ServerStartupTimeout
@@ -21,26 +20,38 @@ _MAX_COMMAND = 4000
 def startup_error(
     who: str,
     outcome: NotReady,
+    cause: str | None,
     command: Command,
     log: ServerLog,
     log_start: int,
-    patterns: Sequence[re.Pattern[bytes]],
-    port: int,
+    exchangeable: Callable[[int], bool],
+    advice: Sequence[str] = (),
 ) -> ServerStartupError:
-    """Return the error for a server that did not become ready."""
-    cause = diagnosis.root_cause(log, patterns, log_start, command.secrets)
+    """Return the error for a server that did not become ready.
+
+    Args:
+        who: The server.
+        outcome: What happened.
+        cause: The line of its log that says why.
+        command: Its command.
+        log: Its log.
+        log_start: Byte at which this launch begins.
+        exchangeable: Tells whether another launch would take another port instead of this one.
+        advice: What to do about it, as far as that is known.
+    """
     tail = diagnosis.last_lines(log, _LAST_LINES, log_start, command.secrets)
     unknown = "no line of its log names one, these are the last" if tail else "unknown, it wrote nothing"
     lines = [f"{who} {outcome.problem}"]
     lines += [f"  cause:   {cause or unknown}", f"  command: {_shortened(str(command))}", f"  log:     {log.path}"]
     lines += [f"  | {line}" for line in tail if line != cause]
-    if outcome.timed_out:
-        lines.append(_advice(outcome))
+    todo = [*advice, *([_more_time(outcome)] if outcome.timed_out else [])]
+    lines += [f"  What to do: {text}" for text in todo]
     text = redact("\n".join(lines), command.secrets)
     code = None if outcome.exit is None else outcome.exit.code
     kind: type[ServerStartupError] = ServerStartupTimeout if outcome.timed_out else ServerStartupError
     # A server that reports a taken port is started again elsewhere, if the port was not the user's choice.
-    if outcome.foreign_listener or (outcome.exit is not None and diagnosis.reports_port_taken(log, port, log_start)):
+    failed = not outcome.timed_out
+    if outcome.foreign_listener or (failed and diagnosis.reports_port_taken(log, exchangeable, log_start)):
         kind = PortInUseError
     return kind(text, exit_code=code, log_path=log.path)
 
@@ -49,20 +60,20 @@ def _shortened(command: str) -> str:
     return command if len(command) <= _MAX_COMMAND else f"{command[:_MAX_COMMAND]} ..."
 
 
-def _advice(outcome: NotReady) -> str:
+def _more_time(outcome: NotReady) -> str:
     more_time = "raise startup_timeout (--infserver-startup-timeout) if it only needs more time"
     if outcome.status is not None:
-        return f"  What to do: check 'health_endpoint', or {more_time}."
-    return f"  What to do: check that it listens on this host and port, or {more_time}."
+        return f"check 'health_endpoint', or {more_time}."
+    return f"check that it listens on this host and port, or {more_time}."
 
 
-def death(who: str, how: str, cause: str | None, log_path: Path, command: Command) -> str:
+def death(who: str, how: str, cause: str | None, log_path: Path, secrets: frozenset[str]) -> str:
     """Return how and why a server that had been ready ended."""
     lines = [f"{who} {how}, while it was in use"]
     if cause:
         lines.append(f"  cause:   {cause}")
     lines.append(f"  log:     {log_path}")
-    return redact("\n".join(lines), command.secrets)
+    return redact("\n".join(lines), secrets)
 
 
 def survivors(who: str, processes: Sequence[Survivor], stop_timeout: float) -> str:

@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,61 +16,90 @@ from pytest_infserver.launcher.places import state_dir, take_lock
 from pytest_infserver.launcher.proc_net import listeners, socket_inodes
 
 DEFAULT_PORT = 8000
+FIRST_EPHEMERAL = 32768
+"""From here on Linux gives ports out by itself, to outgoing connections among others."""
 _SEARCH = range(DEFAULT_PORT, DEFAULT_PORT + 1000)
-"""Below the range (32768 and up on Linux) from which outgoing connections take theirs."""
+_LAST = 65535
 
 
 @dataclass(frozen=True)
 class Reservation:
-    """A port promised to one server; other servers of this package on the machine keep off it.
+    """Ports promised to one server; other servers of this package on the machine keep off them.
 
     Attributes:
-        port: The port.
-        lock_fd: Descriptor that holds the promise, or None where there was no place for the lock file.
+        port: The port that it will listen on.
+        lock_fds: Descriptors that hold the promise; none where there was no place for the lock files.
     """
 
     port: int
-    lock_fd: int | None
+    lock_fds: tuple[int, ...]
 
     def release(self) -> None:
-        """Close our descriptor; the promise lasts while a supervisor holds a duplicate."""
-        if self.lock_fd is not None:
+        """Close our descriptors; the promise lasts while a supervisor holds duplicates."""
+        for lock in self.lock_fds:
             with contextlib.suppress(OSError):
-                os.close(self.lock_fd)
+                os.close(lock)
 
 
-def reserve_port(host: str, port: int | None, avoid: Iterable[int] = ()) -> Reservation:
+def reserve_port(
+    host: str,
+    port: int | None,
+    avoid: Iterable[int] = (),
+    further: Callable[[int], Sequence[int]] = lambda port: (),
+) -> Reservation:
     """Reserve a port for a server that is about to start.
 
     Args:
         host: The address that it will listen on.
         port: The port that the user named; if None 8000, or the next free one.
         avoid: Ports not to choose.
+        further: Gives the ports that the engine derives from its own; they are reserved with it.
 
     Raises:
-        PortInUseError: The named port is taken; the message says who holds it.
+        PortInUseError: The named port, or one that goes with it, is taken; the message says who holds it.
         ServerStartupError: Nothing can listen on that address.
     """
     if port is not None:
-        lock = _lock_when_free(host, port)
-        if lock == _TAKEN:
-            raise PortInUseError(
-                f"port {port} is taken by {describe_holder(port)}. Stop that process, or choose another port, or"
-                " leave 'port' out to get a free one."
-            )
-        return Reservation(port, lock)
+        return _reserve_named(host, port, further(port))
     shunned = set(avoid)
     for number in (*_SEARCH, 0):
         if number in shunned:
             continue
         # The last resort is a port that the system chooses.
         candidate = number or _ephemeral(host)
-        if not is_free(host, candidate):
-            continue
-        lock = _lock(candidate)
-        if lock != _TAKEN:
-            return Reservation(candidate, lock)
+        locks = _lock_all(host, [candidate, *further(candidate)])
+        if locks is not None:
+            return Reservation(candidate, locks)
     raise PortInUseError(f"no free port from {_SEARCH.start} to {_SEARCH.stop - 1} on {host}")
+
+
+def _reserve_named(host: str, port: int, further: Sequence[int]) -> Reservation:
+    locks: list[int] = []
+    for number in (port, *further):
+        lock = _lock_when_free(host, number)
+        if lock == _TAKEN:
+            Reservation(port, tuple(locks)).release()
+            needed = f"port {port}" if number == port else f"port {number}, which the engine uses beside {port},"
+            raise PortInUseError(
+                f"{needed} is taken by {describe_holder(number)}. Stop that process, or choose another port, or"
+                " leave 'port' out to get a free one."
+            )
+        if lock is not None:
+            locks.append(lock)
+    return Reservation(port, tuple(locks))
+
+
+def _lock_all(host: str, numbers: Sequence[int]) -> tuple[int, ...] | None:
+    """Lock all of these ports, or none of them."""
+    locks: list[int] = []
+    for number in numbers:
+        lock = _lock(number) if number <= _LAST and is_free(host, number) else _TAKEN
+        if lock == _TAKEN:
+            Reservation(0, tuple(locks)).release()
+            return None
+        if lock is not None:
+            locks.append(lock)
+    return tuple(locks)
 
 
 def is_free(host: str, port: int) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pytest_infserver.launcher.http_probe import Answer, ask
 from pytest_infserver.launcher.log import ServerLog
+from pytest_infserver.launcher.phases import Phase, newest_phase
 from pytest_infserver.launcher.process import Exit, ServerProcess
 
 _LOG_INTERVAL = 0.25
@@ -54,6 +55,8 @@ class ReadinessCheck:
         request_timeout: Limit of one health request, in seconds.
         fatal: A log line that matches one of these means that the server will not become ready.
         downloading: While the newest log line matches one of these, weights are being downloaded.
+        phases: Log lines that tell what the server is doing.
+        on_wait: Called some four times a second with the newest phase, or None while the log tells of none.
         owns_port: Whether the listener on the port is the server's own; None if nobody can tell.
         headers: Sent with the health request.
     """
@@ -64,6 +67,8 @@ class ReadinessCheck:
     request_timeout: float
     fatal: Sequence[re.Pattern[bytes]] = ()
     downloading: Sequence[re.Pattern[bytes]] = ()
+    phases: Sequence[Phase] = ()
+    on_wait: Callable[[str | None], None] = lambda phase: None
     owns_port: Callable[[], bool | None] = lambda: True
     headers: dict[str, str] | None = None
 
@@ -127,6 +132,7 @@ class _LogWatch:
         self.downloading = False
         self.download_seconds = 0.0
         self.fatal_line = False
+        self.phase: str | None = None
         self.unfinished = b""
 
     def look(self, now: float) -> None:
@@ -135,6 +141,10 @@ class _LogWatch:
         if self.downloading:
             self.download_seconds += now - self.last_look
         self.last_look = now
+        self._read_new()
+        self.check.on_wait("downloading" if self.downloading else self.phase)
+
+    def _read_new(self) -> None:
         size = self.log.size()
         if size == self.position:
             return
@@ -146,6 +156,7 @@ class _LogWatch:
         self.fatal_line = any(pattern.search(line) for line in lines for pattern in self.check.fatal)
         if lines:
             self.downloading = any(pattern.search(lines[-1]) for pattern in self.check.downloading)
+            self.phase = newest_phase(lines, self.check.phases) or self.phase
 
     def time_left(self) -> float:
         if self.downloading:
@@ -156,4 +167,5 @@ class _LogWatch:
         if self.downloading:
             return f"was still downloading after {self.check.download_timeout:g} s (download_timeout)"
         url = self.check.health_url
-        return f"was not ready after {self.check.startup_timeout:g} s (startup_timeout): {url} {answer}"
+        last = f"; its log was last at: {self.phase}" if self.phase else ""
+        return f"was not ready after {self.check.startup_timeout:g} s (startup_timeout): {url} {answer}{last}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import os
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 from pytest_infserver.config.flags import ARGUMENT_KEYS
 from pytest_infserver.config.loading import build_server
 from pytest_infserver.config.model import ServerConfig
+from pytest_infserver.config.paths import is_model_path
 from pytest_infserver.config.tree import Tree
 from pytest_infserver.config.validation import build_config
 from pytest_infserver.errors import (
@@ -31,14 +33,17 @@ from pytest_infserver.errors import (
 from pytest_infserver.launcher import diagnosis, messages, ports
 from pytest_infserver.launcher.arguments import ArgumentsError, option_values, to_argv
 from pytest_infserver.launcher.attach import wait_for_url
-from pytest_infserver.launcher.checks import check_settings
+from pytest_infserver.launcher.changed_options import ChangedOption, OutdatedOption, up_to_date
+from pytest_infserver.launcher.checks import check_settings, place_of_flag
 from pytest_infserver.launcher.command import Command, filled, make_command, require_binary
 from pytest_infserver.launcher.endpoints import existing
+from pytest_infserver.launcher.engine_version import installed_version
 from pytest_infserver.launcher.heartbeat import Heartbeat
 from pytest_infserver.launcher.http_probe import Answer, ask, shown_seconds
 from pytest_infserver.launcher.leaks.check import LeakCheck
 from pytest_infserver.launcher.leaks.report import LeakReport, as_text
 from pytest_infserver.launcher.log import MAX_READ, ServerLog
+from pytest_infserver.launcher.phases import Phase
 from pytest_infserver.launcher.process import Launch, LaunchFailed, ServerProcess, Survivor
 from pytest_infserver.launcher.readiness import NotReady, ReadinessCheck, wait_until_ready
 from pytest_infserver.launcher.redaction import redact
@@ -69,27 +74,43 @@ class InferenceServer:
         launch_log_start: Size of the log, in bytes, before the last launch.
         on_progress: Gets a line of text when something before the launch takes long.
         on_warning: Gets a text about something that works, but not as one would want it.
+        on_wait: Gets the server some four times a second while it starts, and once when it does not any more.
+        phase: What it is doing while it starts, as far as its log tells.
         install_hint: One sentence: how the engine is installed.
+        packages: Names under which the engine is distributed, for the question which version is installed.
+        changed_options: Options that newer versions of the engine do not have any more.
         requires_model: Whether the backend cannot do without ``model``.
         config_keys: Keys allowed in ``config``; None allows any.
         reserved_options: Flags that the launch command sets itself, and the key that the user sets instead.
+        drawn_ports: Ports among which the engine draws some for itself, besides those that the system gives out.
         endpoint_paths: Name to path of the engine's endpoints.
+        mounted_endpoints: Names of those that the engine does not list in its ``/openapi.json``.
         api_key_variables: Environment variables from which the engine takes its API key.
         fatal_patterns: Log lines after which the server will not become ready.
         cause_patterns: Log lines that explain a failure, the most telling first.
+        noise_patterns: Log lines that look like the cause of a failure and are not.
         download_patterns: Log lines that say that weights are being downloaded.
+        first_phase: What the engine does before its log tells of a phase.
+        phases: Log lines that tell what the engine is doing while it starts.
         known_leftovers: What the engine is known to leave behind, as in ``allow_leaks``.
     """
 
     install_hint: ClassVar[str] = ""
+    packages: ClassVar[Sequence[str]] = ()
+    changed_options: ClassVar[Sequence[ChangedOption]] = ()
     requires_model: ClassVar[bool] = True
     config_keys: ClassVar[frozenset[str] | None] = None
     reserved_options: ClassVar[Mapping[str, str]] = {}
+    drawn_ports: ClassVar[range] = range(0)
     endpoint_paths: ClassVar[Mapping[str, str]] = {"health": "/health"}
+    mounted_endpoints: ClassVar[frozenset[str]] = frozenset()
     api_key_variables: ClassVar[Sequence[str]] = ()
     fatal_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
     cause_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
+    noise_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
     download_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
+    first_phase: ClassVar[str] = "starting"
+    phases: ClassVar[Sequence[Phase]] = ()
     known_leftovers: ClassVar[Sequence[str]] = ()
 
     def __init__(self, model: str | None = None, **settings: Any) -> None:
@@ -116,6 +137,9 @@ class InferenceServer:
         self.start_seconds: float | None = None
         self.on_progress: Callable[[str], None] = logger.info
         self.on_warning: Callable[[str], None] = logger.warning
+        self.on_wait: Callable[[InferenceServer], None] = lambda server: None
+        self.phase = ""
+        self._start_began: float | None = None
         self._port = self.settings.port
         self._log = ServerLog(self.output_dir, self.name)
         self.launch_log_start = 0
@@ -162,8 +186,12 @@ class InferenceServer:
         """Return name to URL of the endpoints; while the server runs only of those that exist."""
         paths = dict(self.endpoint_paths)
         if self.state is ServerState.READY:
-            paths = existing(self.server_url, paths)
+            paths = existing(self.server_url, paths, self.mounted_endpoints)
         return {name: self.url_for(path) for name, path in {**paths, **self.settings.endpoints}.items()}
+
+    def derived_ports(self, port: int) -> Sequence[int]:
+        """Return the ports that the engine takes besides ``port``, because it derives them from it."""
+        return ()
 
     # What everybody uses.
 
@@ -247,6 +275,11 @@ class InferenceServer:
         return self.state is ServerState.READY
 
     @property
+    def starting_seconds(self) -> float | None:
+        """How long the start that is under way has taken so far, or None if there is none."""
+        return None if self._start_began is None else time.monotonic() - self._start_began
+
+    @property
     def launched(self) -> bool:
         """Whether there is something to stop: it runs, or has died."""
         return self._state not in (ServerState.NEW, ServerState.STOPPED, ServerState.FAILED)
@@ -254,7 +287,7 @@ class InferenceServer:
     @property
     def api_key(self) -> str | None:
         """The API key that the server was given with ``--api-key`` or in the environment, or None."""
-        argv = self.server_args() if self.attached else self.command().argv
+        argv = self.server_args() if self.attached else self._as_configured().argv
         values = option_values(argv, "--api-key")
         if values and values[0]:
             return values[0][0]
@@ -275,10 +308,17 @@ class InferenceServer:
         return self._log.size() if self.launches else 0
 
     def command(self) -> Command:
-        """Return the command that the server was launched with, or that `start` would run, with its environment."""
-        if self._command is None:
-            return make_command(self.get_launch_command(), self.env_vars)
-        return self._command
+        """Return the command that the server was launched with, or that `start` would run, with its environment.
+
+        Raises:
+            ConfigError: It has an option that the installed version of the engine does not have any more.
+        """
+        return self._current_command()[0] if self._command is None else self._command
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """Values of the server's command and environment that must not be shown."""
+        return self._as_configured().secrets
 
     def fill(self, words: Sequence[str]) -> list[str]:
         """Return the words of a command with ``{model}``, ``{host}`` and ``{port}`` filled in."""
@@ -305,6 +345,7 @@ class InferenceServer:
         Raises:
             ServerStartupError: It did not become ready; nothing of it is left running.
             ServerStartupTimeout: It took too long.
+            ConfigError: It has an option that the installed version of the engine does not have any more.
             ProfileError: The profile that is configured cannot be made.
         """
         if self.launched:
@@ -312,7 +353,8 @@ class InferenceServer:
         with self._lifecycle:
             if self.state is ServerState.READY:
                 return self
-            begin = time.monotonic()
+            begin = self._start_began = time.monotonic()
+            self.phase = self.first_phase
             try:
                 if self._process is not None:
                     self._end_process()
@@ -334,6 +376,9 @@ class InferenceServer:
                 self._end_process()
                 self._warn_of_leftovers()
                 raise
+            finally:
+                self._start_began = None
+                self.on_wait(self)
 
     def stop(self) -> None:
         """Stop the server and everything that it started; no effect when it does not run.
@@ -373,15 +418,14 @@ class InferenceServer:
             self.on_warning(text)
         elif report is None and self.survivors:
             text = messages.survivors(str(self), self.survivors, self.settings.stop_timeout)
-            self.on_warning(redact(text, self.command().secrets))
+            self.on_warning(redact(text, self.secrets))
 
     def why_died(self) -> str | None:
         """Return how and why the server died, or None if it did not."""
         if self.state is not ServerState.DIED or self._process is None:
             return None
-        command = self.command()
-        cause = diagnosis.root_cause(self._log, self.cause_patterns, self.launch_log_start, command.secrets)
-        return messages.death(str(self), self._hang or str(self._process.exit), cause, self.log_path, command)
+        how = self._hang or str(self._process.exit)
+        return messages.death(str(self), how, self._root_cause(self.cause_patterns), self.log_path, self.secrets)
 
     def raise_if_dead(self) -> None:
         """Raise if the server has died.
@@ -470,6 +514,19 @@ class InferenceServer:
     def _check_settings(self) -> None:
         check_settings(self)
 
+    def _as_configured(self) -> Command:
+        return self._command or make_command(self.get_launch_command(), self.env_vars)
+
+    def _current_command(self) -> tuple[Command, list[str]]:
+        """Return the command to launch, and what was left out of it because the engine has no use for it any more."""
+        command = make_command(self.get_launch_command(), self.env_vars)
+        version = functools.partial(installed_version, command.argv[0], self.packages, command.env)
+        try:
+            argv, notes = up_to_date(command.argv, self.changed_options, version) if command.argv else ([], [])
+        except OutdatedOption as error:
+            raise self.settings.error(str(error), *place_of_flag(self.settings, error.flag)) from None
+        return dataclasses.replace(command, argv=tuple(argv)), notes
+
     def _argument_block(self, key: str) -> Mapping[str, Any] | Sequence[Any]:
         value = self.config[key]
         if isinstance(value, (Mapping, list, tuple)):
@@ -498,6 +555,8 @@ class InferenceServer:
                 " engine's --api-key, or leave 'host' at 127.0.0.1"
             )
         self.require_engine()
+        for note in self._current_command()[1]:
+            self.on_warning(f"{self}: {note}")
         if is_builtin(self.model):
             try:
                 ensure_builtin(self.model, self.on_progress)
@@ -521,7 +580,7 @@ class InferenceServer:
         Raises:
             ServerStartupError: It is not; the message says what to do.
         """
-        require_binary(self.command(), str(self), self.install_hint)
+        require_binary(self._as_configured(), str(self), self.install_hint)
         stop_command = self.settings.stop_command
         if stop_command is not None:
             hint = "It is the first word of 'stop_command'."
@@ -529,7 +588,7 @@ class InferenceServer:
 
     def _launch(self, tried: list[int]) -> None:
         try:
-            reservation = ports.reserve_port(self.host, self._port, avoid=tried)
+            reservation = ports.reserve_port(self.host, self._port, avoid=tried, further=self.derived_ports)
         except ServerStartupError as error:
             raise type(error)(f"{self} cannot start: {error}") from None
         with contextlib.ExitStack() as stack:
@@ -546,18 +605,18 @@ class InferenceServer:
             stack.callback(os.close, folder_lock)
             self.launch_log_start = self._log.size()
             self.launches += 1
-            self._command = command = make_command(self.get_launch_command(), self.env_vars)
+            self._command = command = self._current_command()[0]
             self._process = process = ServerProcess()
             self.leak_report = None
             self._leak_check = check = LeakCheck(self.env_vars) if self.debug_mode else None
-            locks = [reservation.lock_fd, *(check.lock_fds if check is not None else ())]
+            locks = [*reservation.lock_fds, *(check.lock_fds if check is not None else ())]
             stop_command = self.settings.stop_command
             launch = Launch(
                 argv=command.argv,
                 env=command.env if check is None else check.environment(command.env),
                 log_fd=output,
                 stop_timeout=self.settings.stop_timeout,
-                keep_fds=[folder_lock, *(lock for lock in locks if lock is not None)],
+                keep_fds=[folder_lock, *locks],
                 stop_command=None if stop_command is None else self.fill(stop_command),
                 tmpdir=None if check is None else check.tmpdir,
                 private_tmpdir=check is not None and check.private_tmpdir,
@@ -582,6 +641,8 @@ class InferenceServer:
             request_timeout=self.settings.heartbeat_timeout,
             fatal=self.fatal_patterns,
             downloading=self.download_patterns,
+            phases=self.phases,
+            on_wait=self._note_phase,
             owns_port=self._owns_port,
             headers=self._headers(),
         )
@@ -592,12 +653,33 @@ class InferenceServer:
             raise messages.startup_error(
                 str(self),
                 outcome,
+                self._root_cause((*self.cause_patterns, *self.fatal_patterns)),
                 command,
                 self._log,
                 self.launch_log_start,
-                (*self.cause_patterns, *self.fatal_patterns),
-                self.port,
+                self._is_exchangeable,
+                self._advice(),
             )
+
+    def _root_cause(self, patterns: Sequence[re.Pattern[bytes]]) -> str | None:
+        return diagnosis.root_cause(self._log, patterns, self.launch_log_start, self.secrets, self.noise_patterns)
+
+    def _advice(self) -> list[str]:
+        # Engines take a path that does not exist for a name on the hub, and complain about its form.
+        if self.requires_model and is_model_path(self.model) and not Path(self.model).exists():
+            return [f"the model is a path that does not exist on this machine: {self.model}"]
+        return []
+
+    def _note_phase(self, phase: str | None) -> None:
+        self.phase = phase or self.first_phase
+        self.on_wait(self)
+
+    def _is_exchangeable(self, port: int) -> bool:
+        """Tell whether another launch takes another port instead: this one was chosen by us, or drawn by the engine."""
+        if port in (self.port, *self.derived_ports(self.port)):
+            return True
+        named = any(str(port) in word for word in self._as_configured().argv)
+        return not named and (port >= ports.FIRST_EPHEMERAL or port in self.drawn_ports)
 
     def _owns_port(self) -> bool | None:
         process = self._process
@@ -653,7 +735,7 @@ class InferenceServer:
         check, self._leak_check = self._leak_check, None
         if check is not None:
             allowed = [*self.known_leftovers, *self.settings.allow_leaks]
-            self.leak_report = check.report(process, allowed, self.command().secrets)
+            self.leak_report = check.report(process, allowed, self.secrets)
         if orderly and process.stop_problem is not None:
             self.on_warning(f"{self}: its stop_command {process.stop_problem}; log: {self.log_path}")
         return orderly and not process.cut_short

@@ -56,6 +56,7 @@ class ServerFactory:
             node = self._node(scope)
             server = create_from_config(self._config(which, settings))
             server.on_progress = self._run.pool.progress
+            server.on_wait = self._run.pool.waiting
             server.on_warning = self._run.pool.incidents.append
             self._run.extra_servers.append((server, 0))
             node.addfinalizer(self._stopper(server))

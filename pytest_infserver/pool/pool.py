@@ -48,6 +48,7 @@ class Pool:
     Attributes:
         configs: The servers by name.
         progress: Gets a line of text when a start takes long for a reason.
+        waiting: Gets a starting server now and then.
         incidents: What happened to servers between two tests.
         kept: The server that runs to the end of the run, because nobody knows which tests use it.
     """
@@ -60,6 +61,7 @@ class Pool:
         stopping: Callable[[InferenceServer], object],
         stopped: Callable[[InferenceServer], object],
         progress: Callable[[str], None],
+        waiting: Callable[[InferenceServer], None] = lambda server: None,
     ) -> None:
         """Make a pool; nothing is started.
 
@@ -69,9 +71,11 @@ class Pool:
             stopping: Called before a server is stopped.
             stopped: Called when it is gone.
             progress: Gets a line of text when a start takes long for a reason.
+            waiting: Gets a starting server now and then, and once when it does not start any more.
         """
         self.configs = configs
         self.progress = progress
+        self.waiting = waiting
         self.incidents: list[str] = []
         self.kept: str | None = None
         self._started = started
@@ -99,6 +103,7 @@ class Pool:
 
             server = create_from_config(self.configs[name])
             server.on_progress = self.progress
+            server.on_wait = self.waiting
             server.on_warning = self.incidents.append
             server.refuse_stop(
                 f"{server} is shared with other tests: a test must not stop it;"

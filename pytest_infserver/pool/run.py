@@ -260,8 +260,19 @@ class Run:
             report_error(user, text)
 
 
-def load_run(config: pytest.Config, settings: Settings, progress: Callable[[str], None]) -> Run:
+def load_run(
+    config: pytest.Config,
+    settings: Settings,
+    progress: Callable[[str], None],
+    waiting: Callable[[InferenceServer], None],
+) -> Run:
     """Read the configuration of a run.
+
+    Args:
+        config: pytest's configuration.
+        settings: Ours.
+        progress: Gets a line of text when a start takes long for a reason.
+        waiting: Gets a starting server now and then, and once when it does not start any more.
 
     Raises:
         ConfigError: Something in it is wrong.
@@ -274,6 +285,7 @@ def load_run(config: pytest.Config, settings: Settings, progress: Callable[[str]
         stopping=lambda server: hook.pytest_infserver_server_stopping(config=config, server=server),
         stopped=lambda server: hook.pytest_infserver_server_stopped(config=config, server=server),
         progress=progress,
+        waiting=waiting,
     )
     return Run(settings, pool)
 

@@ -70,7 +70,7 @@ def _log(server: InferenceServer, log_start: int) -> str:
     text = server.read_log(log_start, MAX_LOG).rstrip()
     if not text:
         return ""
-    secrets = server.command().secrets
+    secrets = server.secrets
     if server.log_size - log_start > MAX_LOG:
         # What is left of a secret that the limit has cut in two must go as well.
         note, _, rest = text.partition("\n")

@@ -197,7 +197,7 @@ def test_last_lines(log: Callable[[str | bytes], ServerLog]) -> None:
     ],
 )
 def test_port_taken(log: Callable[[str | bytes], ServerLog], line: str, taken: bool) -> None:
-    assert reports_port_taken(log(f"before\n{line}\nafter\n"), 8000) is taken
+    assert reports_port_taken(log(f"before\n{line}\nafter\n"), lambda port: port == 8000) is taken
 
 
 def test_no_piece_of_a_secret_is_left_where_a_line_is_cut(log: Callable[[str | bytes], ServerLog]) -> None:
@@ -232,3 +232,19 @@ def test_no_pattern_is_slow_on_a_line_of_megabytes(log: Callable[[str | bytes], 
 def test_patterns_of_the_backend_come_first(log: Callable[[str | bytes], ServerLog]) -> None:
     text = "CUDA error: x\nValueError: y\nmy own words\n"
     assert root_cause(log(text), [re.compile(rb"own words")]) == "my own words"
+
+
+def test_noise_is_no_cause(log: Callable[[str | bytes], ServerLog]) -> None:
+    """Lines of SGLang 0.5.23 without its kernels, whose start failed for want of memory."""
+    text = (
+        "[2026-11-24 11:45:51] Ignore import error when loading sglang.srt.models.inkling: No module named 'cutlass'\n"
+        "[2026-11-24 11:45:52] Scheduler hit an exception: Traceback (most recent call last):\n"
+        '  File "/e/sglang/srt/managers/scheduler.py", line 3050, in run_scheduler_process\n'
+        "    raise ValueError(\n"
+        "ValueError: Loaded weights leave no GPU memory for the KV cache under --mem-fraction-static=0.0001.\n"
+        "\n"
+        "[2026-11-24 11:45:52] Received sigquit from a child process. It usually means the child failed.\n"
+    )
+    cause = root_cause(log(text), SGLangServer.cause_patterns, noise=SGLangServer.noise_patterns)
+    assert cause is not None
+    assert cause.startswith("ValueError: Loaded weights leave no GPU memory")

@@ -35,6 +35,17 @@ def test_with_openapi_only_what_is_there(fake_server: FakeServer, monkeypatch: p
     assert set(server.list_endpoints()) == {*PATHS, "mine"}
 
 
+def test_what_a_mounted_application_answers_is_there_though_no_document_says_so(
+    fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = fake_server("--openapi=/health").start()
+    paths = {"health": "/health", "arguments": "/argv", "metrics": "/no-such-path"}
+    monkeypatch.setattr(type(server), "endpoint_paths", paths)
+    assert set(server.list_endpoints()) == {"health"}
+    monkeypatch.setattr(type(server), "mounted_endpoints", frozenset({"arguments", "metrics"}))
+    assert set(server.list_endpoints()) == {"health", "arguments"}
+
+
 def test_listing_needs_no_running_server() -> None:
     endpoints = VLLMServer(model="x", port=8123).list_endpoints()
     assert endpoints["chat"] == "http://127.0.0.1:8123/v1/chat/completions"

@@ -9,6 +9,7 @@ import pytest
 from pytest_infserver import PortInUseError, ServerStartupError, ServerStartupTimeout
 from pytest_infserver.launcher import messages
 from pytest_infserver.launcher.command import Command, make_command
+from pytest_infserver.launcher.diagnosis import root_cause
 from pytest_infserver.launcher.log import ServerLog
 from pytest_infserver.launcher.process import Exit, Survivor
 from pytest_infserver.launcher.readiness import NotReady
@@ -29,7 +30,9 @@ def log_with(tmp_path: Path, text: str) -> ServerLog:
 
 
 def error(tmp_path: Path, command: Command, outcome: NotReady, text: str) -> ServerStartupError:
-    return messages.startup_error("llama (vllm)", outcome, command, log_with(tmp_path, text), 0, (), 8000)
+    log = log_with(tmp_path, text)
+    cause = root_cause(log, secrets=command.secrets)
+    return messages.startup_error("llama (vllm)", outcome, cause, command, log, 0, lambda port: port == 8000)
 
 
 def test_startup_error_says_everything_and_no_secret(tmp_path: Path, command: Command) -> None:
@@ -85,7 +88,7 @@ def test_endless_command_is_cut(tmp_path: Path) -> None:
 
 
 def test_death(command: Command) -> None:
-    text = messages.death("llama", "exited with code 1", f"Error: {SECRET}", Path("/logs/server.log"), command)
+    text = messages.death("llama", "exited with code 1", f"Error: {SECRET}", Path("/logs/server.log"), command.secrets)
     assert text.splitlines() == [
         "llama exited with code 1, while it was in use",
         "  cause:   Error: ********",

@@ -223,3 +223,88 @@ def test_quick_look_agrees_with_the_thorough_one(host: str) -> None:
         assert not ports._holds_listener(os.getppid(), port)
         assert not ports._holds_listener(2**22 + 1, port)
     assert not ports._holds_listener(os.getpid(), port)
+
+
+class TestPortsThatGoTogether:
+    """An engine that derives further ports from its own gets all of them, or none."""
+
+    @staticmethod
+    def further(port: int) -> range:
+        return range(port + 100, port + 103)
+
+    def test_two_servers_share_none(self) -> None:
+        first = ports.reserve_port("127.0.0.1", None, further=self.further)
+        second = ports.reserve_port("127.0.0.1", None, further=self.further)
+        blocks = [{one.port, *self.further(one.port)} for one in (first, second)]
+        assert not blocks[0] & blocks[1]
+        third = ports.reserve_port("127.0.0.1", None, avoid=range(8000, first.port + 100))
+        assert third.port not in blocks[0] | blocks[1]
+        for one in (first, second, third):
+            one.release()
+        again = ports.reserve_port("127.0.0.1", first.port, further=self.further)
+        assert again.port == first.port
+        again.release()
+
+    def test_a_block_with_a_port_that_somebody_listens_on_is_passed_over(self) -> None:
+        free = ports.reserve_port("127.0.0.1", None, further=self.further)
+        free.release()
+        with socket.create_server(("127.0.0.1", free.port + 101)):
+            other = ports.reserve_port("127.0.0.1", None, further=self.further)
+            other.release()
+            assert other.port != free.port
+        # Of the block that was passed over nothing stays locked.
+        ports.reserve_port("127.0.0.1", free.port, further=self.further).release()
+
+    def test_a_named_port_whose_block_is_taken_is_an_error_that_says_which(self) -> None:
+        with socket.create_server(("127.0.0.1", QUIET_PORT + 102)):
+            message = (
+                rf"port {QUIET_PORT + 102}, which the engine uses beside {QUIET_PORT}, is taken by pid {os.getpid()} "
+            )
+            with pytest.raises(PortInUseError, match=message):
+                ports.reserve_port("127.0.0.1", QUIET_PORT, further=self.further)
+        ports.reserve_port("127.0.0.1", QUIET_PORT, further=self.further).release()
+
+    def test_no_block_reaches_beyond_the_last_port(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ports, "_SEARCH", range(65500, 65502))
+        with pytest.raises(PortInUseError, match="no free port"):
+            ports.reserve_port("127.0.0.1", None, further=lambda port: [65536])
+
+    def test_a_running_server_keeps_its_block(self, fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(CommandServer, "derived_ports", lambda self, port: self.further_ports(port), raising=False)
+        monkeypatch.setattr(CommandServer, "further_ports", lambda self, port: range(port + 5, port + 8), raising=False)
+        first, second = fake_server().start(), fake_server().start()
+        assert not set(range(first.port + 5, first.port + 8)) & set(range(second.port + 5, second.port + 8))
+        first.stop()
+        ports.reserve_port("127.0.0.1", first.port, further=lambda port: range(port + 5, port + 8)).release()
+
+
+@pytest.mark.parametrize(
+    ("line", "arguments", "launches"),
+    [
+        ("OSError: [Errno 98] Address already in use", [], 3),
+        ("[Errno 98] error while attempting to bind on address ('127.0.0.1', {port}): address already in use", [], 3),
+        # A port that the engine has drawn for itself: another start draws another one.
+        ("tcp://127.0.0.1:45123 Address already in use (addr='tcp://127.0.0.1:45123')", [], 3),
+        # A port that the user has named, or that another start would want again.
+        ("tcp://127.0.0.1:45123 Address already in use (addr='tcp://127.0.0.1:45123')", ["--zmq-port", "45123"], 1),
+        ("metrics on 127.0.0.1:9090: address already in use", [], 1),
+        ("ValueError: out of memory", [], 1),
+    ],
+)
+def test_a_start_that_fails_on_a_port_of_our_choice_is_tried_on_others(
+    tmp_path: Path, line: str, arguments: list[str], launches: int
+) -> None:
+    engine = tmp_path / "engine.py"
+    engine.write_text(f"import sys\nsys.exit({line!r}.replace('{{port}}', sys.argv[1]))\n")
+    command = [sys.executable, "-S", str(engine), "{port}", *arguments]
+    server = CommandServer(launch_command=command, output_dir=tmp_path / "logs", startup_timeout=30)
+    with pytest.raises(ServerStartupError):
+        server.start()
+    assert server.launches == launches
+
+
+def test_a_start_that_fails_on_a_named_port_is_not_tried_again(fake_server: FakeServer) -> None:
+    server = fake_server("--say", "[Errno 98] Address already in use", "--exit", "1", port=QUIET_PORT)
+    with pytest.raises(PortInUseError):
+        server.start()
+    assert server.launches == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -25,7 +26,9 @@ from pytest_infserver import (
     ServerStartupError,
     ServerStartupTimeout,
     ServerState,
+    VLLMServer,
 )
+from pytest_infserver.launcher.phases import Phase
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 
@@ -454,3 +457,38 @@ def test_leak_does_not_hide_what_went_wrong_in_the_block(fake_server: FakeServer
     with pytest.raises(KeyboardInterrupt), server:
         raise KeyboardInterrupt
     assert [warning.splitlines()[0] for warning in warnings] == ["fake (command) left behind a process:"]
+
+
+def test_a_model_path_that_does_not_exist_is_said_where_the_engine_talks_of_the_hub(tmp_path: Path) -> None:
+    complaint = tmp_path / "vllm"
+    complaint.write_text("#!/bin/sh\necho \"HFValidationError: Repo id must be in the form 'repo_name'\"\nexit 1\n")
+    complaint.chmod(0o755)
+    settings: dict[str, Any] = {"binary_path": str(complaint), "output_dir": tmp_path / "logs"}
+    for model, said in ((str(tmp_path / "missing"), True), (str(tmp_path), False), ("org/name", False)):
+        with pytest.raises(ServerStartupError) as caught:
+            VLLMServer(model=model, **settings).start()
+        text = f"  What to do: the model is a path that does not exist on this machine: {model}"
+        assert (text in str(caught.value).splitlines()) is said
+
+
+def test_a_starting_server_tells_its_phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_server: Any) -> None:
+    monkeypatch.setattr(CommandServer, "first_phase", "importing")
+    monkeypatch.setattr(CommandServer, "phases", (Phase(re.compile(rb"weights (\d+)"), "loading weights {} %"),))
+    seen: list[tuple[str, bool]] = []
+    server = fake_server("--say", "weights 50", "--delay", "0.8")
+    server.on_wait = lambda one: seen.append((one.phase, one.starting_seconds is not None))
+    assert server.starting_seconds is None
+    server.start()
+    assert ("loading weights 50 %", True) in seen
+    assert seen[-1][1] is False
+    assert [starting for _, starting in seen].count(False) == 1
+    assert server.starting_seconds is None
+
+
+def test_a_timeout_says_where_the_start_was(monkeypatch: pytest.MonkeyPatch, fake_server: Any) -> None:
+    monkeypatch.setattr(CommandServer, "phases", (Phase(re.compile(rb"weights (\d+)"), "loading weights {} %"),))
+    server = fake_server("--say", "weights 50", "--delay", "60", startup_timeout=1)
+    with pytest.raises(
+        ServerStartupTimeout, match=r"not ready after 1 s .*; its log was last at: loading weights 50 %"
+    ):
+        server.start()

@@ -10,6 +10,7 @@ import sys
 from pytest_infserver.config.flags import ARGUMENT_KEYS
 from pytest_infserver.errors import ServerStartupError
 from pytest_infserver.launcher.arguments import option_values
+from pytest_infserver.launcher.phases import Phase
 from pytest_infserver.launcher.server import InferenceServer
 from pytest_infserver.models.builtin import is_builtin
 
@@ -41,6 +42,12 @@ class LlamaCppServer(InferenceServer):
         re.compile(rb"error: invalid argument.*|error while handling argument.*"),
         re.compile(rb"couldn't bind HTTP server socket"),
         re.compile(rb"gguf_init_from_file.*: failed|error loading model|failed to load model"),
+    )
+
+    phases = (
+        Phase(re.compile(rb"load_model: loading model|llama_model_loader: loaded meta"), "loading weights"),
+        Phase(re.compile(rb"warming up the model"), "warming up"),
+        Phase(re.compile(rb"server is listening|model loaded"), "ready"),
     )
 
     def get_backend_name(self) -> str:

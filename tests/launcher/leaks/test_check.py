@@ -59,6 +59,8 @@ def test_caches_that_follow_tmpdir_stay_where_they_were(monkeypatch: pytest.Monk
     monkeypatch.setattr(getpass, "getuser", lambda: "DOMAIN\\me")
     default = os.path.join(tempfile.gettempdir(), "torchinductor_DOMAIN_me")
     assert LeakCheck({}).environment({"A": "1"}) == {"A": "1", "TORCHINDUCTOR_CACHE_DIR": default}
+    # vLLM 0.32 and SGLang 0.5.23 keep their processes' names only so.
+    assert next(iter(LeakCheck({}).environment({"A": "1"}))) == "A"
     own = {"TORCHINDUCTOR_CACHE_DIR": "/x"}
     assert LeakCheck({}).environment(own) == own
     # Where the user says what TMPDIR is nothing of it is lost.
@@ -108,6 +110,19 @@ def test_tmpdir_of_the_user_is_kept_and_its_files_are_not_looked_for(fake_server
     assert server.leak_report is not None
     assert "temporary files: TMPDIR is set in env_vars" in server.leak_report.not_checked
     assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_what_pytorch_caches_there_is_no_error(fake_server: FakeServer) -> None:
+    warnings: list[str] = []
+    server = fake_server("--leak-file", "torchinductor_me", debug_mode=True)
+    server.on_warning = warnings.append
+    with server:
+        pass
+    assert server.leak_report is not None
+    assert [(finding.kind, finding.fails, finding.removed) for finding in server.leak_report.findings] == [
+        ("file", False, True)
+    ]
+    assert "torchinductor_me" in warnings[0]
 
 
 def test_without_debug_mode_nothing_is_changed_or_looked_for(fake_server: FakeServer) -> None:

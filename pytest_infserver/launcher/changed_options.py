@@ -1,0 +1,72 @@
+"""Options that an engine's newer versions do not have any more, or that mean something else than was written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pytest_infserver.launcher.arguments import option_values
+from pytest_infserver.launcher.engine_version import is_at_least
+
+
+@dataclass(frozen=True)
+class ChangedOption:
+    """One such option.
+
+    Attributes:
+        flag: How it is written on the command line.
+        advice: What to write instead; for an option that is dropped, why nothing is needed.
+        since: The first version that is known not to have it; "" if none ever had it.
+        dropped: Whether it is left out with a warning, because its meaning is the default now. It takes no value.
+        value: It counts only with a value that matches this.
+    """
+
+    flag: str
+    advice: str
+    since: str = ""
+    dropped: bool = False
+    value: re.Pattern[str] | None = None
+
+
+class OutdatedOption(ValueError):
+    """A command line has an option that the engine does not have any more.
+
+    Attributes:
+        flag: The option.
+    """
+
+    def __init__(self, message: str, flag: str) -> None:
+        super().__init__(message)
+        self.flag = flag
+
+
+def up_to_date(
+    argv: Sequence[str], changed: Sequence[ChangedOption], version: Callable[[], str | None]
+) -> tuple[list[str], list[str]]:
+    """Return a command line without options that have become the default, and a text for each one left out.
+
+    Args:
+        argv: The command line.
+        changed: What the engine has changed.
+        version: Tells the installed version, or None; it is asked only if that matters. With an unknown version
+            nothing is changed: the engine itself will say what it does not know.
+
+    Raises:
+        OutdatedOption: An option has to be replaced; the message says by what.
+    """
+    words, notes = list(argv), []
+    for option in changed:
+        given = option_values(words, option.flag)
+        if not any(option.value is None or option.value.search(" ".join(values)) for values in given):
+            continue
+        installed = version()
+        if installed is None or not is_at_least(installed, option.since):
+            continue
+        what = option.flag if option.value is None else f"{option.flag} with such a value"
+        text = f"version {installed} has no {what}: {option.advice}"
+        if not option.dropped:
+            raise OutdatedOption(text, option.flag)
+        words = [word for word in words if word.partition("=")[0] != option.flag]
+        notes.append(f"{text}; it is left out")
+    return words, notes
