@@ -13,10 +13,16 @@ from typing import Any
 
 import psutil
 import pytest
+from engines.provision import environment, models_dir
+from engines.recipes import ENGINES
 
 from pytest_infserver import CommandServer
 
 pytest_plugins = ["pytester"]
+
+# What tests/engines/servers.yaml is filled in with; that the engines are there is checked before a test needs one.
+os.environ.update({f"ENGINE_{name.upper()}": str(environment(name)) for name in ENGINES})
+os.environ["ENGINE_MODELS"] = str(models_dir())
 
 # What this process ignores, as under nohup or as a shell's background job, its children would ignore too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -30,8 +36,9 @@ HARD_LIMIT = 120.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of `tests/faults/test_random_lives.py`."""
+    """Add options for `tests/engines` and `tests/faults/test_random_lives.py`."""
     group = parser.getgroup("tests of pytest-infserver")
+    group.addoption("--require-engines", action="store_true", help="an engine that is not provisioned is an error")
     group.addoption("--lives", type=int, default=300, help="how many lives of servers the random test has")
     seed = os.environ.get("INFSERVER_TEST_SEED")
     group.addoption("--lives-seed", default=seed, help="repeats a random test (default: INFSERVER_TEST_SEED)")

@@ -1,0 +1,199 @@
+"""Engines for real. Without `python -m tests.engines.provision` these tests are skipped, and say so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pytest_infserver import InferenceServer, load_server_config
+from pytest_infserver.launcher.factory import create_from_config
+
+from .provision import missing
+
+HERE = Path(__file__).parent
+SERVERS = HERE / "servers.yaml"
+NAMES = {"vllm": "vllm", "sglang": "sglang-with-stubbed-kernels", "transformers": "transformers"}
+"""Backend to name in servers.yaml."""
+HARD_LIMIT = 400
+"""Seconds after which a test counts as hung."""
+TITLES = ("VLLM::", "sglang::", "vllm serve", "sglang.launch_server", "transformers serve")
+"""By which the engines' processes are known."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs an engine that is not there, or fail it with --require-engines."""
+    for item in items:
+        engines = _engines(item) if HERE in item.path.parents else []
+        command = missing(*engines) if engines else None
+        if command is None:
+            continue
+        reason = f"not provisioned: {' '.join(engines)}; {command}"
+        if config.getoption("require_engines"):
+            raise pytest.UsageError(f"--require-engines: {item.nodeid}: {reason}")
+        item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _engines(item: pytest.Item) -> list[str]:
+    """Return the engines that a test uses: by the mark `engine`, or the one it is parametrised with."""
+    names = [name for mark in item.iter_markers("engine") for name in mark.args]
+    server = getattr(item, "callspec", None) and item.callspec.params.get("inference_server")  # type: ignore[attr-defined]
+    return names or [backend for backend, name in NAMES.items() if name == server]
+
+
+def _tell(text: str, config: pytest.Config) -> None:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.ensure_newline()
+        reporter.write_line(f"tests/engines: {text}")
+
+
+def pytest_infserver_server_started(config: pytest.Config, server: InferenceServer) -> None:
+    """Say in CI's log which engine has really run."""
+    mode = "debug mode" if server.debug_mode else "no debug mode"
+    seconds = 0 if server.start_seconds is None else server.start_seconds
+    _tell(f"{server} started in {seconds:.1f} s, {mode}, pid {server.pid}: {' '.join(server.command().argv)}", config)
+
+
+def pytest_infserver_server_stopped(config: pytest.Config, server: InferenceServer) -> None:
+    """Say what it has left behind."""
+    report = server.leak_report
+    found = [] if report is None else report.findings
+    kinds = ", ".join(f"{finding.kind} {'LEAKED' if finding.fails else 'known'}" for finding in found)
+    _tell(f"{server} stopped; left behind: {kinds or 'nothing'}", config)
+
+
+@pytest.fixture(autouse=True)
+def engine_limit() -> Iterator[None]:
+    """Interrupt a test that hangs."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"the test took longer than {HARD_LIMIT} s")
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(HARD_LIMIT)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
+
+
+def engine_processes() -> set[int]:
+    """Return the ids of all processes of engines on this machine; setproctitle hides their environment."""
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            title = " ".join(process.cmdline()) or process.name()
+            if any(sign in title for sign in TITLES) and process.status() != psutil.STATUS_ZOMBIE:
+                found.add(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def shared_objects() -> set[str]:
+    """Return the names in /dev/shm."""
+    return set(os.listdir("/dev/shm")) if sys.platform == "linux" else set()
+
+
+@pytest.fixture
+def no_engine_left() -> Iterator[None]:
+    """Fail if a test leaves processes of an engine or shared memory behind."""
+    processes, objects = engine_processes(), shared_objects()
+    yield
+    deadline = time.monotonic() + 10
+    while (left := engine_processes() - processes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid in left:
+        psutil.Process(pid).kill()
+    assert not left
+    assert not shared_objects() - objects
+
+
+@pytest.fixture
+def make_server(tmp_path: Path, no_engine_left: None) -> Iterator[Callable[..., InferenceServer]]:
+    """Make servers of servers.yaml: ``make_server("vllm", {"no-such-flag": True}, port=8100)``; nothing is started."""
+    made: list[InferenceServer] = []
+
+    def make(engine: str, arguments: Mapping[str, Any] | None = None, **overrides: Any) -> InferenceServer:
+        key = "api_server_args" if engine == "vllm" else "server_args"
+        values = {"output_dir": str(tmp_path / "server_logs"), "config": {key: dict(arguments or {})}, **overrides}
+        server = create_from_config(load_server_config(SERVERS, NAMES[engine], overrides=values))
+        made.append(server)
+        return server
+
+    yield make
+    for server in made:
+        server.stop()
+
+
+def tree(server: InferenceServer) -> list[psutil.Process]:
+    """Return all processes of a running server, its root first."""
+    root = psutil.Process(server.pid)
+    return [root, *root.children(recursive=True)]
+
+
+def title(process: psutil.Process) -> str:
+    """Return what a process calls itself."""
+    return " ".join(process.cmdline()) or process.name()
+
+
+def all_gone(processes: Iterable[psutil.Process], timeout: float) -> bool:
+    """Wait until none of these processes is left."""
+    deadline = time.monotonic() + timeout
+    while left := [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]:
+        if time.monotonic() > deadline:
+            print("left:", left)
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@contextmanager
+def occupied_while_booting(server: InferenceServer) -> Iterator[list[socket.socket]]:
+    """Take a server's port as soon as it is launched, before the engine binds it."""
+    taken: list[socket.socket] = []
+    over = threading.Event()
+
+    def occupy() -> None:
+        while server.pid is None and not over.wait(0.005):
+            pass
+        if server.pid is not None:
+            taken.append(socket.create_server(("127.0.0.1", server.port)))
+
+    thread = threading.Thread(target=occupy)
+    thread.start()
+    try:
+        yield taken
+    finally:
+        over.set()
+        thread.join()
+        for one in taken:
+            one.close()
+
+
+@pytest.fixture
+def run_project(
+    pytester: pytest.Pytester, no_engine_left: None, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., pytest.RunResult]:
+    """Run a test file in a pytest of its own, with the plugin and one of servers.yaml's servers."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makeini("[pytest]\n")
+
+    def run(engine: str, tests: str, *arguments: str) -> pytest.RunResult:
+        pytester.makepyfile(test_project=tests)
+        # With "=": pytest looks for its ini file beside paths behind options that it does not know yet.
+        options = ["-p", "pytest_infserver.plugin", "-p", "no:cacheprovider", f"--infserver-config={SERVERS}"]
+        options += [f"--infserver-server={NAMES[engine]}", f"--infserver-output-dir={pytester.path / 'logs'}"]
+        return pytester.runpytest_subprocess(*options, *arguments, timeout=HARD_LIMIT)
+
+    return run

@@ -1,0 +1,214 @@
+"""Installs the engines that `tests/engines` runs, and makes their models, in the user's cache.
+
+    python -m tests.engines.provision                        all of them
+    python -m tests.engines.provision vllm transformers
+
+Each engine gets a virtual environment of its own, keyed by version, which is reused by the next run. An installation
+that was cut short does not count, and one that fails is tried again. `INFSERVER_CACHE_DIR` names another place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from pytest_infserver.models.builtin import cache_dir, ensure_builtin
+
+from .recipes import ENGINES, HERE, Engine
+
+ATTEMPTS = 3
+PAUSE = 10.0
+"""Seconds before the next attempt."""
+REPORT_EVERY = 15.0
+STEP_LIMIT = 1800.0
+"""Seconds after which one command counts as hung."""
+
+_COMPLETE = ".complete"
+
+
+class ProvisionError(RuntimeError):
+    """An engine or model could not be made; the text ends with what the failing command said."""
+
+
+def engines_dir() -> Path:
+    """Return the folder of all environments."""
+    return cache_dir() / "engines"
+
+
+def environment(engine: str) -> Path:
+    """Return where the environment of an engine is, or will be."""
+    return engines_dir() / ENGINES[engine].key
+
+
+def models_dir() -> Path:
+    """Return where the models are, or will be: ``tiny`` (random weights) and ``smollm2`` (a real one)."""
+    recipe = (HERE / "make_models.py").read_bytes()
+    return engines_dir() / f"models-{hashlib.sha256(recipe).hexdigest()[:8]}"
+
+
+def missing(*engines: str) -> str | None:
+    """Return the command that installs what these engines' tests need, or None if all of it is there."""
+    absent = [name for name in engines if not _is_complete(environment(name))]
+    if not absent and _is_complete(models_dir()):
+        return None
+    return f"python -m tests.engines.provision {' '.join(absent or engines[:1])}"
+
+
+def provision(names: Sequence[str]) -> None:
+    """Make what is not there yet.
+
+    Raises:
+        ProvisionError: Something could not be made.
+    """
+    engines_dir().mkdir(parents=True, exist_ok=True)
+    with _lock(engines_dir() / ".lock"):
+        for name in names:
+            _make(environment(name), partial(_install, ENGINES[name]))
+        _make(models_dir(), partial(_make_models, environment(names[0])))
+
+
+def _make(folder: Path, action: Callable[[Path], None]) -> None:
+    if _is_complete(folder):
+        _say(f"{folder.name}: there already")
+        return
+    begin = time.monotonic()
+    for attempt in range(1, ATTEMPTS + 1):
+        # What an earlier run left half done is of no use.
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            action(folder)
+            break
+        except ProvisionError as error:
+            if attempt == ATTEMPTS:
+                raise
+            _say(f"{folder.name}: attempt {attempt} of {ATTEMPTS} failed: {str(error).splitlines()[-1]}")
+            time.sleep(PAUSE * attempt)
+    (folder / _COMPLETE).touch()
+    _say(f"{folder.name}: ready after {time.monotonic() - begin:.0f} s, {_megabytes(folder)} MB in {folder}")
+
+
+def _install(engine: Engine, folder: Path) -> None:
+    _say(f"{engine.name} {engine.version}: installing {engine.packages[0]} and what it needs")
+    venv.create(folder, with_pip=True, symlinks=True)
+    python = folder / "bin" / "python"
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    install = [*pip, "install", "--progress-bar", "off", "--retries", "5", "--timeout", "60"]
+    _run([*install, *engine.packages], folder)
+    if engine.alone:
+        _run([*install, "--no-deps", *engine.alone], folder)
+    if engine.unwanted:
+        _run([*pip, "uninstall", "--yes", *engine.unwanted], folder)
+    [packages] = folder.glob("lib/python3.*/site-packages")
+    for name in engine.emptied:
+        (packages / name).write_text("")
+    for stub in engine.stubs:
+        shutil.copytree(HERE / stub, packages / Path(stub).name, ignore=shutil.ignore_patterns("__pycache__"))
+    if engine.known_as:
+        name, version = engine.known_as
+        info = packages / f"{name}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def _make_models(engine: Path, folder: Path) -> None:
+    gguf = ensure_builtin("builtin:smollm2", _say)
+    script = [str(engine / "bin" / "python"), str(HERE / "make_models.py")]
+    folder.mkdir()
+    for words in (["tiny", folder / "tiny"], ["smollm2", folder / "smollm2", gguf]):
+        _say(f"making the model {words[0]}")
+        _run([*script, *map(str, words)], folder)
+
+
+def _run(command: Sequence[str], folder: Path) -> None:
+    """Run a command, saying now and then how large the folder has become.
+
+    Raises:
+        ProvisionError: It failed or took too long.
+    """
+    log = folder / "provision.log"
+    begin = reported = time.monotonic()
+    with log.open("ab") as output:
+        offset = output.tell()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        )
+        try:
+            while process.poll() is None:
+                time.sleep(0.2)
+                now = time.monotonic()
+                if now - begin > STEP_LIMIT:
+                    raise ProvisionError(f"{' '.join(command[:4])} ... took longer than {STEP_LIMIT:g} s; log: {log}")
+                if now - reported >= REPORT_EVERY:
+                    reported = now
+                    _say(f"{folder.name}: {_megabytes(folder)} MB after {now - begin:.0f} s")
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    if process.returncode != 0:
+        said = log.read_bytes()[offset:].decode("utf-8", "replace").strip().splitlines()[-10:]
+        raise ProvisionError("\n".join([f"exit status {process.returncode}: {' '.join(command)}", *said]))
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say("waiting for another process that is provisioning")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / _COMPLETE).exists()
+
+
+def _megabytes(folder: Path) -> int:
+    size = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                size += os.lstat(os.path.join(parent, name)).st_size
+            except OSError:
+                continue
+    return round(size / 1e6)
+
+
+def _say(text: str) -> None:
+    print(f"provision: {text}", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.engines.provision", description=__doc__.splitlines()[0])
+    parser.add_argument("engine", nargs="*", help=f"{', '.join(ENGINES)} (default: all)")
+    names = parser.parse_args().engine or list(ENGINES)
+    unknown = sorted(set(names) - set(ENGINES))
+    if unknown:
+        parser.error(f"unknown engine {', '.join(unknown)}; there are: {', '.join(ENGINES)}")
+    try:
+        provision(names)
+    except ProvisionError as error:
+        print(f"provision: failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

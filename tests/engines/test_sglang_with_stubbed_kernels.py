@@ -1,0 +1,119 @@
+"""SGLang's own faults, through the plain API and through the plugin. Its kernels are stubs: see stubs/sgl_kernel."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+import requests
+
+from pytest_infserver import ConfigError, InferenceServer, PortInUseError, ServerStartupError
+
+from .conftest import all_gone, occupied_while_booting, title, tree
+
+pytestmark = pytest.mark.engine("sglang")
+Make = Callable[..., InferenceServer]
+
+
+def test_plain_api_in_debug_mode(make_server: Make) -> None:
+    phases: list[str] = []
+    server = make_server("sglang")
+    server.on_wait = lambda one: phases.append(one.phase) if one.phase not in phases else None
+    with server:
+        processes = tree(server)
+        assert any("scheduler" in title(one) for one in processes), [title(one) for one in processes]
+        body = {"model": server.model, "prompt": "Hello", "max_tokens": 4}
+        assert requests.post(server.list_endpoints()["completions"], json=body, timeout=60).ok
+    assert phases[0] == "importing"
+    assert {"starting the engine", "allocating the KV cache"} <= set(phases), phases
+    assert all_gone(processes, 5)
+    assert server.leak_report is not None
+    assert not server.leak_report.failed
+    assert not {finding.kind for finding in server.leak_report.findings} & {"process", "port"}
+
+
+def test_kill_of_the_main_process(make_server: Make) -> None:
+    server = make_server("sglang").start()
+    processes = tree(server)
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    assert server.wait_death(5)
+    assert "was killed by SIGKILL, while it was in use" in str(server.why_died())
+    server.stop()
+    assert all_gone(processes, 5)
+
+
+def test_kill_of_the_scheduler_fails_the_test_that_runs(run_project: Callable[..., pytest.RunResult]) -> None:
+    tests = """
+        import os, signal, psutil, requests
+
+        def test_kill(inference_server):
+            processes = psutil.Process(inference_server.pid).children(recursive=True)
+            [scheduler] = [one for one in processes if "scheduler" in (" ".join(one.cmdline()) or one.name())]
+            os.kill(scheduler.pid, signal.SIGKILL)
+            body = {"model": inference_server.model, "prompt": "Hello", "max_tokens": 4}
+            requests.post(inference_server.url_for("/v1/completions"), json=body, timeout=60).raise_for_status()
+    """
+    text = run_project("sglang", tests).stdout.str()
+    assert "1 failed" in text or "1 error" in text
+    assert "while it was in use" in text, text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        ({"no-such-flag": True}, "error: unrecognized arguments: --no-such-flag"),
+        ({"mem-fraction-static": 0.0001}, "ValueError: Loaded weights leave no GPU memory for the KV cache"),
+    ],
+)
+def test_a_start_that_fails_names_the_cause(make_server: Make, arguments: dict[str, object], cause: str) -> None:
+    server = make_server("sglang", arguments)
+    begin = time.monotonic()
+    with pytest.raises(ServerStartupError) as caught:
+        server.start()
+    lines = str(caught.value).splitlines()
+    assert cause in lines[1], str(caught.value)
+    assert time.monotonic() - begin < server.settings.startup_timeout / 2
+
+
+def test_a_missing_model(make_server: Make) -> None:
+    with pytest.raises(ServerStartupError) as caught:
+        make_server("sglang", model="/no/such/model").start()
+    assert "OSError: " in str(caught.value).splitlines()[1]
+    assert "a path that does not exist on this machine: /no/such/model" in str(caught.value)
+
+
+def test_a_port_that_is_taken_while_it_boots(make_server: Make) -> None:
+    server = make_server("sglang", port=8990)
+    with occupied_while_booting(server), pytest.raises(PortInUseError) as caught:
+        server.start()
+    assert "error while attempting to bind on address ('127.0.0.1', 8990)" in str(caught.value).splitlines()[1]
+
+
+@pytest.mark.parametrize("moment", ["importing", "starting the engine"])
+def test_sigterm_during_the_start(make_server: Make, moment: str) -> None:
+    server = make_server("sglang")
+    seen = []
+
+    def terminate(one: InferenceServer) -> None:
+        if one.phase == moment and one.pid is not None and (one.starting_seconds or 0) > 2 and not seen:
+            seen.extend(tree(one))
+            os.kill(one.pid, signal.SIGTERM)
+
+    server.on_wait = terminate
+    with pytest.raises(ServerStartupError, match="was killed by SIGTERM, before it was ready"):
+        server.start()
+    assert seen
+    assert all_gone(seen, 5)
+
+
+def test_an_option_of_the_seed_that_sglang_never_had(make_server: Make) -> None:
+    server = make_server("sglang", {"mem-fraction-reserved": 0.1})
+    with pytest.raises(
+        ConfigError, match=r"version 0\.5\.23 has no --mem-fraction-reserved: write --mem-fraction-static"
+    ):
+        server.start()
+    assert server.launches == 0
