@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -25,11 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     fetch = commands.add_parser("fetch", help="fetch a built-in model into the cache")
     fetch.add_argument("model", help="builtin:smollm2")
     arguments = parser.parse_args(argv)
-    if arguments.command == "check":
-        return _check(arguments.config)
-    if arguments.command == "schema":
-        return _schema()
-    return _fetch(arguments.model)
+    try:
+        if arguments.command == "check":
+            return _check(arguments.config)
+        if arguments.command == "schema":
+            return _schema()
+        return _fetch(arguments.model)
+    except BrokenPipeError:
+        # `infserver schema | head`: the reader has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _check(files: Sequence[str]) -> int:

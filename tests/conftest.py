@@ -20,7 +20,8 @@ from pytest_infserver import CommandServer
 
 pytest_plugins = ["pytester"]
 
-# What tests/engines/servers.yaml is filled in with; that the engines are there is checked before a test needs one.
+# The tests in engines/ use this plugin as a user does. That an engine is there is checked before a test needs it.
+os.environ.setdefault("INFSERVER_CONFIG", str(Path(__file__).parent / "engines" / "servers.yaml"))
 os.environ.update({f"ENGINE_{name.upper()}": str(environment(name)) for name in ENGINES})
 os.environ["ENGINE_MODELS"] = str(models_dir())
 
@@ -119,6 +120,24 @@ def fake_server(tmp_path: Path, nothing_left: None) -> Iterator[Callable[..., Co
     for server in made:
         server.refuse_stop(None)
         server.stop()
+
+
+@pytest.fixture
+def installed_vllm(tmp_path: Path) -> Path:
+    """An environment in which vLLM 0.32.0 is installed, as far as its metadata tells; the command is a fake engine."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    # Not the package itself: it must not be imported.
+    info = tmp_path / "site" / "vllm-0.32.0+cpu.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "site"} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    command = tmp_path / "bin" / "vllm"
+    run = f"sys.argv.remove('serve')\nrunpy.run_path({str(FAKE_ENGINE)!r}, run_name='__main__')"
+    command.write_text(f"#!{python}\nimport runpy, sys\n{run}\n")
+    command.chmod(0o755)
+    return command
 
 
 @pytest.fixture

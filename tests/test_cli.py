@@ -95,3 +95,42 @@ def test_the_console_script(first: Path) -> None:
     result = subprocess.run([*command, "check", f"{first}x"], capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stdout) == (4, "")
     assert result.stderr == f"infserver: {first}x: cannot read the configuration: No such file or directory\n"
+
+
+def test_check_says_what_would_be_left_out_and_what_is_missing(
+    installed_vllm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "servers.yaml"
+    file.write_text(
+        "defaults: {backend: vllm, model: /no/such/model}\n"
+        "servers:\n"
+        f"  a: {{binary_path: {installed_vllm}, config: {{server_args: [--disable-log-requests]}}}}\n"
+        "  b: {binary_path: /no/such/vllm, model: org/name}\n"
+    )
+    assert main(["check", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" ")[0] for line in lines if not line.startswith("  note: ")] == ["a:", "b:"]
+    assert "--disable-log-requests" not in lines[0]
+    assert lines[1].startswith("  note: vllm 0.32.0+cpu has no --disable-log-requests: ")
+    assert lines[2] == "  note: the model is a path that does not exist on this machine: /no/such/model"
+    assert "  note: b (vllm) cannot start: the binary '/no/such/vllm' does not exist." in lines[4]
+
+
+def test_check_refuses_an_option_that_is_gone(
+    installed_vllm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "servers.yaml"
+    file.write_text(f"backend: vllm\nmodel: m\nbinary_path: {installed_vllm}\nconfig:\n  server_args: {{task: x}}\n")
+    assert main(["check", str(file)]) == 4
+    message = capsys.readouterr().err
+    assert message.startswith(f"infserver: {file}:5:17: server 'vllm': vllm 0.32.0+cpu has no --task: write --runner")
+    assert message.count("\n") == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    code = "import sys; from pytest_infserver.cli import main; sys.exit(main(['schema']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""

@@ -1,6 +1,8 @@
-"""The same prompts to every engine: the same answers and the same token counts.
+"""The same prompts to every engine, the same answers and token counts: pytest conftest_examples/compare_engines
 
-The answers are collected test by test, so that no two engines have to run at the same time.
+VLLM_BINARY=..., SGLANG_BINARY=... and TRANSFORMERS_BINARY=... name engines that are not on PATH, MODEL=... a folder
+with SmolLM2-135M-Instruct. --infserver-backend vllm --infserver-backend llamacpp keeps two of the four. Answers are
+collected test by test, so that no two engines have to run at the same time.
 """
 
 import pytest

@@ -1,4 +1,7 @@
-"""SGLang's own API beside OpenAI's. Run it with: pytest conftest_examples/sglang"""
+"""SGLang's own API beside OpenAI's: pytest conftest_examples/sglang
+
+MODEL=... names another model, SGLANG_BINARY=... the sglang command or the Python that has SGLang.
+"""
 
 import requests
 

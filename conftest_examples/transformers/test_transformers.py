@@ -1,4 +1,7 @@
-"""``transformers serve``. Run it with: pytest conftest_examples/transformers"""
+"""``transformers serve``: pytest conftest_examples/transformers
+
+MODEL=... names another model, TRANSFORMERS_BINARY=... the transformers command, DEVICE=cpu where it runs.
+"""
 
 import json
 

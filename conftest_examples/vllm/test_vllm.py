@@ -1,4 +1,7 @@
-"""vLLM on two GPUs and on one. Run it with: pytest conftest_examples/vllm"""
+"""vLLM on two GPUs and on one: pytest conftest_examples/vllm
+
+With one GPU: --infserver-server one-gpu. MODEL=... names another model, VLLM_BINARY=... the vllm command.
+"""
 
 import psutil
 import pytest

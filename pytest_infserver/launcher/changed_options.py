@@ -42,13 +42,14 @@ class OutdatedOption(ValueError):
 
 
 def up_to_date(
-    argv: Sequence[str], changed: Sequence[ChangedOption], version: Callable[[], str | None]
+    argv: Sequence[str], changed: Sequence[ChangedOption], engine: str, version: Callable[[], str | None]
 ) -> tuple[list[str], list[str]]:
     """Return a command line without options that have become the default, and a text for each one left out.
 
     Args:
         argv: The command line.
         changed: What the engine has changed.
+        engine: Its name.
         version: Tells the installed version, or None; it is asked only if that matters. With an unknown version
             nothing is changed: the engine itself will say what it does not know.
 
@@ -63,8 +64,8 @@ def up_to_date(
         installed = version()
         if installed is None or not is_at_least(installed, option.since):
             continue
-        what = option.flag if option.value is None else f"{option.flag} with such a value"
-        text = f"version {installed} has no {what}: {option.advice}"
+        what = f"has no {option.flag}" if option.value is None else f"takes no such value for {option.flag}"
+        text = f"{engine} {installed} {what}: {option.advice}"
         if not option.dropped:
             raise OutdatedOption(text, option.flag)
         words = [word for word in words if word.partition("=")[0] != option.flag]

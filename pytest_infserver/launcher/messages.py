@@ -37,15 +37,16 @@ def startup_error(
         log: Its log.
         log_start: Byte at which this launch begins.
         exchangeable: Tells whether another launch would take another port instead of this one.
-        advice: What to do about it, as far as that is known.
+        advice: What else could be the reason.
     """
     tail = diagnosis.last_lines(log, _LAST_LINES, log_start, command.secrets)
     unknown = "no line of its log names one, these are the last" if tail else "unknown, it wrote nothing"
     lines = [f"{who} {outcome.problem}"]
-    lines += [f"  cause:   {cause or unknown}", f"  command: {_shortened(str(command))}", f"  log:     {log.path}"]
+    lines += [f"  cause:   {cause or unknown}", *(f"           {text}" for text in advice)]
+    lines += [f"  command: {_shortened(str(command))}", f"  log:     {log.path}"]
     lines += [f"  | {line}" for line in tail if line != cause]
-    todo = [*advice, *([_more_time(outcome)] if outcome.timed_out else [])]
-    lines += [f"  What to do: {text}" for text in todo]
+    if outcome.timed_out:
+        lines.append(f"  What to do: {_more_time(outcome)}")
     text = redact("\n".join(lines), command.secrets)
     code = None if outcome.exit is None else outcome.exit.code
     kind: type[ServerStartupError] = ServerStartupTimeout if outcome.timed_out else ServerStartupError

@@ -41,7 +41,8 @@ from pytest_infserver.launcher.engine_version import installed_version
 from pytest_infserver.launcher.heartbeat import Heartbeat
 from pytest_infserver.launcher.http_probe import Answer, ask, shown_seconds
 from pytest_infserver.launcher.leaks.check import LeakCheck
-from pytest_infserver.launcher.leaks.report import LeakReport, as_text
+from pytest_infserver.launcher.leaks.report import LeakReport, as_known_text, as_text, is_allowed
+from pytest_infserver.launcher.leaks.temporary_files import PYTORCH_CACHES
 from pytest_infserver.launcher.log import MAX_READ, ServerLog
 from pytest_infserver.launcher.phases import Phase
 from pytest_infserver.launcher.process import Launch, LaunchFailed, ServerProcess, Survivor
@@ -313,7 +314,25 @@ class InferenceServer:
         Raises:
             ConfigError: It has an option that the installed version of the engine does not have any more.
         """
-        return self._current_command()[0] if self._command is None else self._command
+        return self.command_and_notes()[0] if self._command is None else self._command
+
+    def command_and_notes(self) -> tuple[Command, list[str]]:
+        """Return the command that `start` would run, and what is left out of it because the engine has dropped it.
+
+        Raises:
+            ConfigError: It has an option that the installed version of the engine does not have any more.
+        """
+        command = make_command(self.get_launch_command(), self.env_vars)
+        try:
+            argv, notes = up_to_date(
+                command.argv,
+                self.changed_options,
+                self.get_backend_name(),
+                lambda: installed_version(command.argv[0], self.packages, command.env),
+            )
+        except OutdatedOption as error:
+            raise self.settings.error(str(error), *place_of_flag(self.settings, error.flag)) from None
+        return dataclasses.replace(command, argv=tuple(argv)), notes
 
     @property
     def secrets(self) -> frozenset[str]:
@@ -415,10 +434,20 @@ class InferenceServer:
             text = as_text(str(self), report.findings)
             if report.failed:
                 raise LeakError(text, report.findings)
+            known = [*PYTORCH_CACHES, *self.known_leftovers]
+            if all(is_allowed(finding, known) for finding in report.findings):
+                text = as_known_text(str(self), report.findings)
             self.on_warning(text)
         elif report is None and self.survivors:
             text = messages.survivors(str(self), self.survivors, self.settings.stop_timeout)
             self.on_warning(redact(text, self.secrets))
+
+    def advice(self) -> list[str]:
+        """Return what can be seen without the engine that would keep the server from starting."""
+        # Engines take a path that does not exist for a name on the hub, and complain about its form.
+        if self.requires_model and is_model_path(self.model) and not Path(self.model).exists():
+            return [f"the model is a path that does not exist on this machine: {self.model}"]
+        return []
 
     def why_died(self) -> str | None:
         """Return how and why the server died, or None if it did not."""
@@ -517,16 +546,6 @@ class InferenceServer:
     def _as_configured(self) -> Command:
         return self._command or make_command(self.get_launch_command(), self.env_vars)
 
-    def _current_command(self) -> tuple[Command, list[str]]:
-        """Return the command to launch, and what was left out of it because the engine has no use for it any more."""
-        command = make_command(self.get_launch_command(), self.env_vars)
-        version = functools.partial(installed_version, command.argv[0], self.packages, command.env)
-        try:
-            argv, notes = up_to_date(command.argv, self.changed_options, version) if command.argv else ([], [])
-        except OutdatedOption as error:
-            raise self.settings.error(str(error), *place_of_flag(self.settings, error.flag)) from None
-        return dataclasses.replace(command, argv=tuple(argv)), notes
-
     def _argument_block(self, key: str) -> Mapping[str, Any] | Sequence[Any]:
         value = self.config[key]
         if isinstance(value, (Mapping, list, tuple)):
@@ -555,7 +574,7 @@ class InferenceServer:
                 " engine's --api-key, or leave 'host' at 127.0.0.1"
             )
         self.require_engine()
-        for note in self._current_command()[1]:
+        for note in self.command_and_notes()[1]:
             self.on_warning(f"{self}: {note}")
         if is_builtin(self.model):
             try:
@@ -605,7 +624,7 @@ class InferenceServer:
             stack.callback(os.close, folder_lock)
             self.launch_log_start = self._log.size()
             self.launches += 1
-            self._command = command = self._current_command()[0]
+            self._command = command = self.command_and_notes()[0]
             self._process = process = ServerProcess()
             self.leak_report = None
             self._leak_check = check = LeakCheck(self.env_vars) if self.debug_mode else None
@@ -658,17 +677,11 @@ class InferenceServer:
                 self._log,
                 self.launch_log_start,
                 self._is_exchangeable,
-                self._advice(),
+                self.advice(),
             )
 
     def _root_cause(self, patterns: Sequence[re.Pattern[bytes]]) -> str | None:
         return diagnosis.root_cause(self._log, patterns, self.launch_log_start, self.secrets, self.noise_patterns)
-
-    def _advice(self) -> list[str]:
-        # Engines take a path that does not exist for a name on the hub, and complain about its form.
-        if self.requires_model and is_model_path(self.model) and not Path(self.model).exists():
-            return [f"the model is a path that does not exist on this machine: {self.model}"]
-        return []
 
     def _note_phase(self, phase: str | None) -> None:
         self.phase = phase or self.first_phase

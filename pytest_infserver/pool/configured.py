@@ -94,6 +94,26 @@ def _with_url(config: ServerConfig, url: str) -> ServerConfig:
     return check_config(build_config(Tree(values, config.origins).merged_under(upper)))
 
 
+def check_command(config: ServerConfig) -> None:
+    """Make sure that the installed engine still has the options of a server; it is asked only where that matters.
+
+    Raises:
+        ConfigError: It has one of them no more.
+    """
+    from pytest_infserver.launcher.factory import create_from_config
+
+    server = create_from_config(config)
+    if server.attached or not server.changed_options:
+        return
+    try:
+        server.command_and_notes()
+    except ConfigError:
+        raise
+    except Exception:
+        # What is wrong with a backend of the user's own is said at its start.
+        return
+
+
 def backend_of(config: ServerConfig) -> str:
     """Return the backend's own name, also where the configuration has an import path."""
     from pytest_infserver.launcher.backends.registry import backend_name, find_backend

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_infserver.pool.configured import backend_of, configured_servers
+from pytest_infserver.pool.configured import backend_of, check_command, configured_servers
 from pytest_infserver.pool.items import Unmatched, grouped, markers, parameter, unittest_skip, uses_fixture, will_run
 from pytest_infserver.pool.late import report_error
 from pytest_infserver.pool.pool import Lease, Pool
@@ -279,8 +279,11 @@ def load_run(
     """
     _register_backends(config)
     hook = config.hook
+    configs = configured_servers(settings)
+    for one in configs.values():
+        check_command(one)
     pool = Pool(
-        configured_servers(settings),
+        configs,
         started=lambda server: hook.pytest_infserver_server_started(config=config, server=server),
         stopping=lambda server: hook.pytest_infserver_server_stopping(config=config, server=server),
         stopped=lambda server: hook.pytest_infserver_server_stopped(config=config, server=server),

@@ -19,10 +19,26 @@ def print_commands(run: Run, output: TextIO) -> None:
 
 
 def command_lines(configs: Iterable[ServerConfig]) -> Iterable[str]:
-    """Return one line for each server: its name and the command that starts it, secrets masked."""
+    """Return for each server its name and the command that starts it, secrets masked, and what would not work.
+
+    Raises:
+        ConfigError: The installed engine does not have one of the options any more.
+    """
+    from pytest_infserver.errors import ServerStartupError
     from pytest_infserver.launcher.factory import create_from_config
 
     for config in configs:
         server = create_from_config(config)
-        what = f"attach to {server.server_url}" if server.attached else str(server.command())
-        yield f"{server.name}: {what}"
+        if server.attached:
+            yield f"{server.name}: attach to {server.server_url}"
+            continue
+        command, notes = server.command_and_notes()
+        yield f"{server.name}: {command}"
+        # An engine that is only not on PATH here may be where the file is used.
+        if config.binary_path is not None:
+            try:
+                server.require_engine()
+            except ServerStartupError as error:
+                notes.append(str(error))
+        for note in [*notes, *server.advice()]:
+            yield f"  note: {note}"

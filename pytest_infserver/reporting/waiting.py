@@ -42,7 +42,10 @@ class WaitingLine:
             self._reporter.ensure_newline()
             self._live = True
         text = f"infserver: {server}: {server.phase}, {seconds:.0f} s"
-        self._reporter.rewrite(text[: self._reporter._tw.fullwidth - 1], erase=True)
+        room = self._reporter._tw.fullwidth - 1
+        if len(text) > room:
+            text = f"{seconds:.0f} s: {server.phase}"
+        self._reporter.rewrite(text[:room], erase=True)
 
     def _show_plain(self, server: InferenceServer, seconds: float) -> None:
         # A percentage alone makes no new phase.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -9,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,21 +88,32 @@ def engine_limit() -> Iterator[None]:
 
 
 def engine_processes() -> set[int]:
-    """Return the ids of all processes of engines on this machine; setproctitle hides their environment."""
+    """Return the ids of the engines' processes that are ours, or nobody's; setproctitle hides their environment."""
     found = set()
     for process in psutil.process_iter():
-        try:
-            title = " ".join(process.cmdline()) or process.name()
-            if any(sign in title for sign in TITLES) and process.status() != psutil.STATUS_ZOMBIE:
-                found.add(process.pid)
-        except psutil.Error:
-            continue
+        with contextlib.suppress(psutil.Error):
+            if _is_engine(process) and process.status() != psutil.STATUS_ZOMBIE:
+                parents = process.parents()
+                # Those of another run on this machine have a living parent of another kind.
+                if os.getpid() in {one.pid for one in parents} or all(
+                    one.pid == 1 or _is_engine(one) for one in parents
+                ):
+                    found.add(process.pid)
     return found
 
 
+def _is_engine(process: psutil.Process) -> bool:
+    return any(sign in title(process) for sign in TITLES)
+
+
 def shared_objects() -> set[str]:
-    """Return the names in /dev/shm."""
-    return set(os.listdir("/dev/shm")) if sys.platform == "linux" else set()
+    """Return the names in /dev/shm that no process holds."""
+    names = set(os.listdir("/dev/shm")) if sys.platform == "linux" else set()
+    for maps in Path("/proc").glob("[0-9]*/maps") if names else ():
+        with contextlib.suppress(OSError):
+            held = maps.read_text()
+            names = {name for name in names if f"/dev/shm/{name}" not in held}
+    return names
 
 
 @pytest.fixture
@@ -158,7 +169,7 @@ def all_gone(processes: Iterable[psutil.Process], timeout: float) -> bool:
     return True
 
 
-@contextmanager
+@contextlib.contextmanager
 def occupied_while_booting(server: InferenceServer) -> Iterator[list[socket.socket]]:
     """Take a server's port as soon as it is launched, before the engine binds it."""
     taken: list[socket.socket] = []

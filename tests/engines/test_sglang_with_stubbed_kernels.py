@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 from collections.abc import Callable
 
+import psutil
 import pytest
 import requests
 
 from pytest_infserver import ConfigError, InferenceServer, PortInUseError, ServerStartupError
+from pytest_infserver.launcher import ports
 
 from .conftest import all_gone, occupied_while_booting, title, tree
 
@@ -18,13 +21,17 @@ pytestmark = pytest.mark.engine("sglang")
 Make = Callable[..., InferenceServer]
 
 
-def test_plain_api_in_debug_mode(make_server: Make) -> None:
+TWO_RANKS = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+
+
+def test_tensor_parallel_in_debug_mode(make_server: Make) -> None:
     phases: list[str] = []
-    server = make_server("sglang")
+    server = make_server("sglang", {"tp": 2}, env_vars=TWO_RANKS)
     server.on_wait = lambda one: phases.append(one.phase) if one.phase not in phases else None
     with server:
         processes = tree(server)
-        assert any("scheduler" in title(one) for one in processes), [title(one) for one in processes]
+        titles = " ".join(map(title, processes))
+        assert all(name in titles for name in ("scheduler_TP0", "scheduler_TP1", "sglang::detokenizer")), titles
         body = {"model": server.model, "prompt": "Hello", "max_tokens": 4}
         assert requests.post(server.list_endpoints()["completions"], json=body, timeout=60).ok
     assert phases[0] == "importing"
@@ -113,7 +120,30 @@ def test_sigterm_during_the_start(make_server: Make, moment: str) -> None:
 def test_an_option_of_the_seed_that_sglang_never_had(make_server: Make) -> None:
     server = make_server("sglang", {"mem-fraction-reserved": 0.1})
     with pytest.raises(
-        ConfigError, match=r"version 0\.5\.23 has no --mem-fraction-reserved: write --mem-fraction-static"
+        ConfigError, match=r"sglang 0\.5\.23 has no --mem-fraction-reserved: write --mem-fraction-static"
     ):
         server.start()
     assert server.launches == 0
+
+
+def test_the_ports_of_data_parallel_are_those_that_are_kept_free(make_server: Make) -> None:
+    """SGLang 0.5.23 cannot run data parallel attention on a CPU, but it binds its ports before it finds that out."""
+    arguments = {"tp": 2, "dp": 2, "enable-dp-attention": True}
+    server = make_server("sglang", arguments, env_vars=TWO_RANKS)
+    bound: set[int] = set()
+
+    def look(one: InferenceServer) -> None:
+        if one.pid is None:
+            return
+        with contextlib.suppress(psutil.Error):
+            for process in tree(one):
+                connections = process.net_connections("tcp")
+                bound.update(entry.laddr.port for entry in connections if entry.status == psutil.CONN_LISTEN)
+
+    server.on_wait = look
+    with pytest.raises(ServerStartupError, match="AttributeError: 'TorchNativeAttnBackend' object has no attribute"):
+        server.start()
+    derived = set(server.derived_ports(server.port))
+    drawn = {port for port in bound if port in server.drawn_ports or port >= ports.FIRST_EPHEMERAL}
+    assert bound - drawn - {server.port} <= derived
+    assert len(bound & derived) >= 2, bound

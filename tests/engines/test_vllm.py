@@ -115,7 +115,7 @@ def test_options_of_the_seed_that_vllm_has_dropped(make_server: Make) -> None:
     warnings: list[str] = []
     server = make_server("vllm", {"kv-cache-dtype": {"auto": "fp8"}})
     server.on_warning = warnings.append
-    with pytest.raises(ConfigError, match=r"version 0\.32\.0\S* has no --kv-cache-dtype with such a value: write its"):
+    with pytest.raises(ConfigError, match=r"vllm 0\.32\.0\S* takes no such value for --kv-cache-dtype: write its"):
         server.start()
     assert server.launches == 0
 

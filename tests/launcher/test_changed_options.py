@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,62 +32,43 @@ def unasked() -> str:
     ],
 )
 def test_the_version_is_asked_only_where_it_matters(argv: list[str]) -> None:
-    assert up_to_date(argv, CHANGED, unasked) == (argv, [])
+    assert up_to_date(argv, CHANGED, "vllm", unasked) == (argv, [])
 
 
 @pytest.mark.parametrize("version", ["0.12.0", "0.12", "0.32.0+cpu", "0.12.0rc1", "1.0", "v0.13"])
 @pytest.mark.parametrize("flag", ["--quiet", "--quiet=true"])
 def test_what_is_the_default_now_is_left_out_with_a_note(version: str, flag: str) -> None:
-    argv, notes = up_to_date(["engine", "--a", "1", flag, "--b"], CHANGED, lambda: version)
+    argv, notes = up_to_date(["engine", "--a", "1", flag, "--b"], CHANGED, "vllm", lambda: version)
     assert argv == ["engine", "--a", "1", "--b"]
-    assert notes == [f"version {version} has no --quiet: it is quiet now; it is left out"]
+    assert notes == [f"vllm {version} has no --quiet: it is quiet now; it is left out"]
 
 
 @pytest.mark.parametrize("version", ["0.11.9", "0.2.0", "0.1.dev1+gabc", "unknown", "", None])
 def test_an_older_or_unknown_version_gets_what_was_written(version: str | None) -> None:
     argv = ["engine", "--quiet", "--old", "x"]
-    assert up_to_date(argv, CHANGED, lambda: version) == (argv, [])
+    assert up_to_date(argv, CHANGED, "vllm", lambda: version) == (argv, [])
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--old", "x"], "version 0.12.1 has no --old: write --new"),
-        (["--old=x"], "version 0.12.1 has no --old: write --new"),
-        (["--kind", '{"auto": "fp8"}'], "version 0.12.1 has no --kind with such a value: write its name"),
-        (["--kind", "fp8", '--kind={"a": 1}'], "version 0.12.1 has no --kind with such a value: write its name"),
+        (["--old", "x"], "vllm 0.12.1 has no --old: write --new"),
+        (["--old=x"], "vllm 0.12.1 has no --old: write --new"),
+        (["--kind", '{"auto": "fp8"}'], "vllm 0.12.1 takes no such value for --kind: write its name"),
+        (["--kind", "fp8", '--kind={"a": 1}'], "vllm 0.12.1 takes no such value for --kind: write its name"),
     ],
 )
 def test_what_has_to_be_replaced_is_an_error(argv: list[str], message: str) -> None:
     with pytest.raises(OutdatedOption) as caught:
-        up_to_date(argv, CHANGED, lambda: "0.12.1")
+        up_to_date(argv, CHANGED, "vllm", lambda: "0.12.1")
     assert str(caught.value) == message
 
 
-@pytest.fixture
-def vllm(tmp_path: Path) -> Path:
-    """An environment in which vLLM 0.32.0 is installed, as far as its metadata tells; the command is a fake engine."""
-    python = tmp_path / "bin" / "python"
-    python.parent.mkdir()
-    # Not the package itself: it must not be imported.
-    info = tmp_path / "site" / "vllm-0.32.0+cpu.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "site"} exec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    command = tmp_path / "bin" / "vllm"
-    engine = Path(__file__).parent.parent / "fake_engine.py"
-    run = f"sys.argv.remove('serve')\nrunpy.run_path({str(engine)!r}, run_name='__main__')"
-    command.write_text(f"#!{python}\nimport runpy, sys\n{run}\n")
-    command.chmod(0o755)
-    return command
-
-
-def server(vllm: Path, arguments: Any, **settings: Any) -> VLLMServer:
-    folder = vllm.parent.parent
+def server(installed_vllm: Path, arguments: Any, **settings: Any) -> VLLMServer:
+    folder = installed_vllm.parent.parent
     return VLLMServer(
         model="m",
-        binary_path=str(vllm),
+        binary_path=str(installed_vllm),
         output_dir=folder / "logs",
         config={"api_server_args": arguments},
         startup_timeout=30,
@@ -99,22 +79,22 @@ def server(vllm: Path, arguments: Any, **settings: Any) -> VLLMServer:
 @pytest.mark.parametrize(
     "arguments", [["--seed", "1", "--disable-log-requests"], {"seed": 1, "disable_log_requests": True}]
 )
-def test_a_start_without_a_dropped_option(vllm: Path, arguments: Any, nothing_left: None) -> None:
+def test_a_start_without_a_dropped_option(installed_vllm: Path, arguments: Any, nothing_left: None) -> None:
     warnings: list[str] = []
-    one = server(vllm, arguments)
+    one = server(installed_vllm, arguments)
     one.on_warning = warnings.append
     assert "--disable-log-requests" in one.get_launch_command()
     with one:
         assert one.command().argv[-2:] == ("--seed", "1")
         assert "--disable-log-requests" not in " ".join(map(str, one.command().argv))
     [warning] = warnings
-    assert warning.startswith("vllm: version 0.32.0+cpu has no --disable-log-requests: requests are logged only with")
+    assert warning.startswith("vllm: vllm 0.32.0+cpu has no --disable-log-requests: requests are logged only with")
     assert warning.endswith("; it is left out")
 
 
-def test_an_option_to_replace_is_an_error_before_the_launch(vllm: Path) -> None:
-    one = server(vllm, {"kv-cache-dtype": {"auto": "fp8"}})
-    message = "version 0.32.0+cpu has no --kv-cache-dtype with such a value: write its name alone, as in"
+def test_an_option_to_replace_is_an_error_before_the_launch(installed_vllm: Path) -> None:
+    one = server(installed_vllm, {"kv-cache-dtype": {"auto": "fp8"}})
+    message = "vllm 0.32.0+cpu takes no such value for --kv-cache-dtype: write its name alone, as in"
     with pytest.raises(ConfigError, match=re.escape(message)):
         one.start()
     assert one.launches == 0
@@ -123,11 +103,10 @@ def test_an_option_to_replace_is_an_error_before_the_launch(vllm: Path) -> None:
     assert one.api_key is None
 
 
-def test_the_error_points_into_the_yaml_file(vllm: Path, tmp_path: Path) -> None:
+def test_the_error_points_into_the_yaml_file(installed_vllm: Path, tmp_path: Path) -> None:
     file = tmp_path / "servers.yaml"
-    file.write_text(
-        f"backend: vllm\nmodel: m\nbinary_path: {vllm}\nconfig:\n  api_server_args:\n    seed: 1\n    task: generate\n"
-    )
+    arguments = "config:\n  api_server_args:\n    seed: 1\n    task: generate\n"
+    file.write_text(f"backend: vllm\nmodel: m\nbinary_path: {installed_vllm}\n{arguments}")
     with pytest.raises(ConfigError, match=r"servers\.yaml:7:5: .*has no --task: write --runner"):
         create_from_config(load_server_config(file)).command()
 

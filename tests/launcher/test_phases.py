@@ -34,7 +34,7 @@ LINES = [
         "capturing graphs 67 %",
     ),
     (VLLMServer, "INFO [kv_cache_utils.py:2327] CPU KV cache size: 46,592 tokens", "warming up"),
-    (VLLMServer, "(APIServer pid=1) INFO [entry.py:140] Starting vLLM server on http://127.0.0.1:8000", "ready"),
+    (VLLMServer, "(APIServer pid=1) INFO [entry.py:140] Starting vLLM server on http://127.0.0.1:8000", "nearly ready"),
     (SGLangServer, "[2026-11-24 11:28:04] Init parallel begin.", "starting the engine"),
     (SGLangServer, "[2026-11-24 11:28:04] Init torch distributed begin.", "starting the engine"),
     (SGLangServer, "[2026-11-24 11:28:07] Load weight begin. avail mem=21.43 GB", "loading weights"),
@@ -48,13 +48,13 @@ LINES = [
     ),
     (SGLangServer, "Capturing batches (bs=128 avail_mem=20.1 GB):  26%|██▌       | 6/23", "capturing graphs 26 %"),
     (SGLangServer, "[2026-11-24 11:28:10] INFO:     Application startup complete.", "warming up"),
-    (SGLangServer, "[2026-11-24 11:28:12] The server is fired up and ready to roll!", "ready"),
+    (SGLangServer, "[2026-11-24 11:28:12] The server is fired up and ready to roll!", "nearly ready"),
     (TransformersServer, "[transformers] Loading /models/m@main", "loading weights"),
     (TransformersServer, "Loading weights:  50%|█████     | 136/272 [00:00<00:00]", "loading weights 50 %"),
-    (TransformersServer, "INFO:     Application startup complete.", "ready"),
+    (TransformersServer, "INFO:     Application startup complete.", "nearly ready"),
     (LlamaCppServer, "srv    load_model: loading model '/models/m.gguf'", "loading weights"),
     (LlamaCppServer, "common_init_from_params: warming up the model with an empty run", "warming up"),
-    (LlamaCppServer, "main: server is listening on http://127.0.0.1:8000", "ready"),
+    (LlamaCppServer, "main: server is listening on http://127.0.0.1:8000", "nearly ready"),
 ]
 
 

@@ -467,7 +467,7 @@ def test_a_model_path_that_does_not_exist_is_said_where_the_engine_talks_of_the_
     for model, said in ((str(tmp_path / "missing"), True), (str(tmp_path), False), ("org/name", False)):
         with pytest.raises(ServerStartupError) as caught:
             VLLMServer(model=model, **settings).start()
-        text = f"  What to do: the model is a path that does not exist on this machine: {model}"
+        text = f"           the model is a path that does not exist on this machine: {model}"
         assert (text in str(caught.value).splitlines()) is said
 
 

@@ -243,3 +243,18 @@ def test_rootdir_need_not_be_the_working_directory(project, pytester, servers_ya
     project.bare(os.fspath(project.path)).assert_outcomes(passed=1)
     assert (project.path / "server_logs" / "a" / "server.log").exists()
     assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [(), ("--collect-only",), ("--infserver-dry-run",), ("-n1",)])
+def test_an_option_that_the_engine_dropped_is_an_error_before_anything_starts(
+    project, installed_vllm, arguments, quiet
+) -> None:
+    project.files(test_it="def test_it(inference_server): pass")
+    block = f"{{binary_path: {installed_vllm}, config: {{server_args: {{task: x}}}}}}"
+    (project.path / "servers.yaml").write_text(
+        f"defaults: {{backend: vllm, model: m}}\nservers:\n  good: {{binary_path: {installed_vllm}}}\n  bad: {block}\n"
+    )
+    result = project.run(*arguments, plugins=("xdist.plugin",))
+    assert result.ret == 4
+    assert "server 'bad': vllm 0.32.0+cpu has no --task: write --runner" in quiet(result)
+    assert project.events() == []

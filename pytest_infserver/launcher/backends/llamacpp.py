@@ -47,7 +47,7 @@ class LlamaCppServer(InferenceServer):
     phases = (
         Phase(re.compile(rb"load_model: loading model|llama_model_loader: loaded meta"), "loading weights"),
         Phase(re.compile(rb"warming up the model"), "warming up"),
-        Phase(re.compile(rb"server is listening|model loaded"), "ready"),
+        Phase(re.compile(rb"server is listening|model loaded"), "nearly ready"),
     )
 
     def get_backend_name(self) -> str:

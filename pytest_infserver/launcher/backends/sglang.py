@@ -57,8 +57,14 @@ class SGLangServer(InferenceServer):
         "flush_cache": "/flush_cache",
     }
     mounted_endpoints = frozenset({"metrics"})  # with --enable-metrics
-    # At its stop it kills its own processes: their semaphore, and sockets and files named by Python's tempfile, stay.
-    known_leftovers = ("shm:sglang_loads_*", "semaphore:sem.mp-????????", "socket:tmp????????", "file:tmp????????")
+    # At its stop it kills its own processes: what they share, and sockets and files named by Python's tempfile, stay.
+    known_leftovers = (
+        "shm:sglang_loads_*",
+        "shm:sgl_shm_mq_*",
+        "semaphore:sem.mp-????????",
+        "socket:tmp????????",
+        "file:tmp????????",
+    )
     # It binds its port when the model is loaded, and needs 10 s more to end if it cannot.
     fatal_patterns = (re.compile(rb"Scheduler hit an exception|error while attempting to bind on address"),)
     noise_patterns = (re.compile(rb"Ignore import error when loading|Received sigquit from a child process"),)
@@ -73,7 +79,7 @@ class SGLangServer(InferenceServer):
         Phase(re.compile(rb"Capturing batches.*?(\d+)%"), "capturing graphs {} %"),
         Phase(re.compile(rb"Capture .*graph begin"), "capturing graphs"),
         Phase(re.compile(rb"Application startup complete"), "warming up"),
-        Phase(re.compile(rb"The server is fired up"), "ready"),
+        Phase(re.compile(rb"The server is fired up"), "nearly ready"),
     )
 
     def get_backend_name(self) -> str:

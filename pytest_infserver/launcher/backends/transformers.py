@@ -30,7 +30,7 @@ class TransformersServer(InferenceServer):
     phases = (
         Phase(re.compile(rb"Loading (?:weights|checkpoint shards): +(\d+)%"), "loading weights {} %"),
         Phase(re.compile(rb"\[transformers\] Loading "), "loading weights"),
-        Phase(re.compile(rb"Application startup complete"), "ready"),
+        Phase(re.compile(rb"Application startup complete"), "nearly ready"),
     )
 
     def get_backend_name(self) -> str:

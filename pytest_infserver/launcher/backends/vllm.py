@@ -26,11 +26,13 @@ class VLLMServer(InferenceServer):
         # Checked against the parser of vLLM 0.32; some are gone for longer.
         ChangedOption("--enable-reasoning", "--reasoning-parser is enough", since="0.32", dropped=True),
         ChangedOption("--use-v2-block-manager", "there is no other", since="0.32", dropped=True),
-        ChangedOption("--guided-decoding-backend", "write --structured-outputs-config", since="0.32"),
-        ChangedOption("--task", "write --runner, and --convert if need be", since="0.32"),
-        ChangedOption("--rope-scaling", "write --hf-overrides", since="0.32"),
-        ChangedOption("--speculative-model", "write --speculative-config", since="0.32"),
-        ChangedOption("--num-speculative-tokens", "write --speculative-config", since="0.32"),
+        ChangedOption("--guided-decoding-backend", 'write --structured-outputs-config {"backend": ...}', since="0.32"),
+        ChangedOption("--task", "write --runner, as in --runner pooling", since="0.32"),
+        ChangedOption("--rope-scaling", 'write --hf-overrides {"rope_parameters": ...}', since="0.32"),
+        ChangedOption("--speculative-model", 'write --speculative-config {"model": ...}', since="0.32"),
+        ChangedOption(
+            "--num-speculative-tokens", 'write --speculative-config {"num_speculative_tokens": ...}', since="0.32"
+        ),
         ChangedOption("--num-scheduler-steps", "leave it out, the engine has no such steps", since="0.32"),
         ChangedOption("--swap-space", "leave it out, or see --cpu-offload-gb", since="0.32"),
         ChangedOption("--device", "leave it out, the build decides", since="0.32"),
@@ -70,7 +72,7 @@ class VLLMServer(InferenceServer):
         Phase(re.compile(rb"[Cc]apturing .*[Gg]raphs?.*?(\d+)%"), "capturing graphs {} %"),
         Phase(re.compile(rb"KV cache size:|Warming up"), "warming up"),
         Phase(re.compile(rb"Initializing a V1 LLM engine"), "starting the engine"),
-        Phase(re.compile(rb"Starting vLLM server|Application startup complete"), "ready"),
+        Phase(re.compile(rb"Starting vLLM server|Application startup complete"), "nearly ready"),
     )
     # A clean exit leaves its ZeroMQ sockets, each named by a UUID, and the file through which its workers met.
     known_leftovers = ("socket:????????-????-????-????-????????????", "file:vllm_dist_*")

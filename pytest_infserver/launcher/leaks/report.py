@@ -108,6 +108,12 @@ def as_text(who: str, findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
+def as_known_text(who: str, findings: Sequence[Finding]) -> str:
+    """Return in one line what a server has left behind, where its engine always does."""
+    fate = "removed" if all(finding.removed for finding in findings) else "not all of it could be removed"
+    return f"{who} left behind {_summary(findings)}, as its engine is known to do; {fate}"
+
+
 def _summary(findings: Sequence[Finding]) -> str:
     counts = Counter(finding.kind for finding in findings)
     words = [(_WORDS[kind][0] if count == 1 else f"{count} {_WORDS[kind][1]}") for kind, count in counts.items()]

@@ -11,6 +11,7 @@ def test_a_remote_server() -> None:
     server = RemoteServer(url="http://gpu-box:8000/", endpoints={"mine": "/mine"})
     assert (server.get_backend_name(), server.get_launch_command(), server.get_binary_path()) == ("remote", [], "")
     assert server.attached
+    assert server.command().argv == ()
     assert server.get_health_endpoint() == "http://gpu-box:8000/health"
     assert server.list_endpoints()["chat"] == "http://gpu-box:8000/v1/chat/completions"
     assert server.list_endpoints()["mine"] == "http://gpu-box:8000/mine"
