@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.run import Run
-    from pytest_infserver.reporting.waiting import WaitingLine
     from pytest_infserver.reporting.worker_notes import WorkerNotes
 
 RUN: pytest.StashKey[Run] = pytest.StashKey()
@@ -81,27 +80,18 @@ def _run(config: pytest.Config) -> Run:
 def _load(config: pytest.Config) -> Run:
     from pytest_infserver.errors import ConfigError
     from pytest_infserver.pool.run import load_run
+    from pytest_infserver.reporting.terminal import visible_terminal
+    from pytest_infserver.reporting.waiting import WaitingLine
     from pytest_infserver.settings import read_settings
 
     def progress(text: str) -> None:
-        reporter = config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is not None:
-            reporter.ensure_newline()
-            reporter.write_line(f"infserver: {text}")
-
-    waiting: WaitingLine | None = None
-
-    def wait(server: InferenceServer) -> None:
-        nonlocal waiting
-        reporter = config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is not None:
-            from pytest_infserver.reporting.waiting import WaitingLine
-
-            waiting = waiting or WaitingLine(reporter)
-            waiting(server)
+        with visible_terminal(config) as terminal:
+            if terminal is not None:
+                terminal.ensure_newline()
+                terminal.write_line(f"infserver: {text}")
 
     try:
-        return load_run(config, read_settings(config), progress, wait)
+        return load_run(config, read_settings(config), progress, WaitingLine(config))
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from None
 

@@ -58,7 +58,8 @@ def up_to_date(
     """
     words, notes = list(argv), []
     for option in changed:
-        given = option_values(words, option.flag)
+        # vLLM takes underscores for dashes.
+        given = option_values([_normal(word) for word in words], option.flag)
         if not any(option.value is None or option.value.search(" ".join(values)) for values in given):
             continue
         installed = version()
@@ -68,6 +69,28 @@ def up_to_date(
         text = f"{engine} {installed} {what}: {option.advice}"
         if not option.dropped:
             raise OutdatedOption(text, option.flag)
-        words = [word for word in words if word.partition("=")[0] != option.flag]
+        words = _without(words, option.flag)
         notes.append(f"{text}; it is left out")
     return words, notes
+
+
+def position_of(part: Sequence[str], words: Sequence[str]) -> int | None:
+    """Return where in ``words`` the words of ``part`` stand together, the last such place, or None."""
+    places = range(len(words) - len(part), -1, -1)
+    return next((place for place in places if list(words[place : place + len(part)]) == list(part)), None)
+
+
+def _normal(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else word
+
+
+def _without(words: Sequence[str], flag: str) -> list[str]:
+    """Return the words without a flag, and without what stands behind it: it takes no value."""
+    kept, dropping = [], False
+    for word in words:
+        if word.startswith("-"):
+            dropping = _normal(word).partition("=")[0] == flag
+        if not dropping:
+            kept.append(word)
+    return kept

@@ -73,12 +73,24 @@ def root_cause(
     return None if chosen is None else readable(chosen, secrets)
 
 
-def reports_port_taken(log: ServerLog, relevant: Callable[[int], bool], start: int = 0) -> bool:
-    """Tell whether a line behind byte ``start`` says that a relevant port, or one it does not name, is taken."""
+def reports_port_taken(
+    log: ServerLog,
+    relevant: Callable[[int | None], bool],
+    start: int = 0,
+    noise: Sequence[re.Pattern[bytes]] = (),
+) -> bool:
+    """Tell whether a line of a log says that a port is taken that matters.
+
+    Args:
+        log: The log.
+        relevant: Tells of a port whether it matters; asked with None for a line that names none.
+        start: Byte from which on the log counts.
+        noise: Lines that do not count.
+    """
     for line in _lines(log, start):
-        if ADDRESS_IN_USE.search(line):
-            named = {int(digits) for digits in _PORT.findall(line)}
-            if not named or any(map(relevant, named)):
+        if ADDRESS_IN_USE.search(line) and not any(pattern.search(line) for pattern in noise):
+            named: list[int | None] = [int(digits) for digits in _PORT.findall(line)]
+            if any(map(relevant, named or [None])):
                 return True
     return False
 

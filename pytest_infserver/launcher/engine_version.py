@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,7 +69,10 @@ def _interpreter(binary: str, path: str) -> str | None:
     line = first[2:]
     if line.split()[:1] == [b"/bin/sh"]:
         # How pip writes a path that is too long for a first line: '''exec' /long/path/python "$0" "$@"
-        line = rest.partition(b"\n")[0].removeprefix(b"'''exec'")
+        line = rest.partition(b"\n")[0]
+        if not line.startswith(b"'''exec' "):
+            return None
+        line = line.removeprefix(b"'''exec' ")
     try:
         words = shlex.split(line.decode())
     except ValueError:
@@ -77,27 +82,52 @@ def _interpreter(binary: str, path: str) -> str | None:
 
 
 def _is_python(path: str) -> bool:
-    return Path(path).name.startswith(("python", "pypy"))
+    # Not python-in-docker.sh: it would be run.
+    return re.fullmatch(r"(?:python|pypy)[\d.]*t?", Path(path).name) is not None
+
+
+def _ask(python: str, packages: tuple[str, ...], pythonpath: str | None) -> str | None:
+    try:
+        return _answer(python, packages, pythonpath)
+    except _NoAnswer:
+        return None
+
+
+class _NoAnswer(Exception):
+    """The interpreter did not say anything; it is not remembered."""
 
 
 @functools.lru_cache(maxsize=64)
-def _ask(python: str, packages: tuple[str, ...], pythonpath: str | None) -> str | None:
+def _answer(python: str, packages: tuple[str, ...], pythonpath: str | None) -> str:
     env = dict(os.environ)
     env.pop("PYTHONPATH", None)
     if pythonpath is not None:
         env["PYTHONPATH"] = pythonpath
     try:
-        answer = subprocess.run(
+        process = subprocess.Popen(
             [python, "-c", _QUESTION, *packages],
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_LIMIT,
-            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             env=env,
             # Not the working directory: with -c it is searched for packages first.
             cwd=os.sep,
+            start_new_session=True,
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    text = answer.stdout.decode("utf-8", "replace").strip()
-    return text or None
+    except OSError:
+        raise _NoAnswer from None
+    with process:
+        try:
+            output, _ = process.communicate(timeout=_LIMIT)
+        except BaseException as error:
+            # What it has started, too.
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise _NoAnswer from None
+            raise
+    # Whatever a sitecustomize prints stands before it.
+    lines = output.decode("utf-8", "replace").split()
+    if not lines:
+        raise _NoAnswer
+    return lines[-1]

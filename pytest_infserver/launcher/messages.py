@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_infserver.errors import PortInUseError, ServerStartupError, ServerStartupTimeout
@@ -24,7 +24,7 @@ def startup_error(
     command: Command,
     log: ServerLog,
     log_start: int,
-    exchangeable: Callable[[int], bool],
+    port_taken: bool,
     advice: Sequence[str] = (),
 ) -> ServerStartupError:
     """Return the error for a server that did not become ready.
@@ -36,7 +36,7 @@ def startup_error(
         command: Its command.
         log: Its log.
         log_start: Byte at which this launch begins.
-        exchangeable: Tells whether another launch would take another port instead of this one.
+        port_taken: Whether the log says that a port was taken that another launch may exchange.
         advice: What else could be the reason.
     """
     tail = diagnosis.last_lines(log, _LAST_LINES, log_start, command.secrets)
@@ -51,8 +51,7 @@ def startup_error(
     code = None if outcome.exit is None else outcome.exit.code
     kind: type[ServerStartupError] = ServerStartupTimeout if outcome.timed_out else ServerStartupError
     # A server that reports a taken port is started again elsewhere, if the port was not the user's choice.
-    failed = not outcome.timed_out
-    if outcome.foreign_listener or (failed and diagnosis.reports_port_taken(log, exchangeable, log_start)):
+    if outcome.foreign_listener or port_taken:
         kind = PortInUseError
     return kind(text, exit_code=code, log_path=log.path)
 

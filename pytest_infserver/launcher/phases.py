@@ -25,5 +25,5 @@ def newest_phase(lines: Iterable[bytes], phases: Sequence[Phase]) -> str | None:
         for phase in phases:
             found = phase.pattern.search(line)
             if found:
-                return phase.name.format(*(group.decode("utf-8", "replace") for group in found.groups() if group))
+                return phase.name.format(*((group or b"").decode("utf-8", "replace") for group in found.groups()))
     return None

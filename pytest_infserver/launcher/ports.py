@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,39 +67,66 @@ def reserve_port(
             continue
         # The last resort is a port that the system chooses.
         candidate = number or _ephemeral(host)
-        locks = _lock_all(host, [candidate, *further(candidate)])
+        locks = _lock_all(host, candidate, further(candidate))
         if locks is not None:
             return Reservation(candidate, locks)
     raise PortInUseError(f"no free port from {_SEARCH.start} to {_SEARCH.stop - 1} on {host}")
 
 
 def _reserve_named(host: str, port: int, further: Sequence[int]) -> Reservation:
-    locks: list[int] = []
-    for number in (port, *further):
-        lock = _lock_when_free(host, number)
-        if lock == _TAKEN:
-            Reservation(port, tuple(locks)).release()
+    with _all_or_none() as locks:
+        for number in (port, *further):
             needed = f"port {port}" if number == port else f"port {number}, which the engine uses beside {port},"
-            raise PortInUseError(
-                f"{needed} is taken by {describe_holder(number)}. Stop that process, or choose another port, or"
-                " leave 'port' out to get a free one."
-            )
-        if lock is not None:
-            locks.append(lock)
-    return Reservation(port, tuple(locks))
+            if number > _LAST:
+                raise PortInUseError(f"{needed} does not exist: choose a 'port' far enough below {_LAST}")
+            lock = _lock_when_free(_hosts(host, number != port), number)
+            if lock == _TAKEN:
+                raise PortInUseError(
+                    f"{needed} is taken by {describe_holder(number)}. Stop that process, or choose another port, or"
+                    " leave 'port' out to get a free one."
+                )
+            if lock is not None:
+                locks.append(lock)
+        return Reservation(port, tuple(locks))
 
 
-def _lock_all(host: str, numbers: Sequence[int]) -> tuple[int, ...] | None:
+def _lock_all(host: str, port: int, further: Sequence[int]) -> tuple[int, ...] | None:
     """Lock all of these ports, or none of them."""
+    with contextlib.suppress(_Taken), _all_or_none() as locks:
+        for number in (port, *further):
+            if number > _LAST or not _are_free(_hosts(host, number != port), number):
+                raise _Taken
+            lock = _lock(number)
+            if lock == _TAKEN:
+                raise _Taken
+            if lock is not None:
+                locks.append(lock)
+        return tuple(locks)
+    return None
+
+
+class _Taken(Exception):
+    """One of the ports is taken."""
+
+
+@contextlib.contextmanager
+def _all_or_none() -> Iterator[list[int]]:
+    """Collect locks, and let go of them if something goes wrong."""
     locks: list[int] = []
-    for number in numbers:
-        lock = _lock(number) if number <= _LAST and is_free(host, number) else _TAKEN
-        if lock == _TAKEN:
-            Reservation(0, tuple(locks)).release()
-            return None
-        if lock is not None:
-            locks.append(lock)
-    return tuple(locks)
+    try:
+        yield locks
+    except BaseException:
+        Reservation(0, tuple(locks)).release()
+        raise
+
+
+def _hosts(host: str, derived: bool) -> set[str]:
+    # What an engine derives from its port it binds on the loopback address, too.
+    return {host, "127.0.0.1"} if derived else {host}
+
+
+def _are_free(hosts: Iterable[str], port: int) -> bool:
+    return all(is_free(host, port) for host in hosts)
 
 
 def is_free(host: str, port: int) -> bool:
@@ -198,10 +225,10 @@ _PATIENCE = 5.0
 """Seconds that a server of ours which holds a port and does not listen, as at its stop, is waited for."""
 
 
-def _lock_when_free(host: str, port: int) -> int | None:
+def _lock_when_free(hosts: Iterable[str], port: int) -> int | None:
     deadline = time.monotonic() + _PATIENCE
     while True:
-        if not is_free(host, port):
+        if not _are_free(hosts, port):
             return _TAKEN
         lock = _lock(port)
         if lock != _TAKEN or time.monotonic() > deadline:

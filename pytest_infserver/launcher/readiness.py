@@ -15,6 +15,8 @@ from pytest_infserver.launcher.process import Exit, ServerProcess
 _LOG_INTERVAL = 0.25
 _LOG_WINDOW = 1024 * 1024
 _MAX_LINE = 16 * 1024
+_MAX_SEARCHED = 1024
+"""Bytes of a line that patterns get to see: some take long on a line of many kilobytes."""
 _REQUEST_LIMIT = 5.0
 _FATAL_GRACE = 5.0
 """Seconds that a server gets to end by itself, with its whole traceback, after a fatal line."""
@@ -152,7 +154,7 @@ class _LogWatch:
         self.position = size
         pieces = re.split(rb"[\r\n]+", data if left_out else self.unfinished + data)
         self.unfinished = pieces[-1][-_MAX_LINE:]
-        lines = [line for line in pieces if line.strip()]
+        lines = [line[:_MAX_SEARCHED] for line in pieces if line.strip()]
         self.fatal_line = any(pattern.search(line) for line in lines for pattern in self.check.fatal)
         if lines:
             self.downloading = any(pattern.search(lines[-1]) for pattern in self.check.downloading)

@@ -33,7 +33,7 @@ from pytest_infserver.errors import (
 from pytest_infserver.launcher import diagnosis, messages, ports
 from pytest_infserver.launcher.arguments import ArgumentsError, option_values, to_argv
 from pytest_infserver.launcher.attach import wait_for_url
-from pytest_infserver.launcher.changed_options import ChangedOption, OutdatedOption, up_to_date
+from pytest_infserver.launcher.changed_options import ChangedOption, OutdatedOption, position_of, up_to_date
 from pytest_infserver.launcher.checks import check_settings, place_of_flag
 from pytest_infserver.launcher.command import Command, filled, make_command, require_binary
 from pytest_infserver.launcher.endpoints import existing
@@ -187,7 +187,7 @@ class InferenceServer:
         """Return name to URL of the endpoints; while the server runs only of those that exist."""
         paths = dict(self.endpoint_paths)
         if self.state is ServerState.READY:
-            paths = existing(self.server_url, paths, self.mounted_endpoints)
+            paths = existing(self.server_url, paths, self.mounted_endpoints, self._headers())
         return {name: self.url_for(path) for name, path in {**paths, **self.settings.endpoints}.items()}
 
     def derived_ports(self, port: int) -> Sequence[int]:
@@ -323,16 +323,22 @@ class InferenceServer:
             ConfigError: It has an option that the installed version of the engine does not have any more.
         """
         command = make_command(self.get_launch_command(), self.env_vars)
+        given = self.server_args() if self.changed_options else []
+        # A subclass may launch something else: what does not come from the settings is its own business.
+        at = position_of(given, command.argv)
+        if at is None:
+            return command, []
         try:
-            argv, notes = up_to_date(
-                command.argv,
+            kept, notes = up_to_date(
+                given,
                 self.changed_options,
                 self.get_backend_name(),
                 lambda: installed_version(command.argv[0], self.packages, command.env),
             )
         except OutdatedOption as error:
             raise self.settings.error(str(error), *place_of_flag(self.settings, error.flag)) from None
-        return dataclasses.replace(command, argv=tuple(argv)), notes
+        argv = (*command.argv[:at], *kept, *command.argv[at + len(given) :])
+        return dataclasses.replace(command, argv=argv), notes
 
     @property
     def secrets(self) -> frozenset[str]:
@@ -397,7 +403,7 @@ class InferenceServer:
                 raise
             finally:
                 self._start_began = None
-                self.on_wait(self)
+                self._tell_waiting()
 
     def stop(self) -> None:
         """Stop the server and everything that it started; no effect when it does not run.
@@ -444,9 +450,13 @@ class InferenceServer:
 
     def advice(self) -> list[str]:
         """Return what can be seen without the engine that would keep the server from starting."""
-        # Engines take a path that does not exist for a name on the hub, and complain about its form.
-        if self.requires_model and is_model_path(self.model) and not Path(self.model).exists():
-            return [f"the model is a path that does not exist on this machine: {self.model}"]
+        if self.requires_model and is_model_path(self.model):
+            try:
+                os.stat(self.model)  # noqa: PTH116 (a hung-up mount or a path too long is none of our business)
+            except FileNotFoundError:
+                return [f"the model is a path that does not exist on this machine: {self.model}"]
+            except OSError:
+                return []
         return []
 
     def why_died(self) -> str | None:
@@ -587,11 +597,15 @@ class InferenceServer:
                 self._launch(tried)
                 return
             except PortInUseError:
+                launched = self._process is not None
                 self._end_process()
-                # Only a port that was ours to choose may be exchanged for another.
-                if self.settings.port is not None or attempt == _PORT_ATTEMPTS - 1:
+                if attempt == _PORT_ATTEMPTS - 1:
                     raise
-                self._port = None
+                if self.settings.port is None:
+                    self._port = None
+                elif not (launched and self._reports_port_taken(self._is_drawn)):
+                    # The port is the user's choice.
+                    raise
 
     def require_engine(self) -> None:
         """Make sure that the engine is installed, before anything is started.
@@ -669,15 +683,12 @@ class InferenceServer:
         if isinstance(outcome, NotReady):
             # The rest of the tree may still be writing its reasons.
             self._end_process(keep=True)
+            cause = self._root_cause((*self.cause_patterns, *self.fatal_patterns))
+            # Engines take a path that does not exist for a name on the hub, and complain about its form.
+            advice = self.advice() if self.model in (cause or "") else []
+            taken = not outcome.timed_out and self._reports_port_taken(self._is_exchangeable)
             raise messages.startup_error(
-                str(self),
-                outcome,
-                self._root_cause((*self.cause_patterns, *self.fatal_patterns)),
-                command,
-                self._log,
-                self.launch_log_start,
-                self._is_exchangeable,
-                self.advice(),
+                str(self), outcome, cause, command, self._log, self.launch_log_start, taken, advice
             )
 
     def _root_cause(self, patterns: Sequence[re.Pattern[bytes]]) -> str | None:
@@ -685,13 +696,28 @@ class InferenceServer:
 
     def _note_phase(self, phase: str | None) -> None:
         self.phase = phase or self.first_phase
-        self.on_wait(self)
+        self._tell_waiting()
 
-    def _is_exchangeable(self, port: int) -> bool:
-        """Tell whether another launch takes another port instead: this one was chosen by us, or drawn by the engine."""
-        if port in (self.port, *self.derived_ports(self.port)):
-            return True
-        named = any(str(port) in word for word in self._as_configured().argv)
+    def _tell_waiting(self) -> None:
+        try:
+            self.on_wait(self)
+        except Exception:
+            # Whoever watches must not keep the server from starting.
+            logger.exception("%s: on_wait failed", self)
+
+    def _reports_port_taken(self, relevant: Callable[[int | None], bool]) -> bool:
+        return diagnosis.reports_port_taken(self._log, relevant, self.launch_log_start, self.noise_patterns)
+
+    def _is_exchangeable(self, port: int | None) -> bool:
+        """Tell whether another launch may take another port instead; None is one that the log does not name."""
+        return port is None or port in (self.port, *self.derived_ports(self.port)) or self._is_drawn(port)
+
+    def _is_drawn(self, port: int | None) -> bool:
+        """Tell whether the engine has drawn a port by itself: another launch draws another one."""
+        if port is None or port == self.port:
+            return False
+        command = self._as_configured()
+        named = any(str(port) in word for word in (*command.argv, *filter(None, command.env_vars.values())))
         return not named and (port >= ports.FIRST_EPHEMERAL or port in self.drawn_ports)
 
     def _owns_port(self) -> bool | None:

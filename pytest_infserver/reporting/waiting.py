@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_infserver.reporting.terminal import visible_terminal
+
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
 
@@ -19,51 +21,56 @@ _NEXT_PLAIN = 15.0
 class WaitingLine:
     """One line that is rewritten on a terminal; elsewhere a line for a new phase, not more than one in 15 s."""
 
-    def __init__(self, reporter: pytest.TerminalReporter) -> None:
-        self._reporter = reporter
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
         self._live = False
         self._shown: dict[InferenceServer, tuple[str, float]] = {}
 
     def __call__(self, server: InferenceServer) -> None:
         """Show where a starting server is, or that it has come to an end with that."""
-        if self._reporter.verbosity < 0:
+        seconds = server.starting_seconds
+        if seconds is None and not self._live and server not in self._shown:
             return
-        if server.starting_seconds is None:
-            self._finish(server)
-        elif self._reporter.isatty:
-            self._show_live(server, server.starting_seconds)
-        else:
-            self._show_plain(server, server.starting_seconds)
+        if seconds is not None and seconds < _FIRST_LIVE:
+            return
+        with visible_terminal(self._config) as terminal:
+            if terminal is None or terminal.verbosity < 0:
+                return
+            if seconds is None:
+                self._finish(terminal, server)
+            elif terminal.isatty:
+                self._show_live(terminal, server, seconds)
+            else:
+                self._show_plain(terminal, server, seconds)
 
-    def _show_live(self, server: InferenceServer, seconds: float) -> None:
-        if seconds < _FIRST_LIVE:
-            return
+    def _show_live(self, terminal: pytest.TerminalReporter, server: InferenceServer, seconds: float) -> None:
         if not self._live:
-            self._reporter.ensure_newline()
+            terminal.ensure_newline()
             self._live = True
         text = f"infserver: {server}: {server.phase}, {seconds:.0f} s"
-        room = self._reporter._tw.fullwidth - 1
+        room = terminal._tw.fullwidth - 1
         if len(text) > room:
             text = f"{seconds:.0f} s: {server.phase}"
-        self._reporter.rewrite(text[:room], erase=True)
+        terminal.rewrite(text[:room], erase=True)
 
-    def _show_plain(self, server: InferenceServer, seconds: float) -> None:
+    def _show_plain(self, terminal: pytest.TerminalReporter, server: InferenceServer, seconds: float) -> None:
         # A percentage alone makes no new phase.
         phase = re.sub(r" \d+ %", "", server.phase)
         last_phase, last_time = self._shown.get(server, ("", time.monotonic() - seconds - _NEXT_PLAIN + _FIRST_PLAIN))
         if phase == last_phase or time.monotonic() - last_time < _NEXT_PLAIN:
             return
         self._shown[server] = phase, time.monotonic()
-        self._line(f"{server}: {server.phase}, {seconds:.0f} s")
+        _write(terminal, f"{server}: {server.phase}, {seconds:.0f} s")
 
-    def _finish(self, server: InferenceServer) -> None:
+    def _finish(self, terminal: pytest.TerminalReporter, server: InferenceServer) -> None:
         if self._live:
             self._live = False
-            self._reporter.rewrite("", erase=True)
-            self._reporter.rewrite("")
+            terminal.rewrite("", erase=True)
+            terminal.rewrite("")
         if self._shown.pop(server, None) is not None and server.running and server.start_seconds is not None:
-            self._line(f"{server}: ready after {server.start_seconds:.0f} s")
+            _write(terminal, f"{server}: ready after {server.start_seconds:.0f} s")
 
-    def _line(self, text: str) -> None:
-        self._reporter.ensure_newline()
-        self._reporter.write_line(f"infserver: {text}")
+
+def _write(terminal: pytest.TerminalReporter, text: str) -> None:
+    terminal.ensure_newline()
+    terminal.write_line(f"infserver: {text}")

@@ -124,8 +124,6 @@ def no_engine_left() -> Iterator[None]:
     deadline = time.monotonic() + 10
     while (left := engine_processes() - processes) and time.monotonic() < deadline:
         time.sleep(0.1)
-    for pid in left:
-        psutil.Process(pid).kill()
     assert not left
     assert not shared_objects() - objects
 

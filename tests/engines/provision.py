@@ -100,7 +100,10 @@ def _make(folder: Path, action: Callable[[Path], None]) -> None:
 
 def _install(engine: Engine, folder: Path) -> None:
     _say(f"{engine.name} {engine.version}: installing {engine.packages[0]} and what it needs")
-    venv.create(folder, with_pip=True, symlinks=True)
+    try:
+        venv.create(folder, with_pip=True, symlinks=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ProvisionError(f"{folder} cannot be made: {error}") from error
     python = folder / "bin" / "python"
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input"]
     install = [*pip, "install", "--progress-bar", "off", "--retries", "5", "--timeout", "60"]
@@ -204,7 +207,7 @@ def main() -> int:
         parser.error(f"unknown engine {', '.join(unknown)}; there are: {', '.join(ENGINES)}")
     try:
         provision(names)
-    except ProvisionError as error:
+    except (ProvisionError, OSError, RuntimeError) as error:
         print(f"provision: failed: {error}", file=sys.stderr)
         return 1
     return 0

@@ -36,9 +36,9 @@ def test_the_version_is_asked_only_where_it_matters(argv: list[str]) -> None:
 
 
 @pytest.mark.parametrize("version", ["0.12.0", "0.12", "0.32.0+cpu", "0.12.0rc1", "1.0", "v0.13"])
-@pytest.mark.parametrize("flag", ["--quiet", "--quiet=true"])
+@pytest.mark.parametrize("flag", ["--quiet", "--quiet=true", "--quiet true"])
 def test_what_is_the_default_now_is_left_out_with_a_note(version: str, flag: str) -> None:
-    argv, notes = up_to_date(["engine", "--a", "1", flag, "--b"], CHANGED, "vllm", lambda: version)
+    argv, notes = up_to_date(["engine", "--a", "1", *flag.split(), "--b"], CHANGED, "vllm", lambda: version)
     assert argv == ["engine", "--a", "1", "--b"]
     assert notes == [f"vllm {version} has no --quiet: it is quiet now; it is left out"]
 
@@ -125,3 +125,29 @@ def test_a_dropped_option_has_no_value_and_a_version(backend: Any) -> None:
     flags = [option.flag for option in backend.changed_options]
     assert len(flags) == len(set(flags))
     assert backend.packages
+
+
+@pytest.mark.parametrize("flag", ["--disable_log_requests", "--disable-log_requests"])
+def test_underscores_are_dashes(installed_vllm: Path, flag: str) -> None:
+    command, notes = server(installed_vllm, [flag, "--seed", "1"]).command_and_notes()
+    assert command.argv[-2:] == ("--seed", "1")
+    assert "log" not in " ".join(command.argv[1:])
+    assert len(notes) == 1
+
+
+def test_what_a_subclass_launches_beside_the_arguments_is_its_own(installed_vllm: Path, tmp_path: Path) -> None:
+    class Mine(VLLMServer):
+        def get_launch_command(self) -> list[str]:
+            return [self.binary_path, "mine.py", "--task", "demo", *self.server_args(), "--device", "cuda"]
+
+    settings: Any = {"model": "m", "binary_path": str(installed_vllm), "output_dir": tmp_path / "logs"}
+    arguments = {"api_server_args": ["--disable-log-requests", "--seed", "1"]}
+    command = Mine(**settings, config=arguments).command().argv
+    assert command[1:] == ("mine.py", "--task", "demo", "--seed", "1", "--device", "cuda")
+    assert Mine(**settings).command().argv[1:] == ("mine.py", "--task", "demo", "--device", "cuda")
+
+    class Other(VLLMServer):
+        def get_launch_command(self) -> list[str]:
+            return [self.binary_path, "other.py"]
+
+    assert Other(**settings, config={"api_server_args": {"task": "x"}}).command().argv[1:] == ("other.py",)

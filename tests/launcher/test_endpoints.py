@@ -108,3 +108,20 @@ def test_document(answer: Callable[[bytes], str], monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     body = json.dumps({"paths": {"/health": {}, "/ä": {}}}).encode()
     assert openapi_paths(answer(reply(body))) == {"/health", "/ä"}
+
+
+def test_a_server_with_an_api_key_is_asked_with_it() -> None:
+    asked: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with listener.accept()[0] as connection:
+                asked.append(connection.recv(65536))
+                connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        existing(url, PATHS, headers={"Authorization": "Bearer key-of-mine"})
+        thread.join(10)
+    assert b"Authorization: Bearer key-of-mine" in asked[0]

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pytest_infserver.launcher.engine_version import installed_version, is_at_least
@@ -85,7 +86,7 @@ def test_a_package_in_the_working_directory_is_not_meant(
 
 def test_it_is_asked_once(tmp_path: Path, env: dict[str, str]) -> None:
     count = tmp_path / "count"
-    python = script(tmp_path, f'#!/bin/sh\necho x >> {count}\nexec {sys.executable} "$@"\n', "python-counted")
+    python = script(tmp_path, f'#!/bin/sh\necho x >> {count}\nexec {sys.executable} "$@"\n', "python7")
     assert [installed_version(python, ["enginepkg"], env) for _ in range(3)] == ["1.2.3"] * 3
     assert count.read_text() == "x\n"
 
@@ -104,3 +105,36 @@ def test_it_is_asked_once(tmp_path: Path, env: dict[str, str]) -> None:
 )
 def test_is_at_least(version: str, bound: str, enough: bool) -> None:
     assert is_at_least(version, bound) is enough
+
+
+def test_a_wrapper_called_like_python_is_not_run(tmp_path: Path, env: dict[str, str]) -> None:
+    ran = tmp_path / "ran"
+    wrapper = script(tmp_path, f"#!/bin/sh\ntouch {ran}\n", "python-in-docker.sh")
+    assert installed_version(wrapper, ["enginepkg"], env) is None
+    assert not ran.exists()
+
+
+def test_what_an_environment_prints_at_its_start_is_no_version(tmp_path: Path, env: dict[str, str]) -> None:
+    (Path(env["PYTHONPATH"]) / "sitecustomize.py").write_text("print('2026.1 is here')\n")
+    assert installed_version(sys.executable, ["enginepkg"], env) == "1.2.3"
+
+
+def test_no_answer_is_not_remembered(tmp_path: Path, env: dict[str, str]) -> None:
+    python = script(tmp_path, f'#!/bin/sh\n[ -e {tmp_path}/good ] && exec {sys.executable} "$@"\n', "python8")
+    assert installed_version(python, ["enginepkg"], env) is None
+    (tmp_path / "good").touch()
+    assert installed_version(python, ["enginepkg"], env) == "1.2.3"
+
+
+def test_nothing_is_left_of_an_interpreter_that_hangs(
+    tmp_path: Path, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pytest_infserver.launcher.engine_version._LIMIT", 0.5)
+    child = tmp_path / "child"
+    python = script(tmp_path, f"#!/bin/sh\nsleep 60 & echo $! > {child}\nwait\n", "python9")
+    assert installed_version(python, ["enginepkg"], env) is None
+    pid = int(child.read_text())
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -9,7 +9,7 @@ import pytest
 from pytest_infserver import PortInUseError, ServerStartupError, ServerStartupTimeout
 from pytest_infserver.launcher import messages
 from pytest_infserver.launcher.command import Command, make_command
-from pytest_infserver.launcher.diagnosis import root_cause
+from pytest_infserver.launcher.diagnosis import reports_port_taken, root_cause
 from pytest_infserver.launcher.log import ServerLog
 from pytest_infserver.launcher.process import Exit, Survivor
 from pytest_infserver.launcher.readiness import NotReady
@@ -32,7 +32,8 @@ def log_with(tmp_path: Path, text: str) -> ServerLog:
 def error(tmp_path: Path, command: Command, outcome: NotReady, text: str) -> ServerStartupError:
     log = log_with(tmp_path, text)
     cause = root_cause(log, secrets=command.secrets)
-    return messages.startup_error("llama (vllm)", outcome, cause, command, log, 0, lambda port: port == 8000)
+    taken = not outcome.timed_out and reports_port_taken(log, lambda port: port in (None, 8000))
+    return messages.startup_error("llama (vllm)", outcome, cause, command, log, 0, taken)
 
 
 def test_startup_error_says_everything_and_no_secret(tmp_path: Path, command: Command) -> None:

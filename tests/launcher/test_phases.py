@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 
@@ -73,3 +74,17 @@ def test_the_last_line_counts_not_the_first_pattern() -> None:
     assert newest_phase([b"one 1", b"two", b"x"], phases) == "two"
     assert newest_phase([b"two", b"one 1", b"one 2"], phases) == "one 2 %"
     assert newest_phase([], phases) is None
+
+
+def test_a_group_that_did_not_take_part_is_empty() -> None:
+    assert newest_phase([b"weights"], (Phase(re.compile(rb"weights(?: (\d+))?"), "weights{}"),)) == "weights"
+
+
+@pytest.mark.parametrize("backend", [VLLMServer, SGLangServer, TransformersServer, LlamaCppServer])
+@pytest.mark.parametrize("unit", [b"Capturing CUDA graphs ", b"Capturing batches", b"1", b"Loading "])
+def test_no_pattern_is_slow(backend: type[InferenceServer], unit: bytes) -> None:
+    line = unit * (1024 // len(unit))
+    begin = time.process_time()
+    for _ in range(20):
+        newest_phase([line], backend.phases)
+    assert time.process_time() - begin < 2

@@ -9,10 +9,11 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pytest_infserver import CommandServer, PortInUseError, ServerStartupError
+from pytest_infserver import CommandServer, PortInUseError, ServerStartupError, VLLMServer
 from pytest_infserver.launcher import ports
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
@@ -269,6 +270,24 @@ class TestPortsThatGoTogether:
         with pytest.raises(PortInUseError, match="no free port"):
             ports.reserve_port("127.0.0.1", None, further=lambda port: [65536])
 
+    def test_a_named_port_whose_block_reaches_beyond_it_is_an_error_and_keeps_no_lock(self) -> None:
+        for _ in range(2):
+            with pytest.raises(PortInUseError, match="port 65536, which the engine uses beside 65530, does not exist"):
+                ports.reserve_port("127.0.0.1", 65530, further=lambda port: [port + 1, port + 6])
+        ports.reserve_port("127.0.0.1", 65530).release()
+
+    def test_no_lock_stays_where_an_address_cannot_be_used(self) -> None:
+        for port in (None, QUIET_PORT):
+            with pytest.raises(ServerStartupError, match=r"nothing can listen on '203\.0\.113\.1'"):
+                ports.reserve_port("203.0.113.1", port, further=self.further)
+        ports.reserve_port("127.0.0.1", QUIET_PORT, further=self.further).release()
+
+    def test_derived_ports_are_looked_for_on_the_loopback_address_too(self) -> None:
+        with socket.create_server(("127.0.0.1", QUIET_PORT + 101)), pytest.raises(PortInUseError):
+            ports.reserve_port("127.0.0.2", QUIET_PORT, further=self.further)
+        with socket.create_server(("127.0.0.1", QUIET_PORT)):
+            ports.reserve_port("127.0.0.2", QUIET_PORT, further=self.further).release()
+
     def test_a_running_server_keeps_its_block(self, fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(CommandServer, "derived_ports", lambda self, port: self.further_ports(port), raising=False)
         monkeypatch.setattr(CommandServer, "further_ports", lambda self, port: range(port + 5, port + 8), raising=False)
@@ -301,6 +320,31 @@ def test_a_start_that_fails_on_a_port_of_our_choice_is_tried_on_others(
     with pytest.raises(ServerStartupError):
         server.start()
     assert server.launches == launches
+
+
+@pytest.mark.parametrize(("settings", "launches"), [({"port": QUIET_PORT}, 3), ({"env_vars": {"ZMQ": "45123"}}, 1)])
+def test_a_port_that_the_engine_draws_is_drawn_again(tmp_path: Path, settings: dict[str, Any], launches: int) -> None:
+    engine = tmp_path / "engine.py"
+    engine.write_text("import sys\nsys.exit('tcp://127.0.0.1:45123 Address already in use')\n")
+    command = [sys.executable, "-S", str(engine), "{port}"]
+    server = CommandServer(launch_command=command, output_dir=tmp_path / "logs", startup_timeout=30, **settings)
+    with pytest.raises(ServerStartupError):
+        server.start()
+    assert server.launches == launches
+
+
+def test_a_warning_of_vllm_that_it_takes_another_port_is_no_reason_to_start_again(tmp_path: Path) -> None:
+    engine = tmp_path / "vllm"
+    lines = (
+        "WARNING 11-24 [parallel.py:746] Address already in use. Retrying with a new port.\nRuntimeError: CUDA is gone"
+    )
+    engine.write_text(f"#!/bin/sh\necho '{lines}'\nexit 1\n")
+    engine.chmod(0o755)
+    server = VLLMServer(model="m", binary_path=str(engine), output_dir=tmp_path / "logs")
+    with pytest.raises(ServerStartupError) as caught:
+        server.start()
+    assert server.launches == 1
+    assert "cause:   RuntimeError: CUDA is gone" in str(caught.value)
 
 
 def test_a_start_that_fails_on_a_named_port_is_not_tried_again(fake_server: FakeServer) -> None:

@@ -461,7 +461,7 @@ def test_leak_does_not_hide_what_went_wrong_in_the_block(fake_server: FakeServer
 
 def test_a_model_path_that_does_not_exist_is_said_where_the_engine_talks_of_the_hub(tmp_path: Path) -> None:
     complaint = tmp_path / "vllm"
-    complaint.write_text("#!/bin/sh\necho \"HFValidationError: Repo id must be in the form 'repo_name'\"\nexit 1\n")
+    complaint.write_text("#!/bin/sh\necho \"HFValidationError: Repo id must be in the form 'name': '$2'\"\nexit 1\n")
     complaint.chmod(0o755)
     settings: dict[str, Any] = {"binary_path": str(complaint), "output_dir": tmp_path / "logs"}
     for model, said in ((str(tmp_path / "missing"), True), (str(tmp_path), False), ("org/name", False)):
@@ -492,3 +492,25 @@ def test_a_timeout_says_where_the_start_was(monkeypatch: pytest.MonkeyPatch, fak
         ServerStartupTimeout, match=r"not ready after 1 s .*; its log was last at: loading weights 50 %"
     ):
         server.start()
+
+
+def test_a_model_path_that_cannot_be_looked_at_does_not_hide_the_cause(tmp_path: Path) -> None:
+    engine = tmp_path / "vllm"
+    engine.write_text('#!/bin/sh\necho "RuntimeError: CUDA is gone, $2"\nexit 1\n')
+    engine.chmod(0o755)
+    with pytest.raises(ServerStartupError, match="cause:   RuntimeError: CUDA is gone"):
+        VLLMServer(model="/" + "a" * 300, binary_path=str(engine), output_dir=tmp_path / "logs").start()
+
+
+def test_whoever_watches_a_start_cannot_break_it(fake_server: Any) -> None:
+    def fail(one: Any) -> None:
+        raise RuntimeError("no terminal")
+
+    server = fake_server("--delay", "0.6")
+    server.on_wait = fail
+    with server:
+        assert server.check_health()
+    failing = fake_server("--exit", "3", name="failing")
+    failing.on_wait = fail
+    with pytest.raises(ServerStartupError, match="exited with code 3"):
+        failing.start()

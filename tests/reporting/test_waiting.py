@@ -59,7 +59,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def show(reporter: Reporter, clock: Clock, *steps: tuple[float, str]) -> str:
-    line = WaitingLine(reporter)  # type: ignore[arg-type]
+    plugins = SimpleNamespace(get_plugin=lambda name: reporter if name == "terminalreporter" else None)
+    line = WaitingLine(SimpleNamespace(pluginmanager=plugins))  # type: ignore[arg-type]
     server: Any = Server(phase="", starting_seconds=0.0)
     for seconds, phase in steps:
         clock.now = 1000.0 + seconds
@@ -83,9 +84,12 @@ def test_a_line_is_rewritten_and_erased_on_a_terminal(clock: Clock) -> None:
     assert all(len(part) <= 59 for part in text.split("\r"))
 
 
-def test_a_long_name_does_not_wrap(clock: Clock) -> None:
-    text = show(Reporter(True), clock, (2.0, "x" * 100))
-    assert all(len(part) <= 59 for part in text.split("\r"))
+def test_a_long_line_does_not_wrap_and_keeps_the_time(clock: Clock) -> None:
+    text = show(Reporter(True), clock, (2.0, "loading weights of many parts 7 %"), (3.0, "x" * 100))
+    lines = text.split("\r")
+    assert all(len(part) <= 59 for part in lines)
+    assert lines[1].rstrip() == "2 s: loading weights of many parts 7 %"
+    assert lines[2].startswith("3 s: xxx")
 
 
 def test_a_quick_start_shows_nothing(clock: Clock) -> None:
@@ -140,3 +144,21 @@ def test_in_a_run_without_a_terminal(pytester: pytest.Pytester, run_pytest: Any)
     result = run_pytest("--infserver-config=servers.yaml")
     result.assert_outcomes(passed=1)
     result.stdout.re_match_lines([r"infserver: slow: loading weights 7 %, 5 s", r"infserver: slow: ready after [56] s"])
+
+
+@pytest.mark.parametrize("capture", ["capfd", "capsys"])
+def test_a_start_inside_a_test_does_not_write_into_what_the_test_writes(
+    pytester: pytest.Pytester, run_pytest: Any, capture: str
+) -> None:
+    engine = Path(__file__).parent.parent / "fake_engine.py"
+    tests = f"""
+        def test_it(inference_server_factory, {capture}):
+            inference_server_factory("slow")
+            print("hello")
+            assert {capture}.readouterr().out == "hello\\n"
+    """
+    pytester.makepyfile(slow=f"ENGINE = {str(engine)!r}\n{BACKEND}", test_it=tests)
+    pytester.path.joinpath("servers.yaml").write_text("backend: slow:Slow\n")
+    result = run_pytest("--infserver-config=servers.yaml")
+    result.assert_outcomes(passed=1)
+    result.stdout.re_match_lines([r".*infserver: slow: loading weights 7 %, 5 s"])

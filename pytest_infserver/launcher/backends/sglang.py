@@ -76,7 +76,7 @@ class SGLangServer(InferenceServer):
         Phase(re.compile(rb"Load weight begin"), "loading weights"),
         Phase(re.compile(rb"Init (?:parallel|torch distributed) begin"), "starting the engine"),
         Phase(re.compile(rb"Load weight end|KV Cache is allocated"), "allocating the KV cache"),
-        Phase(re.compile(rb"Capturing batches.*?(\d+)%"), "capturing graphs {} %"),
+        Phase(re.compile(rb"Capturing batches[^%]*?(\d+)%"), "capturing graphs {} %"),
         Phase(re.compile(rb"Capture .*graph begin"), "capturing graphs"),
         Phase(re.compile(rb"Application startup complete"), "warming up"),
         Phase(re.compile(rb"The server is fired up"), "nearly ready"),
@@ -98,20 +98,21 @@ class SGLangServer(InferenceServer):
         return [self.binary_path, *start, "--model-path", self.model_path, *address, *self.server_args()]
 
     def derived_ports(self, port: int) -> Sequence[int]:
-        """Return what data parallel takes besides ``port``: a handshake at +13, and the block from +233 on.
+        """Return what data parallel attention takes besides ``port``: a handshake at +13, and the block from +233 on.
 
-        Source: `PortArgs.init_new` and `DataParallelController` of SGLang 0.5.23. One port more for each rank is for
-        its server in Rust.
+        Source: `PortArgs.init_new` and `DataParallelController` of SGLang 0.5.23. Plain data parallel uses unix
+        sockets. One port more for each rank is for the server in Rust.
         """
         argv = self.server_args()
-        sizes = option_values(argv, "--dp", "--dp-size", "--data-parallel-size")
-        ranks = int(sizes[-1][0]) if sizes and sizes[-1] and sizes[-1][0].isdigit() else 1
-        if (ranks == 1 and "--enable-dp-attention" not in argv) or option_values(argv, "--dist-init-addr"):
+        if "--enable-dp-attention" not in argv or option_values(argv, "--dist-init-addr"):
             return ()
+        sizes = option_values(argv, "--dp", "--dp-size", "--data-parallel-size")
+        size = sizes[-1][0] if sizes and sizes[-1] else ""
+        count = 7 + (int(size) if size.isascii() and size.isdigit() else 1)
         first = port + 233
-        if first + 7 + ranks > 65535:
+        if first + count > 65535:
             first = port - 233
-        return (port + 13, *range(first, first + 7 + ranks))
+        return (port + 13, *range(first, first + count))
 
     def require_engine(self) -> None:
         """Make sure that SGLang is there, where that can be seen without starting it.

@@ -62,6 +62,7 @@ class VLLMServer(InferenceServer):
         re.compile(rb"\[Errno 98\] Address already in use"),
         re.compile(rb"error: (?:unrecognized|argument|the following) .*"),
     )
+    noise_patterns = (re.compile(rb"Address already in use\. Retrying with a new port"),)
     download_patterns = HUB_DOWNLOADS
     first_phase = "importing"
     phases = (
@@ -69,7 +70,7 @@ class VLLMServer(InferenceServer):
         Phase(re.compile(rb"Starting to load model"), "loading weights"),
         Phase(re.compile(rb"Loading weights took"), "preparing the model"),
         Phase(re.compile(rb"[Cc]ompiling a graph|Dynamo bytecode transform"), "compiling"),
-        Phase(re.compile(rb"[Cc]apturing .*[Gg]raphs?.*?(\d+)%"), "capturing graphs {} %"),
+        Phase(re.compile(rb"Capturing CUDA graphs[^%]*?(\d+)%"), "capturing graphs {} %"),
         Phase(re.compile(rb"KV cache size:|Warming up"), "warming up"),
         Phase(re.compile(rb"Initializing a V1 LLM engine"), "starting the engine"),
         Phase(re.compile(rb"Starting vLLM server|Application startup complete"), "nearly ready"),

@@ -69,14 +69,16 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         ({}, []),
         ({"tp": 2}, []),
         ({"dp": 1}, []),
-        ({"dp-size": 2}, [8013, *range(8233, 8242)]),
-        (["--data-parallel-size=2"], [8013, *range(8233, 8242)]),
+        # Plain data parallel uses unix sockets: seen with SGLang 0.5.23.
+        ({"dp-size": 2}, []),
+        ({"dp-size": 2, "enable-dp-attention": True}, [8013, *range(8233, 8242)]),
+        (["--data-parallel-size=2", "--enable-dp-attention"], [8013, *range(8233, 8242)]),
         ({"enable-dp-attention": True}, [8013, *range(8233, 8241)]),
         ({"dp": 4, "enable-dp-attention": True}, [8013, *range(8233, 8244)]),
         # Then the user has said where they are.
-        ({"dp": 2, "dist-init-addr": "127.0.0.1:5000"}, []),
-        (["--dp"], []),
-        (["--dp", "two"], []),
+        ({"dp": 2, "enable-dp-attention": True, "dist-init-addr": "127.0.0.1:5000"}, []),
+        (["--enable-dp-attention", "--dp"], [8013, *range(8233, 8241)]),
+        (["--enable-dp-attention", "--dp", "\u00b2"], [8013, *range(8233, 8241)]),
     ],
 )
 def test_the_ports_of_data_parallel(arguments: Any, ports: list[int]) -> None:
@@ -84,5 +86,5 @@ def test_the_ports_of_data_parallel(arguments: Any, ports: list[int]) -> None:
 
 
 def test_the_ports_of_data_parallel_stay_below_the_last_one() -> None:
-    ports = SGLangServer(model="m", config={"server_args": {"dp": 2}}).derived_ports(65400)
+    ports = SGLangServer(model="m", config={"server_args": {"enable-dp-attention": True}}).derived_ports(65400)
     assert max(ports) <= 65535

@@ -1,0 +1,20 @@
+"""pytest's terminal, also while what a test writes is captured."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+
+@contextlib.contextmanager
+def visible_terminal(config: pytest.Config) -> Iterator[pytest.TerminalReporter | None]:
+    """Give the terminal for something that the user is to see now; None where there is none, as in xdist's workers.
+
+    A server may start inside a test: without this the line would land in what the test has written.
+    """
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled() if reporter is not None and capture else contextlib.nullcontext():
+        yield reporter
