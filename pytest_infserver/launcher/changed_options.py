@@ -42,12 +42,18 @@ class OutdatedOption(ValueError):
 
 
 def up_to_date(
-    argv: Sequence[str], changed: Sequence[ChangedOption], engine: str, version: Callable[[], str | None]
+    argv: Sequence[str],
+    configured: Sequence[str],
+    changed: Sequence[ChangedOption],
+    engine: str,
+    version: Callable[[], str | None],
 ) -> tuple[list[str], list[str]]:
     """Return a command line without options that have become the default, and a text for each one left out.
 
     Args:
         argv: The command line.
+        configured: The part of it that comes from the settings. A subclass may launch something else: the rest is
+            its own business.
         changed: What the engine has changed.
         engine: Its name.
         version: Tells the installed version, or None; it is asked only if that matters. With an unknown version
@@ -56,7 +62,10 @@ def up_to_date(
     Raises:
         OutdatedOption: An option has to be replaced; the message says by what.
     """
-    words, notes = list(argv), []
+    at = _position(configured, argv)
+    if at is None:
+        return list(argv), []
+    words, notes = list(configured), []
     for option in changed:
         # vLLM takes underscores for dashes.
         given = option_values([_normal(word) for word in words], option.flag)
@@ -71,10 +80,10 @@ def up_to_date(
             raise OutdatedOption(text, option.flag)
         words = _without(words, option.flag)
         notes.append(f"{text}; it is left out")
-    return words, notes
+    return [*argv[:at], *words, *argv[at + len(configured) :]], notes
 
 
-def position_of(part: Sequence[str], words: Sequence[str]) -> int | None:
+def _position(part: Sequence[str], words: Sequence[str]) -> int | None:
     """Return where in ``words`` the words of ``part`` stand together, the last such place, or None."""
     places = range(len(words) - len(part), -1, -1)
     return next((place for place in places if list(words[place : place + len(part)]) == list(part)), None)

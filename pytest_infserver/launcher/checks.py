@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pytest_infserver.config.flags import ARGUMENT_KEYS, to_flag
 from pytest_infserver.config.model import ServerConfig
+from pytest_infserver.config.paths import is_model_path
 from pytest_infserver.config.validation import nearest
 from pytest_infserver.launcher.arguments import option_values
 from pytest_infserver.launcher.command import PLACEHOLDERS
@@ -43,6 +45,20 @@ def check_settings(server: InferenceServer) -> None:
         raise settings.error(f"{' and '.join(given)} mean the same: use one of them", "config", given[1])
     if given:
         _check_reserved(server)
+
+
+def missing_model(server: InferenceServer) -> list[str]:
+    """Return a note if the model is a path on which there is nothing, for an engine that runs here."""
+    if not server.requires_model or not is_model_path(server.model):
+        return []
+    try:
+        os.stat(server.model)  # noqa: PTH116
+    except FileNotFoundError:
+        return [f"the model is a path that does not exist on this machine: {server.model}"]
+    except OSError:
+        # It may be there, where we may not look.
+        return []
+    return []
 
 
 def _check_placeholders(settings: ServerConfig, key: str) -> None:

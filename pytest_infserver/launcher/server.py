@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pytest_infserver.config.flags import ARGUMENT_KEYS
 from pytest_infserver.config.loading import build_server
 from pytest_infserver.config.model import ServerConfig
-from pytest_infserver.config.paths import is_model_path
 from pytest_infserver.config.tree import Tree
 from pytest_infserver.config.validation import build_config
 from pytest_infserver.errors import (
@@ -33,10 +32,11 @@ from pytest_infserver.errors import (
 from pytest_infserver.launcher import diagnosis, messages, ports
 from pytest_infserver.launcher.arguments import ArgumentsError, option_values, to_argv
 from pytest_infserver.launcher.attach import wait_for_url
-from pytest_infserver.launcher.changed_options import ChangedOption, OutdatedOption, position_of, up_to_date
-from pytest_infserver.launcher.checks import check_settings, place_of_flag
+from pytest_infserver.launcher.changed_options import OutdatedOption, up_to_date
+from pytest_infserver.launcher.checks import check_settings, missing_model, place_of_flag
 from pytest_infserver.launcher.command import Command, filled, make_command, require_binary
 from pytest_infserver.launcher.endpoints import existing
+from pytest_infserver.launcher.engine_facts import EngineFacts
 from pytest_infserver.launcher.engine_version import installed_version
 from pytest_infserver.launcher.heartbeat import Heartbeat
 from pytest_infserver.launcher.http_probe import Answer, ask, shown_seconds
@@ -44,7 +44,6 @@ from pytest_infserver.launcher.leaks.check import LeakCheck
 from pytest_infserver.launcher.leaks.report import LeakReport, as_known_text, as_text, is_allowed
 from pytest_infserver.launcher.leaks.temporary_files import PYTORCH_CACHES
 from pytest_infserver.launcher.log import MAX_READ, ServerLog
-from pytest_infserver.launcher.phases import Phase
 from pytest_infserver.launcher.process import Launch, LaunchFailed, ServerProcess, Survivor
 from pytest_infserver.launcher.readiness import NotReady, ReadinessCheck, wait_until_ready
 from pytest_infserver.launcher.redaction import redact
@@ -58,11 +57,11 @@ Self = TypeVar("Self", bound="InferenceServer")
 _PORT_ATTEMPTS = 3
 
 
-class InferenceServer:
+class InferenceServer(EngineFacts):
     """One inference server.
 
     A backend overrides `get_backend_name`, `get_binary_path`, `get_launch_command`, `get_health_endpoint` and
-    `list_endpoints`; the class attributes below are what it may say beyond that.
+    `list_endpoints`; the attributes of `EngineFacts` are what it may say beyond that.
 
     Attributes:
         name: Name in test ids, reports and log folders.
@@ -77,42 +76,7 @@ class InferenceServer:
         on_warning: Gets a text about something that works, but not as one would want it.
         on_wait: Gets the server some four times a second while it starts, and once when it does not any more.
         phase: What it is doing while it starts, as far as its log tells.
-        install_hint: One sentence: how the engine is installed.
-        packages: Names under which the engine is distributed, for the question which version is installed.
-        changed_options: Options that newer versions of the engine do not have any more.
-        requires_model: Whether the backend cannot do without ``model``.
-        config_keys: Keys allowed in ``config``; None allows any.
-        reserved_options: Flags that the launch command sets itself, and the key that the user sets instead.
-        drawn_ports: Ports among which the engine draws some for itself, besides those that the system gives out.
-        endpoint_paths: Name to path of the engine's endpoints.
-        mounted_endpoints: Names of those that the engine does not list in its ``/openapi.json``.
-        api_key_variables: Environment variables from which the engine takes its API key.
-        fatal_patterns: Log lines after which the server will not become ready.
-        cause_patterns: Log lines that explain a failure, the most telling first.
-        noise_patterns: Log lines that look like the cause of a failure and are not.
-        download_patterns: Log lines that say that weights are being downloaded.
-        first_phase: What the engine does before its log tells of a phase.
-        phases: Log lines that tell what the engine is doing while it starts.
-        known_leftovers: What the engine is known to leave behind, as in ``allow_leaks``.
     """
-
-    install_hint: ClassVar[str] = ""
-    packages: ClassVar[Sequence[str]] = ()
-    changed_options: ClassVar[Sequence[ChangedOption]] = ()
-    requires_model: ClassVar[bool] = True
-    config_keys: ClassVar[frozenset[str] | None] = None
-    reserved_options: ClassVar[Mapping[str, str]] = {}
-    drawn_ports: ClassVar[range] = range(0)
-    endpoint_paths: ClassVar[Mapping[str, str]] = {"health": "/health"}
-    mounted_endpoints: ClassVar[frozenset[str]] = frozenset()
-    api_key_variables: ClassVar[Sequence[str]] = ()
-    fatal_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
-    cause_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
-    noise_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
-    download_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
-    first_phase: ClassVar[str] = "starting"
-    phases: ClassVar[Sequence[Phase]] = ()
-    known_leftovers: ClassVar[Sequence[str]] = ()
 
     def __init__(self, model: str | None = None, **settings: Any) -> None:
         """Configure a server; nothing is started.
@@ -189,10 +153,6 @@ class InferenceServer:
         if self.state is ServerState.READY:
             paths = existing(self.server_url, paths, self.mounted_endpoints, self._headers())
         return {name: self.url_for(path) for name, path in {**paths, **self.settings.endpoints}.items()}
-
-    def derived_ports(self, port: int) -> Sequence[int]:
-        """Return the ports that the engine takes besides ``port``, because it derives them from it."""
-        return ()
 
     # What everybody uses.
 
@@ -323,22 +283,19 @@ class InferenceServer:
             ConfigError: It has an option that the installed version of the engine does not have any more.
         """
         command = make_command(self.get_launch_command(), self.env_vars)
-        given = self.server_args() if self.changed_options else []
-        # A subclass may launch something else: what does not come from the settings is its own business.
-        at = position_of(given, command.argv)
-        if at is None:
+        if not self.changed_options:
             return command, []
         try:
-            kept, notes = up_to_date(
-                given,
+            argv, notes = up_to_date(
+                command.argv,
+                self.server_args(),
                 self.changed_options,
                 self.get_backend_name(),
                 lambda: installed_version(command.argv[0], self.packages, command.env),
             )
         except OutdatedOption as error:
             raise self.settings.error(str(error), *place_of_flag(self.settings, error.flag)) from None
-        argv = (*command.argv[:at], *kept, *command.argv[at + len(given) :])
-        return dataclasses.replace(command, argv=argv), notes
+        return dataclasses.replace(command, argv=tuple(argv)), notes
 
     @property
     def secrets(self) -> frozenset[str]:
@@ -447,17 +404,6 @@ class InferenceServer:
         elif report is None and self.survivors:
             text = messages.survivors(str(self), self.survivors, self.settings.stop_timeout)
             self.on_warning(redact(text, self.secrets))
-
-    def advice(self) -> list[str]:
-        """Return what can be seen without the engine that would keep the server from starting."""
-        if self.requires_model and is_model_path(self.model):
-            try:
-                os.stat(self.model)  # noqa: PTH116 (a hung-up mount or a path too long is none of our business)
-            except FileNotFoundError:
-                return [f"the model is a path that does not exist on this machine: {self.model}"]
-            except OSError:
-                return []
-        return []
 
     def why_died(self) -> str | None:
         """Return how and why the server died, or None if it did not."""
@@ -685,7 +631,7 @@ class InferenceServer:
             self._end_process(keep=True)
             cause = self._root_cause((*self.cause_patterns, *self.fatal_patterns))
             # Engines take a path that does not exist for a name on the hub, and complain about its form.
-            advice = self.advice() if self.model in (cause or "") else []
+            advice = missing_model(self) if self.model in (cause or "") else []
             taken = not outcome.timed_out and self._reports_port_taken(self._is_exchangeable)
             raise messages.startup_error(
                 str(self), outcome, cause, command, self._log, self.launch_log_start, taken, advice

@@ -25,6 +25,7 @@ def command_lines(configs: Iterable[ServerConfig]) -> Iterable[str]:
         ConfigError: The installed engine does not have one of the options any more.
     """
     from pytest_infserver.errors import ServerStartupError
+    from pytest_infserver.launcher.checks import missing_model
     from pytest_infserver.launcher.factory import create_from_config
 
     for config in configs:
@@ -40,5 +41,5 @@ def command_lines(configs: Iterable[ServerConfig]) -> Iterable[str]:
                 server.require_engine()
             except ServerStartupError as error:
                 notes.append(str(error))
-        for note in [*notes, *server.advice()]:
+        for note in [*notes, *missing_model(server)]:
             yield f"  note: {note}"

@@ -32,13 +32,14 @@ def unasked() -> str:
     ],
 )
 def test_the_version_is_asked_only_where_it_matters(argv: list[str]) -> None:
-    assert up_to_date(argv, CHANGED, "vllm", unasked) == (argv, [])
+    assert up_to_date(argv, argv, CHANGED, "vllm", unasked) == (argv, [])
 
 
 @pytest.mark.parametrize("version", ["0.12.0", "0.12", "0.32.0+cpu", "0.12.0rc1", "1.0", "v0.13"])
 @pytest.mark.parametrize("flag", ["--quiet", "--quiet=true", "--quiet true"])
 def test_what_is_the_default_now_is_left_out_with_a_note(version: str, flag: str) -> None:
-    argv, notes = up_to_date(["engine", "--a", "1", *flag.split(), "--b"], CHANGED, "vllm", lambda: version)
+    given = ["--a", "1", *flag.split(), "--b"]
+    argv, notes = up_to_date(["engine", *given], given, CHANGED, "vllm", lambda: version)
     assert argv == ["engine", "--a", "1", "--b"]
     assert notes == [f"vllm {version} has no --quiet: it is quiet now; it is left out"]
 
@@ -46,7 +47,7 @@ def test_what_is_the_default_now_is_left_out_with_a_note(version: str, flag: str
 @pytest.mark.parametrize("version", ["0.11.9", "0.2.0", "0.1.dev1+gabc", "unknown", "", None])
 def test_an_older_or_unknown_version_gets_what_was_written(version: str | None) -> None:
     argv = ["engine", "--quiet", "--old", "x"]
-    assert up_to_date(argv, CHANGED, "vllm", lambda: version) == (argv, [])
+    assert up_to_date(argv, argv, CHANGED, "vllm", lambda: version) == (argv, [])
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_an_older_or_unknown_version_gets_what_was_written(version: str | None) 
 )
 def test_what_has_to_be_replaced_is_an_error(argv: list[str], message: str) -> None:
     with pytest.raises(OutdatedOption) as caught:
-        up_to_date(argv, CHANGED, "vllm", lambda: "0.12.1")
+        up_to_date(argv, argv, CHANGED, "vllm", lambda: "0.12.1")
     assert str(caught.value) == message
 
 

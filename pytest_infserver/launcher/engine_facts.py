@@ -1,0 +1,56 @@
+"""What a backend says of its engine: how its options, endpoints and log lines are called in the versions it knows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from pytest_infserver.launcher.changed_options import ChangedOption
+from pytest_infserver.launcher.phases import Phase
+
+
+class EngineFacts:
+    """Facts about an engine, with values for one of which nothing is known.
+
+    Attributes:
+        install_hint: One sentence: how the engine is installed.
+        packages: Names under which the engine is distributed, for the question which version is installed.
+        changed_options: Options that newer versions of the engine do not have any more.
+        requires_model: Whether the backend cannot do without ``model``.
+        config_keys: Keys allowed in ``config``; None allows any.
+        reserved_options: Flags that the launch command sets itself, and the key that the user sets instead.
+        drawn_ports: Ports among which the engine draws some for itself, besides those that the system gives out.
+        endpoint_paths: Name to path of the engine's endpoints.
+        mounted_endpoints: Names of those that the engine does not list in its ``/openapi.json``.
+        api_key_variables: Environment variables from which the engine takes its API key.
+        fatal_patterns: Log lines after which the server will not become ready.
+        cause_patterns: Log lines that explain a failure, the most telling first.
+        noise_patterns: Log lines that look like the cause of a failure and are not.
+        download_patterns: Log lines that say that weights are being downloaded.
+        first_phase: What the engine does before its log tells of a phase.
+        phases: Log lines that tell what the engine is doing while it starts.
+        known_leftovers: What the engine is known to leave behind, as in ``allow_leaks``.
+    """
+
+    install_hint: ClassVar[str] = ""
+    packages: ClassVar[Sequence[str]] = ()
+    changed_options: ClassVar[Sequence[ChangedOption]] = ()
+    requires_model: ClassVar[bool] = True
+    config_keys: ClassVar[frozenset[str] | None] = None
+    reserved_options: ClassVar[Mapping[str, str]] = {}
+    drawn_ports: ClassVar[range] = range(0)
+    endpoint_paths: ClassVar[Mapping[str, str]] = {"health": "/health"}
+    mounted_endpoints: ClassVar[frozenset[str]] = frozenset()
+    api_key_variables: ClassVar[Sequence[str]] = ()
+    fatal_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
+    cause_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
+    noise_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
+    download_patterns: ClassVar[Sequence[re.Pattern[bytes]]] = ()
+    first_phase: ClassVar[str] = "starting"
+    phases: ClassVar[Sequence[Phase]] = ()
+    known_leftovers: ClassVar[Sequence[str]] = ()
+
+    def derived_ports(self, port: int) -> Sequence[int]:
+        """Return the ports that the engine takes besides ``port``, because it derives them from it."""
+        return ()
