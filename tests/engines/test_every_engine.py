@@ -19,7 +19,17 @@ from pytest_infserver import InferenceServer, ServerState
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 REQUIRED = {
-    "vllm": {"health", "models", "completions", "chat", "responses", "tokenize", "detokenize", "metrics", "version"},
+    "vllm": {
+        "health",
+        "models",
+        "completions",
+        "chat",
+        "responses",
+        "tokenize",
+        "metrics",
+        "reset_prefix_cache",
+        "is_paused",
+    },
     "sglang": {"health", "models", "completions", "chat", "generate", "metrics", "model_info", "server_info"},
     "transformers": {"health", "completions", "chat", "responses"},
 }
@@ -89,7 +99,7 @@ def test_what_is_listed_exists(inference_server: InferenceServer) -> None:
         assert path in documented or requests.get(url, timeout=60).ok, name
 
 
-@pytest.mark.parametrize("name", ["health", "models", "metrics", "version", "model_info", "server_info"])
+@pytest.mark.parametrize("name", ["health", "models", "metrics", "version", "model_info", "is_paused"])
 def test_what_is_listed_and_takes_get_answers(inference_server: InferenceServer, name: str) -> None:
     url = inference_server.list_endpoints().get(name)
     if url is not None:

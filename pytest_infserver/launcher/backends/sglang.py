@@ -55,6 +55,10 @@ class SGLangServer(InferenceServer):
         "model_info": "/get_model_info",
         "server_info": "/get_server_info",
         "flush_cache": "/flush_cache",
+        "pause": "/pause_generation",
+        "resume": "/continue_generation",
+        "sleep": "/release_memory_occupation",
+        "wake_up": "/resume_memory_occupation",
     }
     mounted_endpoints = frozenset({"metrics"})  # with --enable-metrics
     # At its stop it kills its own processes: what they share, and sockets and files named by Python's tempfile, stay.

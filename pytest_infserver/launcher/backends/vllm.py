@@ -10,6 +10,18 @@ from pytest_infserver.launcher.changed_options import ChangedOption
 from pytest_infserver.launcher.phases import Phase
 from pytest_infserver.launcher.server import InferenceServer
 
+_DEVELOPMENT = {
+    "server_info": "/server_info",
+    "reset_prefix_cache": "/reset_prefix_cache",
+    "sleep": "/sleep",
+    "wake_up": "/wake_up",
+    "is_sleeping": "/is_sleeping",
+    "pause": "/pause",
+    "resume": "/resume",
+    "is_paused": "/is_paused",
+}
+"""What vLLM has only with VLLM_SERVER_DEV_MODE=1."""
+
 
 class VLLMServer(InferenceServer):
     """A vLLM server."""
@@ -53,6 +65,7 @@ class VLLMServer(InferenceServer):
         "version": "/version",
         "ping": "/ping",
         "load": "/load",
+        **_DEVELOPMENT,
     }
     api_key_variables = ("VLLM_API_KEY",)
     fatal_patterns = (re.compile(rb"Engine core initialization failed|EngineCore failed to start"),)
@@ -81,6 +94,13 @@ class VLLMServer(InferenceServer):
     def get_backend_name(self) -> str:
         """Return ``vllm``."""
         return "vllm"
+
+    def list_endpoints(self) -> dict[str, str]:
+        """Return name to URL; before the start those for development only if the environment asks for them."""
+        endpoints = super().list_endpoints()
+        if self.running or self._as_configured().env.get("VLLM_SERVER_DEV_MODE", "0") != "0":
+            return endpoints
+        return {name: url for name, url in endpoints.items() if name not in _DEVELOPMENT}
 
     def get_binary_path(self) -> str:
         """Return the ``vllm`` command."""

@@ -83,3 +83,15 @@ def test_a_missing_binary(
     assert message.endswith("Or name it with 'binary_path:' (YAML) or binary_path=... (Python).")
     assert "\n" not in message
     assert server.pid is None
+
+
+def test_endpoints_for_development_are_listed_where_the_environment_asks_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("VLLM_SERVER_DEV_MODE", raising=False)
+    assert "sleep" not in VLLMServer(model="m").list_endpoints()
+    asked = VLLMServer(model="m", port=7, env_vars={"VLLM_SERVER_DEV_MODE": "1"}).list_endpoints()
+    assert asked["sleep"] == "http://127.0.0.1:7/sleep"
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    assert "wake_up" in VLLMServer(model="m").list_endpoints()
+    assert "wake_up" not in VLLMServer(model="m", env_vars={"VLLM_SERVER_DEV_MODE": "0"}).list_endpoints()
