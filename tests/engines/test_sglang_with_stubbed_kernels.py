@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import psutil
 import pytest
-import requests
 
 from pytest_infserver import ConfigError, InferenceServer, PortInUseError, ServerStartupError
 from pytest_infserver.launcher import ports
 
+from .answers import CHECKS
 from .conftest import all_gone, occupied_while_booting, title, tree
 
 pytestmark = pytest.mark.engine("sglang")
@@ -24,7 +24,7 @@ Make = Callable[..., InferenceServer]
 TWO_RANKS = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
 
 
-def test_tensor_parallel_in_debug_mode(make_server: Make) -> None:
+def test_plain_api_with_tensor_parallel_in_debug_mode(make_server: Make) -> None:
     phases: list[str] = []
     server = make_server("sglang", {"tp": 2}, env_vars=TWO_RANKS)
     server.on_wait = lambda one: phases.append(one.phase) if one.phase not in phases else None
@@ -32,8 +32,8 @@ def test_tensor_parallel_in_debug_mode(make_server: Make) -> None:
         processes = tree(server)
         titles = " ".join(map(title, processes))
         assert all(name in titles for name in ("scheduler_TP0", "scheduler_TP1", "sglang::detokenizer")), titles
-        body = {"model": server.model, "prompt": "Hello", "max_tokens": 4}
-        assert requests.post(server.list_endpoints()["completions"], json=body, timeout=60).ok
+        for check in CHECKS:
+            check(server)
     assert phases[0] == "importing"
     assert {"starting the engine", "allocating the KV cache"} <= set(phases), phases
     assert all_gone(processes, 5)

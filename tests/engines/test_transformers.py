@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import psutil
 import pytest
-import requests
 
 from pytest_infserver import InferenceServer, PortInUseError, ServerStartupError
 
+from .answers import CHECKS
 from .conftest import all_gone, occupied_while_booting, tree
 
 pytestmark = pytest.mark.engine("transformers")
@@ -24,8 +24,8 @@ def test_plain_api_in_debug_mode(make_server: Make) -> None:
     server.on_wait = lambda one: phases.append(one.phase) if one.phase not in phases else None
     with server:
         processes = tree(server)
-        body = {"model": server.model, "prompt": "Hello", "max_tokens": 4}
-        assert requests.post(server.list_endpoints()["completions"], json=body, timeout=60).ok
+        for check in CHECKS:
+            check(server)
     assert phases[0] == "importing"
     assert all_gone(processes, 5)
     assert server.leak_report is not None

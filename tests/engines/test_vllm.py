@@ -12,10 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-import requests
 
 from pytest_infserver import ConfigError, InferenceServer, PortInUseError, ServerStartupError
 
+from .answers import CHECKS
 from .conftest import NAMES, SERVERS, all_gone, occupied_while_booting, title, tree
 
 pytestmark = pytest.mark.engine("vllm")
@@ -24,7 +24,7 @@ FAR_BELOW_THE_TIMEOUT = 150.0
 """Seconds; startup_timeout is 300."""
 
 
-def test_tensor_parallel_in_debug_mode(make_server: Make) -> None:
+def test_plain_api_with_tensor_parallel_in_debug_mode(make_server: Make) -> None:
     phases: list[str] = []
     server = make_server("vllm", {"tensor-parallel-size": 2})
     server.on_wait = lambda one: phases.append(one.phase) if one.phase not in phases else None
@@ -32,8 +32,8 @@ def test_tensor_parallel_in_debug_mode(make_server: Make) -> None:
         processes = tree(server)
         titles = " ".join(map(title, processes))
         assert all(name in titles for name in ("VLLM::EngineCore", "VLLM::Worker_TP0", "VLLM::Worker_TP1")), titles
-        body = {"model": server.model, "prompt": "Hello", "max_tokens": 4}
-        assert requests.post(server.list_endpoints()["completions"], json=body, timeout=120).ok
+        for check in CHECKS:
+            check(server)
     assert phases[0] == "importing"
     assert "starting the engine" in phases
     assert any(phase.startswith("loading weights") for phase in phases), phases
