@@ -30,6 +30,9 @@ HARD_LIMIT = 400
 TITLES = ("VLLM::", "sglang::", "vllm serve", "sglang.launch_server", "transformers serve")
 """By which the engines' processes are known."""
 
+OBJECTS = ("psm_", "sem.mp-", "sgl_", "sglang_", "vllm")
+"""With which the names of the engines' shared objects begin."""
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what needs an engine that is not there, or fail it with --require-engines."""
@@ -107,8 +110,8 @@ def _is_engine(process: psutil.Process) -> bool:
 
 
 def shared_objects() -> set[str]:
-    """Return the names in /dev/shm that no process holds."""
-    names = set(os.listdir("/dev/shm")) if sys.platform == "linux" else set()
+    """Return the names in /dev/shm that are like those of engines and that no process holds."""
+    names = {name for name in os.listdir("/dev/shm") if name.startswith(OBJECTS)} if sys.platform == "linux" else set()
     for maps in Path("/proc").glob("[0-9]*/maps") if names else ():
         with contextlib.suppress(OSError):
             held = maps.read_text()
