@@ -352,15 +352,15 @@ class InferenceServer(EngineFacts):
                 self._state = ServerState.READY
                 self._start_heartbeat()
                 self.start_seconds = time.monotonic() - begin
+                # Not in a finally: an interrupt in it would leave the server running.
+                self._end_waiting()
                 return self
             except BaseException:
                 self._state = ServerState.FAILED
                 self._end_process()
                 self._warn_of_leftovers()
+                self._end_waiting()
                 raise
-            finally:
-                self._start_began = None
-                self._tell_waiting()
 
     def stop(self) -> None:
         """Stop the server and everything that it started; no effect when it does not run.
@@ -642,6 +642,10 @@ class InferenceServer(EngineFacts):
 
     def _note_phase(self, phase: str | None) -> None:
         self.phase = phase or self.first_phase
+        self._tell_waiting()
+
+    def _end_waiting(self) -> None:
+        self._start_began = None
         self._tell_waiting()
 
     def _tell_waiting(self) -> None:
