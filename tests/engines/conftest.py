@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from pytest_infserver import InferenceServer, load_server_config
 from pytest_infserver.launcher.factory import create_from_config
+from pytest_infserver.launcher.phases import newest_phase
 
 from .provision import missing
 
@@ -157,6 +159,11 @@ def tree(server: InferenceServer) -> list[psutil.Process]:
 def title(process: psutil.Process) -> str:
     """Return what a process calls itself."""
     return " ".join(process.cmdline()) or process.name()
+
+
+def phases_in_the_log(server: InferenceServer) -> set[str | None]:
+    """Return the phases of which a server's log tells; a quick one is over before anybody looks."""
+    return {newest_phase([line], server.phases) for line in re.split(rb"[\r\n]+", server.log_path.read_bytes())}
 
 
 def all_gone(processes: Iterable[psutil.Process], timeout: float) -> bool:

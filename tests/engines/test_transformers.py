@@ -12,7 +12,7 @@ import pytest
 from pytest_infserver import InferenceServer, PortInUseError, ServerStartupError
 
 from .answers import CHECKS
-from .conftest import all_gone, occupied_while_booting, tree
+from .conftest import all_gone, occupied_while_booting, phases_in_the_log, tree
 
 pytestmark = pytest.mark.engine("transformers")
 Make = Callable[..., InferenceServer]
@@ -27,6 +27,7 @@ def test_plain_api_in_debug_mode(make_server: Make) -> None:
         for check in CHECKS:
             check(server)
     assert phases[0] == "importing"
+    assert {"loading weights", "loading weights 100 %"} <= phases_in_the_log(server)
     assert all_gone(processes, 5)
     assert server.leak_report is not None
     assert not server.leak_report.findings
