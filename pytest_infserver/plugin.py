@@ -80,15 +80,14 @@ def _run(config: pytest.Config) -> Run:
 def _load(config: pytest.Config) -> Run:
     from pytest_infserver.errors import ConfigError
     from pytest_infserver.pool.run import load_run
-    from pytest_infserver.reporting.terminal import visible_terminal
+    from pytest_infserver.reporting.terminal import visible_terminal, write_line
     from pytest_infserver.reporting.waiting import WaitingLine
     from pytest_infserver.settings import read_settings
 
     def progress(text: str) -> None:
         with visible_terminal(config) as terminal:
             if terminal is not None:
-                terminal.ensure_newline()
-                terminal.write_line(f"infserver: {text}")
+                write_line(terminal, text)
 
     try:
         return load_run(config, read_settings(config), progress, WaitingLine(config))

@@ -57,7 +57,7 @@ def missing_model(server: InferenceServer) -> list[str]:
         return [f"the model is a path that does not exist on this machine: {server.model}"]
     except OSError:
         # It may be there, where we may not look.
-        return []
+        pass
     return []
 
 

@@ -18,3 +18,9 @@ def visible_terminal(config: pytest.Config) -> Iterator[pytest.TerminalReporter 
     capture = config.pluginmanager.get_plugin("capturemanager")
     with capture.global_and_fixture_disabled() if reporter is not None and capture else contextlib.nullcontext():
         yield reporter
+
+
+def write_line(terminal: pytest.TerminalReporter, text: str) -> None:
+    """Write a line of this plugin."""
+    terminal.ensure_newline()
+    terminal.write_line(f"infserver: {text}")

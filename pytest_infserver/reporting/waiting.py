@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_infserver.reporting.terminal import visible_terminal
+from pytest_infserver.reporting.terminal import visible_terminal, write_line
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
@@ -60,7 +60,7 @@ class WaitingLine:
         if phase == last_phase or time.monotonic() - last_time < _NEXT_PLAIN:
             return
         self._shown[server] = phase, time.monotonic()
-        _write(terminal, f"{server}: {server.phase}, {seconds:.0f} s")
+        write_line(terminal, f"{server}: {server.phase}, {seconds:.0f} s")
 
     def _finish(self, terminal: pytest.TerminalReporter, server: InferenceServer) -> None:
         if self._live:
@@ -68,9 +68,4 @@ class WaitingLine:
             terminal.rewrite("", erase=True)
             terminal.rewrite("")
         if self._shown.pop(server, None) is not None and server.running and server.start_seconds is not None:
-            _write(terminal, f"{server}: ready after {server.start_seconds:.0f} s")
-
-
-def _write(terminal: pytest.TerminalReporter, text: str) -> None:
-    terminal.ensure_newline()
-    terminal.write_line(f"infserver: {text}")
+            write_line(terminal, f"{server}: ready after {server.start_seconds:.0f} s")

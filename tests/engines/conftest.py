@@ -20,6 +20,7 @@ import pytest
 from pytest_infserver import InferenceServer, load_server_config
 from pytest_infserver.launcher.factory import create_from_config
 from pytest_infserver.launcher.phases import newest_phase
+from pytest_infserver.reporting.terminal import visible_terminal
 
 from .provision import missing
 
@@ -57,10 +58,10 @@ def _engines(item: pytest.Item) -> list[str]:
 
 
 def _tell(text: str, config: pytest.Config) -> None:
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None:
-        reporter.ensure_newline()
-        reporter.write_line(f"tests/engines: {text}")
+    with visible_terminal(config) as terminal:
+        if terminal is not None:
+            terminal.ensure_newline()
+            terminal.write_line(f"tests/engines: {text}")
 
 
 def pytest_infserver_server_started(config: pytest.Config, server: InferenceServer) -> None:
@@ -78,18 +79,15 @@ def pytest_infserver_server_stopped(config: pytest.Config, server: InferenceServ
     _tell(f"{server} stopped; left behind: {kinds or 'nothing'}", config)
 
 
+@pytest.fixture
+def hard_limit_seconds() -> int:
+    """Give engines more time than other tests have."""
+    return HARD_LIMIT
+
+
 @pytest.fixture(autouse=True)
-def engine_limit() -> Iterator[None]:
-    """Interrupt a test that hangs."""
-
-    def give_up(*_: object) -> None:
-        raise TimeoutError(f"the test took longer than {HARD_LIMIT} s")
-
-    previous = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(HARD_LIMIT)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, previous)
+def engine_limit(hard_limit: None) -> None:
+    """Interrupt every test here that hangs."""
 
 
 def engine_processes() -> set[int]:
@@ -154,6 +152,19 @@ def tree(server: InferenceServer) -> list[psutil.Process]:
     """Return all processes of a running server, its root first."""
     root = psutil.Process(server.pid)
     return [root, *root.children(recursive=True)]
+
+
+def terminate_when(server: InferenceServer, moment: Callable[[InferenceServer], bool]) -> list[psutil.Process]:
+    """Send a server SIGTERM at a moment of its start; return a list that gets the processes it has then."""
+    seen: list[psutil.Process] = []
+
+    def look(one: InferenceServer) -> None:
+        if one.pid is not None and not seen and moment(one):
+            seen.extend(tree(one))
+            os.kill(one.pid, signal.SIGTERM)
+
+    server.on_wait = look
+    return seen
 
 
 def title(process: psutil.Process) -> str:

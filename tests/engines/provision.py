@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from pytest_infserver.models.builtin import cache_dir, ensure_builtin
+from pytest_infserver.models.builtin import _megabytes, _tree_size, cache_dir, ensure_builtin
 
 from .recipes import ENGINES, HERE, Engine
 
@@ -95,7 +95,9 @@ def _make(folder: Path, action: Callable[[Path], None]) -> None:
             _say(f"{folder.name}: attempt {attempt} of {ATTEMPTS} failed: {str(error).splitlines()[-1]}")
             time.sleep(PAUSE * attempt)
     (folder / _COMPLETE).touch()
-    _say(f"{folder.name}: ready after {time.monotonic() - begin:.0f} s, {_megabytes(folder)} MB in {folder}")
+    _say(
+        f"{folder.name}: ready after {time.monotonic() - begin:.0f} s, {_megabytes(_tree_size(folder))} MB in {folder}"
+    )
 
 
 def _install(engine: Engine, folder: Path) -> None:
@@ -158,7 +160,7 @@ def _run(command: Sequence[str], folder: Path) -> None:
                     raise ProvisionError(f"{' '.join(command[:4])} ... took longer than {STEP_LIMIT:g} s; log: {log}")
                 if now - reported >= REPORT_EVERY:
                     reported = now
-                    _say(f"{folder.name}: {_megabytes(folder)} MB after {now - begin:.0f} s")
+                    _say(f"{folder.name}: {_megabytes(_tree_size(folder))} MB after {now - begin:.0f} s")
         finally:
             if process.poll() is None:
                 process.kill()
@@ -181,17 +183,6 @@ def _lock(path: Path) -> Iterator[None]:
 
 def _is_complete(folder: Path) -> bool:
     return (folder / _COMPLETE).exists()
-
-
-def _megabytes(folder: Path) -> int:
-    size = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            try:
-                size += os.lstat(os.path.join(parent, name)).st_size
-            except OSError:
-                continue
-    return round(size / 1e6)
 
 
 def _say(text: str) -> None:

@@ -15,7 +15,7 @@ from pytest_infserver import ConfigError, InferenceServer, PortInUseError, Serve
 from pytest_infserver.launcher import ports
 
 from .answers import CHECKS
-from .conftest import all_gone, occupied_while_booting, phases_in_the_log, title, tree
+from .conftest import all_gone, occupied_while_booting, phases_in_the_log, terminate_when, title, tree
 
 pytestmark = pytest.mark.engine("sglang")
 Make = Callable[..., InferenceServer]
@@ -105,14 +105,7 @@ def test_a_port_that_is_taken_while_it_boots(make_server: Make) -> None:
 @pytest.mark.parametrize("moment", ["importing", "starting the engine"])
 def test_sigterm_during_the_start(make_server: Make, moment: str) -> None:
     server = make_server("sglang")
-    seen = []
-
-    def terminate(one: InferenceServer) -> None:
-        if one.phase == moment and one.pid is not None and (one.starting_seconds or 0) > 2 and not seen:
-            seen.extend(tree(one))
-            os.kill(one.pid, signal.SIGTERM)
-
-    server.on_wait = terminate
+    seen = terminate_when(server, lambda one: one.phase == moment and (one.starting_seconds or 0) > 2)
     with pytest.raises(ServerStartupError, match="was killed by SIGTERM, before it was ready"):
         server.start()
     assert seen

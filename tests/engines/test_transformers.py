@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 
-import psutil
 import pytest
 
 from pytest_infserver import InferenceServer, PortInUseError, ServerStartupError
 
 from .answers import CHECKS
-from .conftest import all_gone, occupied_while_booting, phases_in_the_log, tree
+from .conftest import all_gone, occupied_while_booting, phases_in_the_log, terminate_when, tree
 
 pytestmark = pytest.mark.engine("transformers")
 Make = Callable[..., InferenceServer]
@@ -93,14 +90,8 @@ def test_a_port_of_our_choice_that_is_taken_while_it_boots_is_exchanged(make_ser
 
 def test_sigterm_during_the_start(make_server: Make) -> None:
     server = make_server("transformers")
-    seen: list[psutil.Process] = []
-
-    def terminate(one: InferenceServer) -> None:
-        if one.pid is not None and (one.starting_seconds or 0) > 1 and not seen:
-            seen.extend(tree(one))
-            os.kill(one.pid, signal.SIGTERM)
-
-    server.on_wait = terminate
+    seen = terminate_when(server, lambda one: (one.starting_seconds or 0) > 1)
     with pytest.raises(ServerStartupError, match="transformers was killed by SIGTERM, before it was ready"):
         server.start()
+    assert seen
     assert all_gone(seen, 5)

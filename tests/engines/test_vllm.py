@@ -16,7 +16,7 @@ import pytest
 from pytest_infserver import ConfigError, InferenceServer, PortInUseError, ServerStartupError
 
 from .answers import CHECKS
-from .conftest import NAMES, SERVERS, all_gone, occupied_while_booting, phases_in_the_log, title, tree
+from .conftest import NAMES, SERVERS, all_gone, occupied_while_booting, phases_in_the_log, terminate_when, title, tree
 
 pytestmark = pytest.mark.engine("vllm")
 Make = Callable[..., InferenceServer]
@@ -123,14 +123,7 @@ def test_options_of_the_seed_that_vllm_has_dropped(make_server: Make) -> None:
 
 def test_sigterm_while_it_imports(make_server: Make) -> None:
     server = make_server("vllm")
-    seen: list[psutil.Process] = []
-
-    def terminate(one: InferenceServer) -> None:
-        if one.pid is not None and (one.starting_seconds or 0) > 2 and not seen:
-            seen.extend(tree(one))
-            os.kill(one.pid, signal.SIGTERM)
-
-    server.on_wait = terminate
+    seen = terminate_when(server, lambda one: (one.starting_seconds or 0) > 2)
     with pytest.raises(ServerStartupError, match="vllm was killed by SIGTERM, before it was ready"):
         server.start()
     assert seen
