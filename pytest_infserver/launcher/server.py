@@ -38,6 +38,7 @@ from pytest_infserver.launcher.command import Command, filled, make_command, req
 from pytest_infserver.launcher.endpoints import existing
 from pytest_infserver.launcher.engine_facts import EngineFacts
 from pytest_infserver.launcher.engine_version import installed_version
+from pytest_infserver.launcher.hang import write_hang_report
 from pytest_infserver.launcher.heartbeat import Heartbeat
 from pytest_infserver.launcher.http_probe import Answer, ask, shown_seconds
 from pytest_infserver.launcher.leaks.check import LeakCheck
@@ -688,11 +689,15 @@ class InferenceServer(EngineFacts):
         self._heartbeat.start()
 
     def _kill_hung(self, process: ServerProcess | None, seconds: float) -> None:
-        # A server that was started again meanwhile is another one.
-        if process is None or process is not self._process:
+        # A server that was started again meanwhile is another one, and one that is being stopped has no heartbeat.
+        heartbeat = self._heartbeat
+        if process is None or process is not self._process or heartbeat is None:
             return
-        answer = None if self._heartbeat is None else self._heartbeat.last
-        self._hang = f"hung and was killed: its health check has failed for {shown_seconds(seconds)} s ({answer})"
+        how = f"its health check has failed for {shown_seconds(seconds)} s ({heartbeat.last})"
+        stacks = write_hang_report(f"{self} hangs: {how}", process.supervisor_pid, self.log_path.parent, self.secrets)
+        if process is not self._process or heartbeat is not self._heartbeat or process.exit is not None:
+            return
+        self._hang = f"hung and was killed: {how}; {stacks}"
         process.stop(0)
 
     def _end_process(self, *, keep: bool = False, orderly: bool = False) -> bool:
