@@ -60,6 +60,7 @@ class ReadinessCheck:
         phases: Log lines that tell what the server is doing.
         on_wait: Called some four times a second with the newest phase, or None while the log tells of none.
         owns_port: Whether the listener on the port is the server's own; None if nobody can tell.
+        cancelled: Whether nobody wants the server any more.
         headers: Sent with the health request.
     """
 
@@ -72,6 +73,7 @@ class ReadinessCheck:
     phases: Sequence[Phase] = ()
     on_wait: Callable[[str | None], None] = lambda phase: None
     owns_port: Callable[[], bool | None] = lambda: True
+    cancelled: Callable[[], bool] = lambda: False
     headers: dict[str, str] | None = None
 
 
@@ -91,9 +93,13 @@ def wait_until_ready(
     while True:
         if process.exit is not None:
             return NotReady(f"{process.exit}, before it was ready", process.exit)
+        if check.cancelled():
+            return NotReady("is not wanted any more")
         left = watch.time_left()
         limit = max(0.01, min(check.request_timeout, left, _REQUEST_LIMIT))
-        answer = ask(check.health_url, limit, check.headers, pointless=lambda: process.exit is not None)
+        answer = ask(
+            check.health_url, limit, check.headers, pointless=lambda: process.exit is not None or check.cancelled()
+        )
         now = time.monotonic()
         if answer.ok:
             owned = _confirm_owner(check, process)

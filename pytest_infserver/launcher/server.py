@@ -58,6 +58,13 @@ Self = TypeVar("Self", bound="InferenceServer")
 _PORT_ATTEMPTS = 3
 
 
+@dataclasses.dataclass
+class _StartToken:
+    """One start that is under way: a cancellation that comes late must not hit the next one."""
+
+    cancelled: bool = False
+
+
 class InferenceServer(EngineFacts):
     """One inference server.
 
@@ -106,6 +113,7 @@ class InferenceServer(EngineFacts):
         self.on_wait: Callable[[InferenceServer], None] = lambda server: None
         self.phase = ""
         self._start_began: float | None = None
+        self._start_token: _StartToken | None = None
         self._port = self.settings.port
         self._log = ServerLog(self.output_dir, self.name)
         self.launch_log_start = 0
@@ -336,6 +344,7 @@ class InferenceServer(EngineFacts):
         with self._lifecycle:
             if self.state is ServerState.READY:
                 return self
+            self._start_token = _StartToken()
             begin = self._start_began = time.monotonic()
             self.phase = self.first_phase
             try:
@@ -347,9 +356,10 @@ class InferenceServer(EngineFacts):
                 self._command = None
                 self._hang = None
                 if self.attached:
-                    wait_for_url(self.server_url, self._ask_health, self.settings.startup_timeout, str(self))
+                    wait_for_url(self.server_url, self._ask_attached, self.settings.startup_timeout, str(self))
                 else:
                     self._start_process()
+                self._raise_if_cancelled()
                 self._state = ServerState.READY
                 self._start_heartbeat()
                 self.start_seconds = time.monotonic() - begin
@@ -362,6 +372,24 @@ class InferenceServer(EngineFacts):
                 self._warn_of_leftovers()
                 self._end_waiting()
                 raise
+
+    def cancel_start(self) -> None:
+        """Make a start that is under way in another thread fail soon with `ServerStartupError`.
+
+        May be called from any thread and from a signal handler. It has no effect if no start is under way, or if one
+        is as good as done: whoever wants the server gone calls `stop` afterwards.
+        """
+        token = self._start_token
+        if token is not None:
+            token.cancelled = True
+
+    def kill(self) -> None:
+        """End the server at once, without the time that `stop` gives it; also while another thread waits in `stop`."""
+        self._require_owner("kill it")
+        self.cancel_start()
+        process = self._process
+        if process is not None:
+            process.stop(0)
 
     def stop(self) -> None:
         """Stop the server and everything that it started; no effect when it does not run.
@@ -511,7 +539,21 @@ class InferenceServer(EngineFacts):
         raise self.settings.error(message, "config", key)
 
     def _ask_health(self, limit: float | None = None) -> Answer:
-        return ask(self.get_health_endpoint(), limit or self.settings.heartbeat_timeout, self._headers())
+        limit = limit or self.settings.heartbeat_timeout
+        return ask(self.get_health_endpoint(), limit, self._headers(), pointless=self._start_is_cancelled)
+
+    def _ask_attached(self) -> Answer:
+        answer = self._ask_health()
+        self._raise_if_cancelled()
+        return answer
+
+    def _start_is_cancelled(self) -> bool:
+        token = self._start_token
+        return token is not None and token.cancelled
+
+    def _raise_if_cancelled(self) -> None:
+        if self._start_is_cancelled():
+            raise ServerStartupError(f"{self}: its start was cancelled", log_path=self.log_path)
 
     def _headers(self) -> dict[str, str]:
         key = self.api_key
@@ -535,7 +577,7 @@ class InferenceServer(EngineFacts):
             self.on_warning(f"{self}: {note}")
         if is_builtin(self.model):
             try:
-                ensure_builtin(self.model, self.on_progress)
+                ensure_builtin(self.model, self._note_download)
             except RuntimeError as error:
                 raise ServerStartupError(f"{self} cannot start: {error}") from None
         tried: list[int] = []
@@ -567,6 +609,7 @@ class InferenceServer(EngineFacts):
             require_binary(make_command(self.fill(stop_command), self.env_vars), str(self), hint)
 
     def _launch(self, tried: list[int]) -> None:
+        self._raise_if_cancelled()
         try:
             reservation = ports.reserve_port(self.host, self._port, avoid=tried, further=self.derived_ports)
         except ServerStartupError as error:
@@ -624,9 +667,11 @@ class InferenceServer(EngineFacts):
             phases=self.phases,
             on_wait=self._note_phase,
             owns_port=self._owns_port,
+            cancelled=self._start_is_cancelled,
             headers=self._headers(),
         )
         outcome = wait_until_ready(check, process, self._log, self.launch_log_start)
+        self._raise_if_cancelled()
         if isinstance(outcome, NotReady):
             # The rest of the tree may still be writing its reasons.
             self._end_process(keep=True)
@@ -641,12 +686,16 @@ class InferenceServer(EngineFacts):
     def _root_cause(self, patterns: Sequence[re.Pattern[bytes]]) -> str | None:
         return diagnosis.root_cause(self._log, patterns, self.launch_log_start, self.secrets, self.noise_patterns)
 
+    def _note_download(self, text: str) -> None:
+        self._raise_if_cancelled()
+        self.on_progress(text)
+
     def _note_phase(self, phase: str | None) -> None:
         self.phase = phase or self.first_phase
         self._tell_waiting()
 
     def _end_waiting(self) -> None:
-        self._start_began = None
+        self._start_began = self._start_token = None
         self._tell_waiting()
 
     def _tell_waiting(self) -> None:

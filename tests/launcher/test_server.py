@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 import urllib.request
@@ -19,6 +20,7 @@ import pytest
 
 from pytest_infserver import (
     CommandServer,
+    InferenceServer,
     InferenceServerError,
     PortInUseError,
     RemoteServer,
@@ -29,6 +31,7 @@ from pytest_infserver import (
     VLLMServer,
 )
 from pytest_infserver.launcher.phases import Phase
+from pytest_infserver.launcher.process import ServerProcess
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 
@@ -214,6 +217,165 @@ def test_two_threads_start_one_server(fake_server: FakeServer) -> None:
     for thread in threads:
         thread.join(60)
     assert (server.state, server.launches) == (ServerState.READY, 1)
+
+
+# Cutting a start short.
+
+
+class Start(threading.Thread):
+    """A start in a thread of its own, and how it went."""
+
+    def __init__(self, server: InferenceServer) -> None:
+        super().__init__()
+        self.server = server
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.server.start()
+        except Exception as error:
+            self.error = error
+
+    def must_be_cancelled(self) -> None:
+        self.join(30)
+        assert not self.is_alive()
+        assert isinstance(self.error, ServerStartupError)
+        assert str(self.error) == f"{self.server}: its start was cancelled"
+        assert (self.server.state, self.server.pid) == (ServerState.FAILED, None)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--delay", "600"], ["--delay", "600", "--ignore-term", "--children", "2"], ["--loading", "600"], ["--mute"]],
+)
+def test_cancelled_start(fake_server: FakeServer, arguments: list[str]) -> None:
+    server = fake_server(*arguments, startup_timeout=600)
+    start = Start(server)
+    while server.pid is None:
+        time.sleep(0.001)
+    time.sleep(0.3)
+    server.cancel_start()
+    begin = time.monotonic()
+    start.must_be_cancelled()
+    assert time.monotonic() - begin < 10
+    server.stop()
+    assert server.state is ServerState.STOPPED
+
+
+def test_start_cancelled_before_its_launch(fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = fake_server()
+    monkeypatch.setattr(server, "require_engine", server.cancel_start)
+    Start(server).must_be_cancelled()
+    assert server.launches == 0
+
+
+@pytest.mark.parametrize("moment", ["launch", "mark_ready"])
+def test_start_cancelled_around_its_launch(
+    fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    server = fake_server()
+    real = getattr(ServerProcess, moment)
+
+    def cancel(process: ServerProcess, *arguments: Any) -> None:
+        server.cancel_start()
+        real(process, *arguments)
+
+    monkeypatch.setattr(ServerProcess, moment, cancel)
+    Start(server).must_be_cancelled()
+    assert server.launches == 1
+
+
+def test_cancelling_is_about_one_start(fake_server: FakeServer) -> None:
+    server = fake_server()
+    server.cancel_start()
+    server.start()
+    server.cancel_start()
+    assert server.check_health()
+    server.stop()
+    server.cancel_start()
+    server.start()
+    assert server.check_health()
+
+
+def test_cancelling_at_any_moment(fake_server: FakeServer) -> None:
+    server = fake_server()
+    for step in range(12):
+        start = Start(server)
+        time.sleep(step * 0.012)
+        server.cancel_start()
+        start.join(30)
+        assert not start.is_alive()
+        if start.error is None:
+            assert server.check_health()
+            server.stop()
+        else:
+            assert "start was cancelled" in str(start.error)
+        assert psutil.Process().children() == []
+
+
+@pytest.mark.parametrize("arguments", [["--loading", "600"], ["--mute"]])
+def test_cancelled_attaching(fake_server: FakeServer, arguments: list[str]) -> None:
+    own = fake_server(*arguments)
+    own_start = Start(own)
+    while not own.pid or not has_listener(own.port):
+        time.sleep(0.01)
+    remote = RemoteServer(url=own.server_url, startup_timeout=600, heartbeat_timeout=600)
+    start = Start(remote)
+    while remote.state is not ServerState.STARTING:
+        time.sleep(0.001)
+    time.sleep(0.2)
+    remote.cancel_start()
+    start.join(10)
+    assert str(start.error) == "remote: its start was cancelled"
+    own.cancel_start()
+    own_start.must_be_cancelled()
+
+
+def test_cancelled_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nothing_left: None) -> None:
+    def endless(model: str, progress: Callable[[str], None]) -> None:
+        while True:
+            progress("1 of 2 MB")
+            time.sleep(0.01)
+
+    monkeypatch.setattr("pytest_infserver.launcher.server.ensure_builtin", endless)
+    server = CommandServer(
+        launch_command=[sys.executable, "{model}", "{port}"], model="builtin:smollm2", output_dir=tmp_path
+    )
+    server.on_progress = lambda text: server.cancel_start()
+    Start(server).must_be_cancelled()
+
+
+def test_kill_ends_a_stop_that_waits(fake_server: FakeServer) -> None:
+    server = fake_server("--ignore-term", "--children", "1", stop_timeout=600).start()
+    thread = threading.Thread(target=server.stop)
+    thread.start()
+    thread.join(0.5)
+    assert thread.is_alive()
+    server.kill()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert server.state is ServerState.STOPPED
+
+
+def test_kill_ends_a_start(fake_server: FakeServer) -> None:
+    server = fake_server("--delay", "600", "--ignore-term")
+    server.kill()
+    start = Start(server)
+    while server.pid is None:
+        time.sleep(0.001)
+    server.kill()
+    start.join(30)
+    assert isinstance(start.error, ServerStartupError)
+    assert server.state is ServerState.FAILED
+
+
+def has_listener(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_shared_server_refuses_to_stop(fake_server: FakeServer) -> None:
