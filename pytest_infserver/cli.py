@@ -16,12 +16,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Its words without the program's name; those of this process if None.
 
     Returns:
-        The exit status: 0, 1 if a download failed, 4 for a configuration error.
+        The exit status: 0, 1 if a download or a server failed, 4 for a configuration error.
     """
     parser = argparse.ArgumentParser(prog="infserver", description="Inference servers for tests (pytest-infserver).")
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="check configuration files and print each server's command")
     check.add_argument("config", nargs="+", help="YAML file")
+    run = commands.add_parser("run", help="start servers and show their logs until Ctrl-C")
+    run.add_argument("config", help="YAML file")
+    run.add_argument("name", nargs="*", help="which of its servers (default: all)")
     commands.add_parser("schema", help="print the JSON Schema of the configuration")
     fetch = commands.add_parser("fetch", help="fetch a built-in model into the cache")
     fetch.add_argument("model", help="builtin:smollm2")
@@ -29,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "check":
             return _check(arguments.config)
+        if arguments.command == "run":
+            return _run(arguments.config, arguments.name)
         if arguments.command == "schema":
             return _schema()
         return _fetch(arguments.model)
@@ -50,6 +55,17 @@ def _check(files: Sequence[str]) -> int:
         print(f"infserver: {error}", file=sys.stderr)
         return 4
     return 0
+
+
+def _run(file: str, names: Sequence[str]) -> int:
+    from pytest_infserver.errors import ConfigError
+    from pytest_infserver.foreground import run_servers
+
+    try:
+        return run_servers(file, names)
+    except ConfigError as error:
+        print(f"infserver: {error}", file=sys.stderr)
+        return 4
 
 
 def _schema() -> int:

@@ -95,12 +95,16 @@ def reports_port_taken(
     return False
 
 
-def readable(line: bytes, secrets: frozenset[str] = frozenset()) -> str:
-    """Return a log line as text for a message: decoded, trimmed, without control characters, shortened."""
+def plain(line: bytes, secrets: frozenset[str] = frozenset()) -> str:
+    """Return a log line as text that harms no terminal: decoded, without control characters, secrets masked."""
     text = _ESCAPE.sub(b"", line).decode("utf-8", "replace")
-    text = "".join(char if char.isprintable() else " " for char in text).strip()
-    # Before it is shortened: half a secret would not be found any more.
-    text = redact(text, secrets)
+    return redact("".join(char if char.isprintable() else " " for char in text), secrets)
+
+
+def readable(line: bytes, secrets: frozenset[str] = frozenset()) -> str:
+    """Return a log line as text for a message: like `plain`, trimmed and shortened."""
+    # Shortened last: half a secret would not be found any more.
+    text = plain(line, secrets).strip()
     return text if len(text) <= _MAX_LINE else f"{text[:_MAX_LINE]} ..."
 
 
