@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
+from typing import TextIO
 
 from pytest_infserver.config.loading import choose
 from pytest_infserver.config.model import ServerConfig
@@ -81,21 +82,23 @@ class _Output:
 
     def __init__(self) -> None:
         self.on_reader_gone: Callable[[], None] = lambda: None
+        # None where it is closed. Kept: amdsmi's import needs another one in its place for a moment.
+        self._stream: TextIO | None = sys.stdout
         self._lock = threading.Lock()
 
     def line(self, text: str) -> None:
-        if sys.stdout is None:
-            # Started with a closed one.
+        stream = self._stream
+        if stream is None:
             return
-        encoding = sys.stdout.encoding or "utf-8"
+        encoding = stream.encoding or "utf-8"
         with self._lock:
             try:
-                sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+                stream.write(text.encode(encoding, "replace").decode(encoding) + "\n")
                 # For a pipe, too.
-                sys.stdout.flush()
+                stream.flush()
             except OSError:
                 # `infserver run ... | head`: nobody sees the servers any more.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
                 self.on_reader_gone()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -53,9 +54,18 @@ def read_gpus() -> list[Gpu]:
         raise NoTelemetry(f"{type(error).__name__}: {_words(error)}") from None
 
 
-@functools.cache
+_connecting = threading.Lock()
+"""Of two threads that put something else in the place of sys.stdout, the later one puts back the other one's."""
+
+
 def _reader() -> Callable[[], list[Gpu]] | str:
     """Return what reads the GPUs, or why nothing can."""
+    with _connecting:
+        return _connect()
+
+
+@functools.cache
+def _connect() -> Callable[[], list[Gpu]] | str:
     reasons = []
     # A broken driver raises whatever it likes; none of it may end a test run.
     for name, connect in (("nvidia-ml-py", _connect_nvml), ("amdsmi", _connect_amdsmi)):

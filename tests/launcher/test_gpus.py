@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +206,24 @@ result([found, out.getvalue()])
 def test_nvidia_comes_before_amd(amdsmi: Path, driver: Driver) -> None:
     path = os.pathsep.join(filter(None, [str(amdsmi), os.environ.get("PYTHONPATH")]))
     assert [gpu[0] for gpu in driver.run(SHOW, A, PYTHONPATH=path)] == ["GPU-a"]
+
+
+def test_threads_that_connect_at_once_leave_stdout_alone(tmp_path: Path) -> None:
+    (tmp_path / "amdsmi.py").write_text("import time\ntime.sleep(0.3)\nraise KeyError('no library')\n")
+    (tmp_path / "pynvml.py").write_text("raise ImportError\n")
+    program = """
+import contextlib, sys, threading, time
+from pytest_infserver.launcher.gpus import NoTelemetry, read_gpus
+def read():
+    with contextlib.suppress(NoTelemetry):
+        read_gpus()
+threads = [threading.Thread(target=read) for _ in range(4)]
+for thread in threads:
+    thread.start()
+    time.sleep(0.05)
+for thread in threads:
+    thread.join()
+assert sys.stdout is sys.__stdout__
+"""
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    subprocess.run([sys.executable, "-c", program], env=env, timeout=60, check=True)
