@@ -14,9 +14,12 @@ installed. The machine should be idle.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import re
+import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -51,7 +54,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): pass
 def write(what):
     with open(note, "a") as file:
-        file.write(f"{what} {name} {time.time()}\\n")
+        file.write(f"{what} {name} {time.time()} {os.getpid()}\\n")
 def stop(*_):
     time.sleep(exit_delay)
     write("gone")
@@ -145,6 +148,10 @@ def pytest_runtest_logstart(nodeid, location):
 """
 
 
+class RunFailed(Exception):
+    """A run of pytest did not pass."""
+
+
 @dataclass(frozen=True)
 class Result:
     """One run of the suite.
@@ -205,14 +212,14 @@ def run_pytest(folder: Path, *arguments: str) -> float:
     """Run pytest in a folder; return the seconds that it took.
 
     Raises:
-        SystemExit: A test failed, so that the numbers mean nothing.
+        RunFailed: A test failed, so that the numbers mean nothing.
     """
     begin = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", *arguments]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", *arguments]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT, check=False)
     seconds = time.monotonic() - begin
     if result.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} failed:\n{result.stdout[-5000:]}{result.stderr[-2000:]}")
+        raise RunFailed(f"{' '.join(command)} failed:\n{result.stdout[-5000:]}{result.stderr[-2000:]}")
     return seconds
 
 
@@ -233,8 +240,8 @@ def measure(manager: str, workers: int, extra: list[str]) -> Result:
         # Some managers do not wait for the end of what they stop.
         time.sleep(2 * STOP_SECONDS)
         entries = [line.split() for line in note.read_text().splitlines()]
-    starts = sum(what == "start" for what, _, _ in entries)
-    return Result(seconds, starts, idle_seconds([(what, float(when)) for what, _, when in entries]))
+    starts = sum(entry[0] == "start" for entry in entries)
+    return Result(seconds, starts, idle_seconds([(entry[0], float(entry[2])) for entry in entries]))
 
 
 def idle_seconds(entries: list[tuple[str, float]]) -> float:
@@ -271,7 +278,11 @@ def compare(managers: list[str], worker_counts: list[int], runs: int, max_server
         print(f"\n-n {workers}: bound {limit:.1f} s (medians of {runs})")
         print(f"{'':34}{'wall':>8}  {'starts':>6}  {'/ bound':>7}  {'no server runs':>14}")
         for manager in managers:
-            results = [measure(manager, workers, extra) for _ in range(runs)]
+            try:
+                results = [measure(manager, workers, extra) for _ in range(runs)]
+            except RunFailed as error:
+                print(f"{LABELS[manager]:34}failed: {error}", flush=True)
+                continue
             seconds = statistics.median(result.seconds for result in results)
             starts = statistics.median(result.starts for result in results)
             idle = statistics.median(result.idle for result in results)
@@ -304,16 +315,27 @@ def keep() -> None:
                 "def note(path, name):\n    with open(path, 'a') as file: file.write(f'got {name} {time.time()}\\n')\n"
             )
             path.write_text(text.replace("import time\n", f"import time\n{helper}"))
-        for number in (1, 2):
-            (folder / "asked").write_text("")
-            before = note.read_text().count("start ")
-            # The second run ends them.
-            duration = "60s" if number == 1 else "0s"
-            seconds = run_pytest(folder, "--infserver-config", "servers.yaml", option, duration)
-            starts = note.read_text().count("start ") - before
-            waits = first_waits((folder / "asked").read_text())
-            shown = ", ".join(f"{server} {wait * 1000:.0f} ms" for server, wait in waits.items())
-            print(f"run {number}: {seconds:.1f} s, {starts} starts; asked -> handed out: {shown}", flush=True)
+        try:
+            for number in (1, 2):
+                (folder / "asked").write_text("")
+                before = note.read_text().count("start ")
+                seconds = run_pytest(folder, "--infserver-config", "servers.yaml", option, "60s")
+                starts = note.read_text().count("start ") - before
+                waits = first_waits((folder / "asked").read_text())
+                shown = ", ".join(f"{server} {wait * 1000:.0f} ms" for server, wait in waits.items())
+                print(f"run {number}: {seconds:.1f} s, {starts} starts; asked -> handed out: {shown}", flush=True)
+        finally:
+            end_servers(note)
+
+
+def end_servers(note: Path) -> None:
+    """End the servers that the note says have started and not ended."""
+    entries = [line.split() for line in note.read_text().splitlines()]
+    gone = {entry[3] for entry in entries if entry[0] == "gone"}
+    for entry in entries:
+        if entry[3] not in gone:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(entry[3]), signal.SIGTERM)
 
 
 def first_waits(text: str) -> dict[str, float]:
@@ -370,8 +392,6 @@ def lease(runs: int, worker_counts: list[int]) -> None:
 
 
 def free_port() -> int:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
