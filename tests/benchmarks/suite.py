@@ -62,6 +62,8 @@ def stop(*_):
 write("start")
 signal.signal(signal.SIGTERM, stop)
 time.sleep(delay)
+# As real engines have it: with the 5 of http.server, connections of a busy moment wait a second for their second try.
+http.server.ThreadingHTTPServer.request_queue_size = 128
 server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
 print("ready", flush=True)
 server.serve_forever()
