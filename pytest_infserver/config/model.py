@@ -68,7 +68,7 @@ class ServerConfig:
         kinds.LEAKS, "What it may leave behind with a warning: kind:pattern, such as shm:sglang_*.", ()
     )
     profile: ProfileConfig | None = _key(PROFILE, "Profile the server: enabled, tool, output_dir, args.")
-    gpus: int | None = _key(kinds.COUNT, "Number of GPUs that the server needs.")
+    gpus: int | None = _key(kinds.COUNT, "Number of GPUs that the server needs; 0 hides them from it.")
     launch_command: tuple[str, ...] | None = _key(
         kinds.COMMAND, "Command of the `command` backend; {model}, {host} and {port} are filled in."
     )

@@ -31,6 +31,10 @@ class EngineFacts:
         first_phase: What the engine does before its log tells of a phase.
         phases: Log lines that tell what the engine is doing while it starts.
         known_leftovers: What the engine is known to leave behind, as in ``allow_leaks``.
+        uses_gpus: Whether the engine takes all GPUs that it sees if its arguments do not say how many.
+        parallel_sizes: Options whose product is the number of GPUs; each with all its spellings, the name first.
+        inner_sizes: The name of such an option to a flag with which it is a part of the others.
+        node_counts: Spellings of the option that says among how many machines these GPUs are divided.
     """
 
     install_hint: ClassVar[str] = ""
@@ -50,6 +54,10 @@ class EngineFacts:
     first_phase: ClassVar[str] = "starting"
     phases: ClassVar[Sequence[Phase]] = ()
     known_leftovers: ClassVar[Sequence[str]] = ()
+    uses_gpus: ClassVar[bool] = False
+    parallel_sizes: ClassVar[Sequence[Sequence[str]]] = ()
+    inner_sizes: ClassVar[Mapping[str, str]] = {}
+    node_counts: ClassVar[Sequence[str]] = ()
 
     def derived_ports(self, port: int) -> Sequence[int]:
         """Return the ports that the engine takes besides ``port``, because it derives them from it."""

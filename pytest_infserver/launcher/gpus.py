@@ -23,6 +23,7 @@ class Gpu:
         used: Memory in use, in bytes, or None if the driver does not say: NVIDIA's GB10 has none of its own.
         processes: Process id to bytes of its memory (0 where the driver does not say), or None if the driver does
             not name them. The ids are those of the driver's own pid namespace.
+        amd: Whether it is AMD's, which has an environment variable of its own.
     """
 
     uuid: str
@@ -30,6 +31,7 @@ class Gpu:
     name: str
     used: int | None
     processes: Mapping[int, int] | None
+    amd: bool = False
 
     def __str__(self) -> str:
         return f"GPU {self.index} ({self.name})"
@@ -134,7 +136,14 @@ def _connect_amdsmi() -> Callable[[], list[Gpu]]:
 
     def read() -> list[Gpu]:
         return [
-            Gpu(amdsmi.amdsmi_get_gpu_device_uuid(handle), index, name(handle), used(handle), processes(handle))
+            Gpu(
+                amdsmi.amdsmi_get_gpu_device_uuid(handle),
+                index,
+                name(handle),
+                used(handle),
+                processes(handle),
+                amd=True,
+            )
             for index, handle in enumerate(amdsmi.amdsmi_get_processor_handles())
         ]
 

@@ -35,6 +35,7 @@ from pytest_infserver.launcher.attach import wait_for_url
 from pytest_infserver.launcher.changed_options import OutdatedOption, up_to_date
 from pytest_infserver.launcher.checks import check_settings, missing_model, place_of_flag
 from pytest_infserver.launcher.command import Command, filled, make_command, require_binary
+from pytest_infserver.launcher.devices import DeviceClaim, claim_for
 from pytest_infserver.launcher.endpoints import existing
 from pytest_infserver.launcher.engine_facts import EngineFacts
 from pytest_infserver.launcher.engine_version import installed_version
@@ -56,6 +57,8 @@ logger = logging.getLogger("pytest_infserver")
 Self = TypeVar("Self", bound="InferenceServer")
 
 _PORT_ATTEMPTS = 3
+_MEMORY_LIMIT = 10.0
+"""Seconds that the driver gets to take a server's GPU memory back before its devices are released."""
 
 
 @dataclasses.dataclass
@@ -120,6 +123,8 @@ class InferenceServer(EngineFacts):
         self._process: ServerProcess | None = None
         self._leak_check: LeakCheck | None = None
         self._heartbeat: Heartbeat | None = None
+        self._given_devices: DeviceClaim | None = None
+        self._own_devices: DeviceClaim | None = None
         self._state = ServerState.NEW
         self._command: Command | None = None
         self._hang: str | None = None
@@ -263,6 +268,19 @@ class InferenceServer(EngineFacts):
             return values[0][0]
         return next(filter(None, map(self.env_vars.get, self.api_key_variables)), None)
 
+    @property
+    def devices(self) -> DeviceClaim | None:
+        """The GPUs that were claimed for it, or None: before its start, or if nothing is known of its needs."""
+        return self._given_devices or self._own_devices
+
+    def use_devices(self, claim: DeviceClaim | None) -> None:
+        """Give the server GPUs for its next starts; they stay the caller's to release.
+
+        Args:
+            claim: The GPUs; None lets it claim its own at each start and release them at its end.
+        """
+        self._given_devices = claim
+
     def url_for(self, path: str) -> str:
         """Return the URL of a path on the server."""
         return f"{self.server_url}/{path.lstrip('/')}"
@@ -291,7 +309,8 @@ class InferenceServer(EngineFacts):
         Raises:
             ConfigError: It has an option that the installed version of the engine does not have any more.
         """
-        command = make_command(self.get_launch_command(), self.env_vars)
+        claimed = {} if self.devices is None else self.devices.env_vars
+        command = make_command(self.get_launch_command(), {**self.env_vars, **claimed})
         if not self.changed_options:
             return command, []
         try:
@@ -350,6 +369,7 @@ class InferenceServer(EngineFacts):
             try:
                 if self._process is not None:
                     self._end_process()
+                    self._await_memory(self.devices)
                     self._warn_of_leftovers()
                 self._owner = os.getpid()
                 self._state = ServerState.STARTING
@@ -368,7 +388,10 @@ class InferenceServer(EngineFacts):
                 return self
             except BaseException:
                 self._state = ServerState.FAILED
-                self._end_process()
+                try:
+                    self._end_process()
+                finally:
+                    self._release_devices()
                 self._warn_of_leftovers()
                 self._end_waiting()
                 raise
@@ -409,12 +432,14 @@ class InferenceServer(EngineFacts):
             try:
                 self._state = ServerState.STOPPING
                 orderly = self._end_process(orderly=orderly)
+                self._await_memory(self._own_devices)
             except BaseException:
                 if self._process is not None:
                     self._process.close()
                 raise
             finally:
                 self._state = ServerState.STOPPED
+                self._release_devices()
             if orderly:
                 self._report_leftovers()
             elif had_process:
@@ -565,8 +590,6 @@ class InferenceServer(EngineFacts):
                 f"{self}: 'profile' is enabled, but this version of pytest-infserver cannot profile; set"
                 " 'enabled: false' under 'profile:' to run without."
             )
-        if self.settings.gpus is not None:
-            self.on_warning(f"{self}: 'gpus' is not enforced yet; set CUDA_VISIBLE_DEVICES in env_vars")
         if not ports.is_loopback(self.host) and self.api_key is None:
             self.on_warning(
                 f"{self}: listens on {self.host}, where others may reach it, and has no API key; set one with the"
@@ -580,6 +603,8 @@ class InferenceServer(EngineFacts):
                 ensure_builtin(self.model, self._note_download)
             except RuntimeError as error:
                 raise ServerStartupError(f"{self} cannot start: {error}") from None
+        if self.devices is None:
+            self._own_devices = claim_for(self)
         tried: list[int] = []
         for attempt in range(_PORT_ATTEMPTS):
             try:
@@ -632,7 +657,8 @@ class InferenceServer(EngineFacts):
             self._process = process = ServerProcess()
             self.leak_report = None
             self._leak_check = check = LeakCheck(self.env_vars) if self.debug_mode else None
-            locks = [*reservation.lock_fds, *(check.lock_fds if check is not None else ())]
+            holders = [holder for holder in (reservation, check, self.devices) if holder is not None]
+            locks = [lock for holder in holders for lock in holder.lock_fds]
             stop_command = self.settings.stop_command
             launch = Launch(
                 argv=command.argv,
@@ -782,6 +808,18 @@ class InferenceServer(EngineFacts):
         if orderly and process.stop_problem is not None:
             self.on_warning(f"{self}: its stop_command {process.stop_problem}; log: {self.log_path}")
         return orderly and not process.cut_short
+
+    def _await_memory(self, claim: DeviceClaim | None) -> None:
+        """Wait until the memory of GPUs is back: whoever gets them next needs it."""
+        left = None if claim is None else claim.wait_until_back(_MEMORY_LIMIT)
+        if left is not None:
+            self.on_warning(f"{self}: {_MEMORY_LIMIT:g} s after its end {redact(left, self.secrets)}")
+
+    def _release_devices(self) -> None:
+        # Those that were given to it are somebody else's.
+        own, self._own_devices = self._own_devices, None
+        if own is not None:
+            own.release()
 
     def _warn_of_leftovers(self) -> None:
         """Say what a server has left behind that had no chance to clean up."""

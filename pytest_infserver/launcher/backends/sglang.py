@@ -31,6 +31,15 @@ class SGLangServer(InferenceServer):
         ChangedOption("--cuda-graph-bs", "write --cuda-graph-bs-decode", since="0.5.23"),
     )
     config_keys = frozenset(ARGUMENT_KEYS)
+    uses_gpus = True
+    # --tp and the like are argparse's abbreviations.
+    parallel_sizes = (
+        ("--tensor-parallel-size", "--tp-size", "--tp"),
+        ("--pipeline-parallel-size", "--pp-size", "--pp"),
+        ("--data-parallel-size", "--dp-size", "--dp"),
+    )
+    inner_sizes = {"--data-parallel-size": "--enable-dp-attention"}  # noqa: RUF012
+    node_counts = ("--nnodes",)
     reserved_options = {  # noqa: RUF012
         "--host": "host",
         "--port": "port",

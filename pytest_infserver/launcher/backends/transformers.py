@@ -16,6 +16,8 @@ class TransformersServer(InferenceServer):
     install_hint = "Install it with \"pip install 'transformers[serving]'\"."
     packages = ("transformers",)
     config_keys = frozenset(ARGUMENT_KEYS)
+    # Its default is --device auto, which spreads a model over all GPUs.
+    uses_gpus = True
     reserved_options = {"--host": "host", "--port": "port"}  # noqa: RUF012
     # /v1/models is left out: it asks the hub, and answers 500 offline.
     endpoint_paths = {  # noqa: RUF012

@@ -50,6 +50,14 @@ class VLLMServer(InferenceServer):
         ChangedOption("--device", "leave it out, the build decides", since="0.32"),
     )
     config_keys = frozenset(ARGUMENT_KEYS)
+    uses_gpus = True
+    parallel_sizes = (
+        ("--tensor-parallel-size", "-tp"),
+        ("--pipeline-parallel-size", "-pp"),
+        ("--data-parallel-size", "-dp"),
+        ("--prefill-context-parallel-size", "-pcp"),
+    )
+    node_counts = ("--nnodes", "-n")
     reserved_options = {"--host": "host", "--port": "port", "--model": "model"}  # noqa: RUF012
     endpoint_paths = {  # noqa: RUF012
         "health": "/health",
