@@ -120,9 +120,10 @@ def claim_for(server: InferenceServer) -> DeviceClaim | None:
         raise ServerStartupError(f"{server} cannot start: {missing}. {_advice(visible, demand)}")
     made = claim(visible, demand)
     if made is None:
+        sharing = f", or set {SWITCH}=0 if servers may share a GPU" if _locks_are_on() else ""
         raise ServerStartupError(
             f"{server} cannot start: needs {demand}, and too few are free: {describe_taken(visible, demand)}. Wait"
-            f" for its end or stop it, or set {SWITCH}=0 if servers may share a GPU."
+            f" for its end or stop it{sharing}."
         )
     return made
 
@@ -207,8 +208,12 @@ def _is_free(device: Device) -> bool:
     return lock is not None
 
 
+def _locks_are_on() -> bool:
+    return os.environ.get(SWITCH) != "0"
+
+
 def _lock_file(device: Device) -> Path | None:
-    folder = shared_dir() if os.environ.get(SWITCH) != "0" else None
+    folder = shared_dir() if _locks_are_on() else None
     # Not the name of leaks/gpu.py: debug mode's lock is another one, on every device that its server might use.
     return None if folder is None else folder / f"slot-{re.sub(r'[^A-Za-z0-9-]', '_', device.key)}.lock"
 
@@ -223,7 +228,7 @@ def _sign(lock: int | None) -> None:
 @contextlib.contextmanager
 def _turn() -> Iterator[None]:
     """Let one process at a time choose: two that each hold a part of what the other needs would both get nothing."""
-    folder = shared_dir() if os.environ.get(SWITCH) != "0" else None
+    folder = shared_dir() if _locks_are_on() else None
     lock = None
     if folder is not None:
         deadline = time.monotonic() + _TURN_LIMIT

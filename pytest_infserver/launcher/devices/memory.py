@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pytest_infserver.launcher.devices.visible import Device
 from pytest_infserver.launcher.gpus import Gpu, NoTelemetry, read_gpus
+from pytest_infserver.launcher.redaction import find_secrets, redact
 
 TOLERANCE = 512 << 20
 """Bytes by which a device's memory may differ and still leave room for the next server."""
@@ -82,6 +83,8 @@ def describe_process(pid: int) -> str:
 
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(pid)
-        command = " ".join(process.cmdline())[:_MAX_COMMAND] or process.name()
-        return f"pid {pid} ({command})"
+        words = process.cmdline()
+        # One line, whatever a script on the command line looks like.
+        command = " ".join(redact(" ".join(words), find_secrets({}, words)).split())
+        return f"pid {pid} ({command[:_MAX_COMMAND] or process.name()})"
     return f"pid {pid}"

@@ -1,0 +1,813 @@
+"""GPU slots: which devices there are, how many a server needs, and that nobody gets what somebody else has."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from fake_driver import Driver
+
+from pytest_infserver import ServerStartupError, create_server
+from pytest_infserver.launcher.devices import (
+    Demand,
+    Device,
+    DeviceClaim,
+    Visible,
+    claim,
+    demand_of,
+    describe_holder,
+    describe_taken,
+    shortage,
+    shortage_together,
+    visible_devices,
+)
+from pytest_infserver.launcher.devices import claims as claims_module
+from pytest_infserver.launcher.devices import visible as visible_module
+from pytest_infserver.launcher.gpus import Gpu, NoTelemetry
+
+pytestmark = [pytest.mark.usefixtures("hard_limit", "nothing_left", "own_state")]
+
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+SILENCE = "nothing tells about GPUs"
+FOUR = {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}
+Machine = Callable[..., None]
+
+
+@pytest.fixture
+def own_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("INFSERVER_STATE_DIR", str(tmp_path / "state"))
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch, own_state: None) -> Machine:
+    """Give the machine GPUs with these UUIDs: ``machine("GPU-a", "GPU-b", amd=False)``; it has none at first."""
+    found: list[Gpu] | None = None
+
+    def read() -> list[Gpu]:
+        if found is None:
+            raise NoTelemetry(SILENCE)
+        return found
+
+    def have(*uuids: str, amd: bool = False) -> None:
+        nonlocal found
+        found = [Gpu(uuid, index, "Stub", None, None, amd) for index, uuid in enumerate(uuids)]
+
+    monkeypatch.setattr(visible_module, "read_gpus", read)
+    return have
+
+
+@pytest.fixture
+def claimed() -> Iterator[Callable[..., DeviceClaim | None]]:
+    """Claim, and give back at the end."""
+    made: list[DeviceClaim] = []
+
+    def take(visible: Visible, demand: Demand, *avoid: str) -> DeviceClaim | None:
+        found = claim(visible, demand, frozenset(avoid))
+        if found is not None:
+            made.append(found)
+        return found
+
+    yield take
+    for one in made:
+        one.release()
+
+
+def labels(visible: Visible) -> list[str]:
+    return [device.label for device in visible.devices]
+
+
+def demand(count: int, **fields: Any) -> Demand:
+    return Demand(count, f"gpus: {count}", **fields)
+
+
+def own_list(text: str, count: int | None = None) -> Demand:
+    fixed = visible_module.entries(text)
+    return Demand(len(fixed) if count is None else count, "own", fixed, "CUDA_VISIBLE_DEVICES", hides=count == 0)
+
+
+def got(found: DeviceClaim | None) -> list[str] | None:
+    return None if found is None else [device.label for device in found.devices]
+
+
+# What there is.
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("4,5", ["4", "5"]),
+        (" 4 , 5 ", ["4", "5"]),
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("all", []),
+        ("0,-1,1", ["0"]),
+        ("0,,1", ["0"]),
+        ("0,1.5", ["0"]),
+        ("0,٣", ["0"]),
+        ("1,0,1,01", ["1", "0"]),
+        ("GPU-a,GPU-b,GPU-a", ["GPU-a", "GPU-b"]),
+        ("MIG-1,MIG-GPU-a/1/0", ["MIG-1", "MIG-GPU-a/1/0"]),
+    ],
+)
+def test_list_of_the_caller_counts_without_a_driver(text: str, expected: list[str]) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        visible = visible_devices({name: text})
+        assert (visible.variable, labels(visible)) == (name, expected)
+        assert [device.index for device in visible.devices] == list(range(len(expected)))
+        assert visible.source == (f"{name}={text}" if text else f"{name} is empty")
+
+
+def test_machine_without_gpus() -> None:
+    visible = visible_devices({})
+    assert (visible.variable, visible.devices, visible.source) == ("CUDA_VISIBLE_DEVICES", (), SILENCE)
+
+
+@pytest.mark.parametrize(
+    ("amd", "variable", "shows"), [(False, "CUDA_VISIBLE_DEVICES", "NVML"), (True, "HIP_VISIBLE_DEVICES", "amdsmi")]
+)
+def test_all_gpus_of_the_driver_without_a_list(machine: Machine, amd: bool, variable: str, shows: str) -> None:
+    machine("GPU-a", "GPU-b", amd=amd)
+    visible = visible_devices({})
+    assert visible.devices == (Device("0", "GPU-a", 0), Device("1", "GPU-b", 1))
+    assert (visible.variable, visible.source) == (variable, f"2 GPUs that {shows} shows")
+
+
+def test_list_is_read_as_the_driver_knows_the_devices(machine: Machine) -> None:
+    machine("GPU-aa1", "GPU-ab2", "GPU-c")
+    visible = visible_devices({"CUDA_VISIBLE_DEVICES": "1,GPU-ab,GPU-c,0,MIG-x"})
+    assert [(device.label, device.key) for device in visible.devices] == [
+        ("1", "GPU-ab2"),
+        ("GPU-c", "GPU-c"),
+        ("0", "GPU-aa1"),
+        ("MIG-x", "MIG-x"),
+    ]
+    for invalid in ("3", "GPU-a", "GPU-z"):
+        assert labels(visible_devices({"CUDA_VISIBLE_DEVICES": f"0,{invalid},1"})) == ["0"], invalid
+
+
+def test_list_that_the_driver_cannot_judge_counts(machine: Machine) -> None:
+    """A driver that shows no GPU says nothing, and AMD's UUIDs in the environment are not those of amdsmi."""
+    machine()
+    assert labels(visible_devices(FOUR)) == ["4", "5", "6", "7"]
+    machine("uuid-one", amd=True)
+    assert labels(visible_devices({"HIP_VISIBLE_DEVICES": "GPU-1234"})) == ["GPU-1234"]
+
+
+def test_numbers_of_hip_are_relative_to_rocr() -> None:
+    environ = {"ROCR_VISIBLE_DEVICES": "5,7", "HIP_VISIBLE_DEVICES": "1,2"}
+    assert visible_devices(environ).devices == (Device("1", "index-7", 0),)
+    visible = visible_devices({"ROCR_VISIBLE_DEVICES": "5,7"})
+    assert visible.devices == (Device("0", "index-5", 0), Device("1", "index-7", 1))
+    assert (visible.variable, visible.source) == ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES=5,7")
+
+
+def test_which_variable_counts(machine: Machine) -> None:
+    environ = {"CUDA_VISIBLE_DEVICES": "0", "HIP_VISIBLE_DEVICES": "1", "ROCR_VISIBLE_DEVICES": "0"}
+    assert labels(visible_devices(environ)) == ["0"]
+    machine("GPU-a", "GPU-b")
+    nvidia = visible_devices(environ)
+    assert (nvidia.variable, labels(nvidia), nvidia.overruled) == ("CUDA_VISIBLE_DEVICES", ["0"], ())
+    assert labels(visible_devices({"HIP_VISIBLE_DEVICES": "1"})) == ["0", "1"]
+    machine("a", "b", amd=True)
+    del environ["ROCR_VISIBLE_DEVICES"]
+    amd = visible_devices(environ)
+    assert (amd.variable, labels(amd), amd.overruled) == ("HIP_VISIBLE_DEVICES", ["1"], ("CUDA_VISIBLE_DEVICES",))
+    # vLLM refuses to start where the two differ.
+    assert amd.environment(amd.devices) == {"HIP_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": None}
+    assert labels(visible_devices({"CUDA_VISIBLE_DEVICES": "1"})) == ["1"]
+
+
+def test_numbers_mean_the_same_to_cuda_and_to_the_driver(machine: Machine) -> None:
+    def order(environ: dict[str, str]) -> str | None:
+        visible = visible_devices(environ)
+        return visible.environment(visible.devices[:1]).get("CUDA_DEVICE_ORDER")
+
+    assert order(FOUR) is None
+    machine("GPU-a")
+    assert order({}) is None
+    machine("GPU-a", "GPU-b")
+    assert order({}) == order({"CUDA_VISIBLE_DEVICES": "1"}) == "PCI_BUS_ID"
+    assert order({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}) == "PCI_BUS_ID"
+    assert order({"CUDA_DEVICE_ORDER": "FASTEST_FIRST", "CUDA_VISIBLE_DEVICES": "1"}) is None
+    assert order({"CUDA_VISIBLE_DEVICES": "GPU-b"}) is None
+    machine("a", "b", amd=True)
+    assert order({}) is None
+
+
+# What a server needs.
+
+
+@pytest.mark.parametrize(
+    ("backend", "settings", "count", "reason"),
+    [
+        ("vllm", {"gpus": 2}, 2, "gpus: 2"),
+        ("vllm", {"gpus": 0}, 0, "gpus: 0"),
+        ("vllm", {}, 4, "a vllm server without a size takes all 4"),
+        ("sglang", {}, 4, "a sglang server without a size takes all 4"),
+        ("transformers", {}, 4, "a transformers server without a size takes all 4"),
+        ("transformers", {"args": {"device": "cpu"}}, 0, "--device cpu"),
+        ("llamacpp", {}, 0, "a llamacpp server without 'gpus'"),
+        ("llamacpp", {"gpus": 1}, 1, "gpus: 1"),
+        (
+            "vllm",
+            {"args": {"tensor-parallel-size": 2, "pipeline_parallel_size": 3}},
+            6,
+            "tensor-parallel-size 2 x pipe",
+        ),
+        ("vllm", {"args": {"tensor-parallel-size": 1}}, 1, "tensor-parallel-size 1"),
+        ("vllm", {"args": ["-tp", "2", "-dp=2", "-pp", "2"]}, 8, "tensor-parallel-size 2 x pipeline-parallel-size 2 x"),
+        ("vllm", {"args": ["--tensor_parallel_size=3"]}, 3, "tensor-parallel-size 3"),
+        ("vllm", {"args": ["-tp", "1", "--tensor-parallel-size", "2"]}, 2, "tensor-parallel-size 2"),
+        ("vllm", {"args": ["-tp", "4", "--nnodes", "2"]}, 2, "tensor-parallel-size 4 on 2 nodes"),
+        ("vllm", {"args": ["-tp", "many"]}, 4, "a vllm server without a size"),
+        ("vllm", {"args": {"tensor-parallel-size": 2}, "gpus": 1}, 1, "gpus: 1"),
+        ("sglang", {"args": {"tp": 2, "dp-size": 2}}, 4, "tensor-parallel-size 2 x data-parallel-size 2"),
+        ("sglang", {"args": {"tp-size": 2, "dp": 2, "enable-dp-attention": True}}, 2, "tensor-parallel-size 2"),
+        ("sglang", {"args": {"tp": 2, "ep-size": 2, "pp-size": 2}}, 4, "tensor-parallel-size 2 x pipeline-parallel-si"),
+        ("vllm", {"env": "0,1"}, 2, "CUDA_VISIBLE_DEVICES=0,1 in env_vars"),
+        ("llamacpp", {"env": "3"}, 1, "CUDA_VISIBLE_DEVICES=3 in env_vars"),
+        ("vllm", {"env": ""}, 0, "CUDA_VISIBLE_DEVICES= in env_vars"),
+        ("vllm", {"env": "0,-1,1"}, 1, "CUDA_VISIBLE_DEVICES=0,-1,1 in env_vars"),
+        ("vllm", {"env": "0,0"}, 1, "CUDA_VISIBLE_DEVICES=0,0 in env_vars"),
+        ("vllm", {"env": None}, 4, "a vllm server without a size takes all 4"),
+        ("vllm", {"env": "0,1,2,3", "gpus": 1}, 1, "gpus: 1, CUDA_VISIBLE_DEVICES=0,1,2,3 in env_vars"),
+        ("vllm", {"env": "0,1", "args": {"tensor-parallel-size": 4}}, 2, "CUDA_VISIBLE_DEVICES=0,1 in env_vars"),
+        ("remote", {"url": "http://127.0.0.1:9"}, 0, "it is not started here"),
+        ("vllm", {"url": "http://127.0.0.1:9", "gpus": 2}, 0, "it is not started here"),
+    ],
+)
+def test_demand(backend: str, settings: dict[str, Any], count: int, reason: str) -> None:
+    keywords: dict[str, Any] = {key: value for key, value in settings.items() if key in ("gpus", "url")}
+    if "args" in settings:
+        keywords["config"] = {"server_args": settings["args"]}
+    if "env" in settings:
+        keywords["env_vars"] = {"CUDA_VISIBLE_DEVICES": settings["env"]}
+    found = demand_of(create_server(backend, "m", **keywords), visible_devices(FOUR))
+    assert (found.count, found.hides) == (count, settings.get("gpus") == 0)
+    assert found.reason.startswith(reason)
+
+
+@pytest.mark.parametrize("environ", [{}, {"CUDA_VISIBLE_DEVICES": ""}])
+def test_only_what_is_said_counts_where_there_are_no_gpus(environ: dict[str, str]) -> None:
+    visible = visible_devices(environ)
+    for backend in ("vllm", "sglang", "transformers"):
+        server = create_server(backend, "m", config={"server_args": ["--tensor-parallel-size", "2"]})
+        assert demand_of(server, visible).count == 0
+        assert demand_of(create_server(backend, "m", gpus=2), visible).count == 2
+        fixed = create_server(backend, "m", env_vars={"HIP_VISIBLE_DEVICES": "0,1"})
+        assert demand_of(fixed, visible) == Demand(
+            2, "HIP_VISIBLE_DEVICES=0,1 in env_vars", ("0", "1"), "HIP_VISIBLE_DEVICES"
+        )
+
+
+def test_shortage(machine: Machine) -> None:
+    two = visible_devices({"CUDA_VISIBLE_DEVICES": "0,1"})
+    assert shortage(two, demand(2)) is None
+    assert shortage(two, demand(0, hides=True)) is None
+    assert shortage(two, demand(8)) == "needs 8 GPUs (gpus: 8), and this run has 2 (CUDA_VISIBLE_DEVICES=0,1)"
+    assert shortage(visible_devices({}), demand(1)) == f"needs 1 GPU (gpus: 1), and this run has none ({SILENCE})"
+    # What the server names itself need not be in the caller's list, and without a driver nobody knows better.
+    assert shortage(two, own_list("5,6")) is None
+    assert shortage(two, own_list("5,6", 3)) == "needs 3 GPUs (own), and its CUDA_VISIBLE_DEVICES names 2"
+    machine("GPU-a", "GPU-b")
+    text = "needs GPU 5 (own), which this machine does not have (2 GPUs that NVML shows)"
+    assert shortage(visible_devices({}), own_list("0,5")) == text
+    assert shortage(visible_devices({}), own_list("0,GPU-b")) is None
+    assert "some of them are the same device" in (shortage(visible_devices({}), own_list("0,GPU-a")) or "")
+
+
+def test_shortage_of_several_servers_together() -> None:
+    four = visible_devices(FOUR)
+    assert shortage_together(four, {}) is None
+    assert shortage_together(four, {"a": demand(2), "b": demand(2), "c": demand(0)}) is None
+    assert shortage_together(four, {"a": demand(2), "b": demand(3), "c": demand(0)}) == (
+        "need 5 GPUs together (a: 2 GPUs (gpus: 2); b: 3 GPUs (gpus: 3)), and this run has 4"
+        " (CUDA_VISIBLE_DEVICES=4,5,6,7)"
+    )
+    assert shortage_together(four, {"a": demand(8)}) == f"a {shortage(four, demand(8))}"
+    # What is named is gone for the others, and what can be one of several gives way.
+    assert shortage_together(four, {"a": own_list("4,5"), "b": demand(2)}) is None
+    assert shortage_together(four, {"a": own_list("4,5"), "b": demand(3)}) is not None
+    assert shortage_together(four, {"a": own_list("4,5"), "b": own_list("5,6")}) is not None
+    assert shortage_together(four, {"a": own_list("4,5", 1), "b": own_list("4"), "c": own_list("5,6", 1)}) is None
+    assert shortage_together(four, {"a": own_list("0"), "b": demand(4)}) is None
+
+
+# Who has it.
+
+
+def test_all_or_nothing(claimed: Callable[..., DeviceClaim | None]) -> None:
+    four = visible_devices(FOUR)
+    first = claimed(four, demand(3))
+    assert got(first) == ["4", "5", "6"]
+    assert first is not None
+    assert first.env_vars == {"CUDA_VISIBLE_DEVICES": "4,5,6"}
+    assert len(first.lock_fds) == 3
+    assert claimed(four, demand(2)) is None
+    assert got(claimed(four, demand(1))) == ["7"]
+    assert claimed(four, demand(1)) is None
+    first.release()
+    first.release()
+    assert got(claimed(four, demand(3))) == ["4", "5", "6"]
+
+
+def test_neighbours_are_taken_where_there_are_some(claimed: Callable[..., DeviceClaim | None]) -> None:
+    four = visible_devices(FOUR)
+    assert got(claimed(four, own_list("5"))) == ["5"]
+    assert got(claimed(four, demand(2))) == ["6", "7"]
+    assert claimed(four, demand(2)) is None
+
+
+def test_no_neighbours_are_better_than_nothing(claimed: Callable[..., DeviceClaim | None]) -> None:
+    four = visible_devices(FOUR)
+    assert got(claimed(four, own_list("5,7"))) == ["5", "7"]
+    assert got(claimed(four, demand(2))) == ["4", "6"]
+
+
+def test_devices_to_avoid(claimed: Callable[..., DeviceClaim | None]) -> None:
+    four = visible_devices(FOUR)
+    assert claimed(four, demand(4), "index-4") is None
+    assert got(claimed(four, demand(2), "index-4", "index-6")) == ["5", "7"]
+
+
+def test_one_device_under_two_names_is_one(machine: Machine, claimed: Callable[..., DeviceClaim | None]) -> None:
+    machine("GPU-a", "GPU-b")
+    twice = visible_devices({"CUDA_VISIBLE_DEVICES": "0,GPU-a"})
+    assert claimed(twice, demand(2)) is None
+    assert got(claimed(twice, demand(1))) == ["0"]
+    assert claimed(visible_devices({"CUDA_VISIBLE_DEVICES": "GPU-a"}), demand(1)) is None
+    assert claimed(visible_devices({}), own_list("GPU-a")) is None
+    assert got(claimed(visible_devices({}), demand(1))) == ["1"]
+
+
+def test_what_a_server_names_itself_stays_as_it_is(claimed: Callable[..., DeviceClaim | None]) -> None:
+    two = visible_devices({"CUDA_VISIBLE_DEVICES": "4,5"})
+    fixed = claimed(two, own_list("7,3"))
+    assert fixed is not None
+    assert (got(fixed), fixed.env_vars) == (["7", "3"], {})
+    assert claimed(two, own_list("3")) is None
+    some = claimed(two, own_list("3,2,1", 2))
+    assert some is not None
+    assert some.env_vars == {"CUDA_VISIBLE_DEVICES": "2,1"}
+
+
+def test_server_that_must_see_none(claimed: Callable[..., DeviceClaim | None]) -> None:
+    for name, nothing in (("CUDA_VISIBLE_DEVICES", ""), ("HIP_VISIBLE_DEVICES", "-1")):
+        hidden = claimed(visible_devices({name: "0"}), demand(0, hides=True))
+        assert hidden is not None
+        assert (hidden.devices, hidden.lock_fds, hidden.env_vars) == ((), [], {name: nothing})
+    unknown = claimed(visible_devices(FOUR), demand(0))
+    assert unknown is not None
+    assert unknown.env_vars == {}
+    own = claimed(visible_devices(FOUR), own_list("1", 0))
+    assert own is not None
+    assert own.env_vars == {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_without_locks_one_process_still_gives_each_device_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, claimed: Callable[..., DeviceClaim | None]
+) -> None:
+    monkeypatch.setenv("INFSERVER_DEVICE_LOCKS", "0")
+    two = visible_devices({"CUDA_VISIBLE_DEVICES": "4,5"})
+    first = claimed(two, demand(1))
+    assert first is not None
+    assert first.lock_fds == []
+    assert got(claimed(two, demand(1))) == ["5"]
+    assert claimed(two, demand(1)) is None
+    assert "GPU 4 is taken by another server of this process" in describe_taken(two, demand(1))
+    # Who names one wants that one.
+    assert got(claimed(two, own_list("4"))) == ["4"]
+    first.release()
+    assert not (tmp_path / "state").exists()
+
+
+def test_claim_that_nobody_holds_any_more_is_released() -> None:
+    two = visible_devices({"CUDA_VISIBLE_DEVICES": "4"})
+    assert got(claim(two, demand(1))) == ["4"]
+    again = claim(two, demand(1))
+    assert again is not None
+    again.release()
+
+
+def test_interrupted_claim_leaves_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = len(os.listdir("/dev/fd"))
+    two = visible_devices({"CUDA_VISIBLE_DEVICES": "4,5"})
+    for name in ("_sign", "_choose", "_environment"):
+        with monkeypatch.context() as patch:
+            patch.setattr(claims_module, name, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                claim(two, demand(1))
+        assert len(os.listdir("/dev/fd")) == before
+    again = claim(two, demand(2))
+    assert again is not None
+    again.release()
+
+
+def test_threads_that_claim_at_once(claimed: Callable[..., DeviceClaim | None]) -> None:
+    """Each wants a half: nobody may hold a part of it and then give up for want of the rest."""
+    eight = visible_devices({"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"})
+    for _ in range(20):
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: claim(eight, demand(3)), range(4)))
+        taken = [device.label for one in found if one is not None for device in one.devices]
+        for one in found:
+            if one is not None:
+                one.release()
+        assert len(taken) == len(set(taken)) == 6
+
+
+HOLDER = """
+import os, sys
+from pytest_infserver.launcher.devices import Demand, claim, visible_devices
+while sys.stdin.readline():
+    one = claim(visible_devices(os.environ), Demand(int(sys.argv[1]), "test"))
+    print(",".join(device.label for device in one.devices) if one else "nothing", flush=True)
+"""
+
+
+@pytest.fixture
+def other() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start processes that claim at each line that they get, and say what they got."""
+    made: list[subprocess.Popen[str]] = []
+
+    def start(count: int, code: str = HOLDER, **variables: str) -> subprocess.Popen[str]:
+        made.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code, str(count)],
+                env={**os.environ, **variables},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return made[-1]
+
+    yield start
+    for process in made:
+        process.kill()
+        process.communicate()
+
+
+def ask(process: subprocess.Popen[str]) -> str:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return process.stdout.readline().strip()
+
+
+def test_processes_that_claim_at_once(other: Callable[..., subprocess.Popen[str]]) -> None:
+    processes = [other(3, **FOUR) for _ in range(2)] + [other(1, **FOUR) for _ in range(3)]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.flush()
+    answers = [process.stdout.readline().strip() for process in processes if process.stdout is not None]
+    taken = [label for answer in answers if answer != "nothing" for label in answer.split(",")]
+    assert len(taken) == len(set(taken)) >= 3, answers
+
+
+def test_killed_holder_frees_its_devices(
+    other: Callable[..., subprocess.Popen[str]], claimed: Callable[..., DeviceClaim | None]
+) -> None:
+    four = visible_devices(FOUR)
+    process = other(4, **FOUR)
+    assert ask(process) == "4,5,6,7"
+    assert claimed(four, demand(1)) is None
+    said = describe_holder(four.devices[0])
+    assert said.startswith(f"pid {process.pid} (")
+    assert "import os" in said
+    assert describe_taken(four, own_list("5")) == f"GPU 5 is taken by {describe_holder(four.devices[1])}"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert describe_holder(four.devices[0]) == f"pid {process.pid}, which has ended or cannot be seen from here"
+    assert got(claimed(four, demand(4))) == ["4", "5", "6", "7"]
+
+
+def test_lock_file_that_cannot_be_used_is_a_taken_device(
+    tmp_path: Path, claimed: Callable[..., DeviceClaim | None]
+) -> None:
+    folder = tmp_path / "state" / "pytest-infserver-devices"
+    folder.mkdir(parents=True, mode=0o700)
+    (folder / "slot-index-4.lock").mkdir()
+    four = visible_devices(FOUR)
+    assert got(claimed(four, demand(3))) == ["5", "6", "7"]
+    assert str(folder) in describe_holder(four.devices[0])
+
+
+# Servers.
+
+
+def seen(server: Any) -> dict[str, str]:
+    env = requests.get(server.url_for("/argv"), timeout=10).json()["env"]
+    return {name: env[name] for name in VARIABLES if name in env}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "4,5"),
+        ({"gpus": 1}, "4"),
+        ({"gpus": 2}, "4,5"),
+        ({"gpus": 0}, ""),
+        ({"env_vars": {"CUDA_VISIBLE_DEVICES": "0,1,2"}}, "0,1,2"),
+        ({"env_vars": {"CUDA_VISIBLE_DEVICES": "0,1,2"}, "gpus": 1}, "0"),
+        ({"env_vars": {"CUDA_VISIBLE_DEVICES": None}, "gpus": 1}, "4"),
+    ],
+)
+def test_what_a_server_sees(
+    monkeypatch: pytest.MonkeyPatch, fake_server: Any, settings: dict[str, Any], expected: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    server = fake_server(**settings)
+    assert "CUDA_VISIBLE_DEVICES=4" not in str(server.command())
+    with server:
+        assert seen(server) == {"CUDA_VISIBLE_DEVICES": expected}
+        if settings:
+            assert f"CUDA_VISIBLE_DEVICES={expected or repr('')} " in str(server.command())
+            assert server.devices is not None
+    assert server.devices is None
+
+
+def test_servers_of_one_process_get_one_device_each(monkeypatch: pytest.MonkeyPatch, fake_server: Any) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    first, second, third = (fake_server(name=name, gpus=1) for name in ("a", "b", "c"))
+    first.start()
+    second.start()
+    assert [seen(first), seen(second)] == [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+    with pytest.raises(ServerStartupError) as caught:
+        third.start()
+    assert str(caught.value).startswith(
+        "c (command) cannot start: needs 1 GPU (gpus: 1), and too few are free: GPU 4 is taken by another server"
+        f" of this process, pid {os.getpid()} ("
+    )
+    assert "INFSERVER_DEVICE_LOCKS=0" in str(caught.value)
+    second.stop()
+    third.start()
+    assert seen(third) == {"CUDA_VISIBLE_DEVICES": "5"}
+
+
+def test_server_that_needs_more_than_there_is(monkeypatch: pytest.MonkeyPatch, fake_server: Any) -> None:
+    with pytest.raises(ServerStartupError, match=r"needs 1 GPU .* has none .*pip install 'pytest-infserver\[gpu\]'"):
+        fake_server(gpus=1).start()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    server = fake_server(gpus=3)
+    with pytest.raises(ServerStartupError, match=r"needs 3 GPUs \(gpus: 3\), and this run has 2 \(CUDA_"):
+        server.start()
+    assert server.launches == 0
+
+
+def test_failed_start_frees_the_devices(monkeypatch: pytest.MonkeyPatch, fake_server: Any) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    with pytest.raises(ServerStartupError, match="exited with code 3"):
+        fake_server("--exit=3", gpus=1).start()
+    with fake_server(gpus=1) as server:
+        assert seen(server) == {"CUDA_VISIBLE_DEVICES": "4"}
+
+
+def test_restarted_server_keeps_its_device(monkeypatch: pytest.MonkeyPatch, fake_server: Any) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    first, server = fake_server(name="a", gpus=1).start(), fake_server(name="b", gpus=1).start()
+    first.stop()
+    os.kill(server.pid, signal.SIGKILL)
+    assert server.wait_death(30)
+    server.start()
+    assert seen(server) == {"CUDA_VISIBLE_DEVICES": "5"}
+
+
+def test_devices_that_are_given_are_never_released(monkeypatch: pytest.MonkeyPatch, fake_server: Any) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    visible = visible_devices(os.environ)
+    given = claim(visible, own_list("5"))
+    assert given is not None
+    given.env_vars = visible.environment(given.devices)
+    server = fake_server(gpus=1)
+    server.use_devices(given)
+    for _ in range(2):
+        with server:
+            assert seen(server) == {"CUDA_VISIBLE_DEVICES": "5"}
+            assert server.devices is given
+        assert len(given.lock_fds) == 1
+        assert claim(visible, own_list("5")) is None
+    given.release()
+    server.use_devices(None)
+    with server:
+        assert seen(server) == {"CUDA_VISIBLE_DEVICES": "4"}
+
+
+def test_supervisor_keeps_the_devices_until_the_server_is_gone(
+    monkeypatch: pytest.MonkeyPatch, fake_server: Any
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    visible = visible_devices(os.environ)
+    given = claim(visible, demand(1))
+    assert given is not None
+    server = fake_server(gpus=1)
+    server.use_devices(given)
+    with server:
+        given.release()
+        assert claim(visible, demand(1)) is None
+    again = claim(visible, demand(1))
+    assert again is not None
+    again.release()
+
+
+OWNER = f"""
+import sys
+from pytest_infserver import CommandServer, ServerStartupError
+command = [sys.executable, "-S", {str(Path(__file__).parents[1] / "fake_engine.py")!r}, "--port", "{{port}}"]
+import os
+server = CommandServer(launch_command=command, output_dir=os.environ["LOGS"], gpus=int(sys.argv[1]))
+while sys.stdin.readline():
+    import requests
+    try:
+        server.start()
+        print(requests.get(server.url_for("/argv"), timeout=10).json()["env"]["CUDA_VISIBLE_DEVICES"], flush=True)
+    except ServerStartupError as error:
+        print(error, flush=True)
+server.stop()
+"""
+
+
+def test_servers_of_two_processes(other: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    variables = {"CUDA_VISIBLE_DEVICES": "4,5", "LOGS": str(tmp_path / "logs")}
+    first, second, third = (other(count, OWNER, **variables) for count in (1, 1, 2))
+    for process in (first, second):
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    found = [process.stdout.readline().strip() for process in (first, second) if process.stdout is not None]
+    assert sorted(found) == ["4", "5"]
+    refusal = ask(third)
+    assert "needs 2 GPUs (gpus: 2), and too few are free: GPU 4 is taken by pid " in refusal
+    assert f"pid {first.pid} (" in refusal
+    assert f"pid {second.pid} (" in refusal
+    # Killed with kill -9: its supervisor ends the server, and with it go the locks.
+    first.kill()
+    second.kill()
+    for _ in range(100):
+        answer = ask(third)
+        if answer == "4,5":
+            break
+    assert answer == "4,5"
+    assert third.stdin is not None
+    third.stdin.close()
+    assert third.wait(60) == 0
+
+
+# Through the real nvidia-ml-py, each in an interpreter of its own.
+
+PROGRAM = f"""
+from pytest_infserver import CommandServer
+from pytest_infserver.launcher import server as server_module
+from pytest_infserver.launcher.devices import Demand, claim, visible_devices
+
+MIB = 1 << 20
+server_module._MEMORY_LIMIT = 0.3
+
+def used(mib, name="a"):
+    return f"gpu GPU-{{name}} {{mib * MIB}} Stub {{name.upper()}}"
+
+def make(**settings):
+    command = [sys.executable, "-S", {str(Path(__file__).parents[1] / "fake_engine.py")!r}, "--port", "{{port}}"]
+    one = CommandServer(launch_command=command, output_dir=os.environ["LOGS"], **settings)
+    one.warnings = []
+    one.on_warning = one.warnings.append
+    return one
+
+def env(one):
+    import requests
+    found = requests.get(one.url_for("/argv"), timeout=10).json()["env"]
+    return [found.get("CUDA_VISIBLE_DEVICES"), found.get("CUDA_DEVICE_ORDER")]
+
+def take(count=1):
+    return claim(visible_devices(os.environ), Demand(count, "test"))
+"""
+A, B = "gpu GPU-a 0 Stub A", "gpu GPU-b 0 Stub B"
+
+
+@pytest.fixture
+def run(driver: Driver, tmp_path: Path) -> Callable[..., Any]:
+    def start(code: str, *lines: str) -> Any:
+        return driver.run(PROGRAM + code, *lines, LOGS=str(tmp_path / "logs"))
+
+    return start
+
+
+def test_gpus_of_the_driver_are_handed_out(run: Callable[..., Any]) -> None:
+    code = "one, two = make(gpus=1).start(), make(gpus=1).start()\nresult([env(one), env(two)])\none.stop()\ntwo.stop()"
+    assert run(code, A, B) == [["0", "PCI_BUS_ID"], ["1", "PCI_BUS_ID"]]
+
+
+def test_memory_that_comes_back(run: Callable[..., Any]) -> None:
+    code = """
+one = take()
+say(used(5000), used(9000, "b"))
+threading.Timer(0.3, say, [used(400), used(9000, "b")]).start()
+begin = time.monotonic()
+result([one.wait_until_back(), time.monotonic() - begin])
+"""
+    words, seconds = run(code, A, B)
+    assert words is None
+    assert 0.2 < seconds < 10
+
+
+def test_memory_that_does_not_come_back(run: Callable[..., Any]) -> None:
+    code = """
+one = take(2)
+say(used(1), used(6000, "b"), f"process {os.getpid()} {5000 * MIB}", "process 1999999999 0")
+words = [one.wait_until_back(0.1)]
+say(used(1), used(6000, "b"))
+words.append(one.wait_until_back(0.1))
+result([os.getpid(), words])
+"""
+    pid, (named, unnamed) = run(code, A, B)
+    assert named.startswith(f"GPU 1 (Stub B) holds 6000 MiB more than before, for pid {pid} (")
+    assert named.endswith(", pid 1999999999")
+    assert unnamed == "GPU 1 (Stub B) holds 6000 MiB more than before; the driver does not say for which process"
+
+
+def test_memory_of_which_nobody_can_tell(run: Callable[..., Any]) -> None:
+    code = """
+found = []
+for line in ("fail nvmlDeviceGetMemoryInfo 3", "fail nvmlDeviceGetCount_v2 999"):
+    say(used(0))
+    one = take()
+    say(used(9000), line)
+    begin = time.monotonic()
+    found.append([one.wait_until_back(), time.monotonic() - begin < 1])
+    one.release()
+    say(used(0), line)
+    one = take()
+    say(used(9000))
+    found.append([one and one.wait_until_back(), time.monotonic() - begin < 1])
+    if one:
+        one.release()
+result(found)
+"""
+    assert run(code, A) == [[None, True]] * 4
+
+
+def test_server_keeps_its_devices_until_the_memory_is_back(run: Callable[..., Any]) -> None:
+    code = """
+one = make(gpus=1).start()
+say(used(5000))
+threading.Timer(0.1, say, [used(0)]).start()
+one.stop()
+first = list(one.warnings)
+one.start()
+say(used(5000))
+one.stop()
+result([first, one.warnings])
+"""
+    first, [warning] = run(code, A)
+    assert first == []
+    assert warning == (
+        "command: 0.3 s after its end GPU 0 (Stub A) holds 5000 MiB more than before; the driver does not say for"
+        " which process"
+    )
+
+
+def test_lock_of_debug_mode_is_another_one(run: Callable[..., Any]) -> None:
+    """Where debug mode cannot tell memory by process it locks every device: that must not cost anybody a slot."""
+    code = """
+from pytest_infserver.launcher.leaks import gpu
+gpu._pids_are_ours = lambda: False
+one, two = (make(gpus=1, debug_mode=True).start() for _ in range(2))
+found = [env(one)[0], env(two)[0], take() is None]
+for server in (one, two):
+    try:
+        server.stop()
+    except Exception:
+        pass
+found.append([device.label for device in take(2).devices])
+result(found)
+"""
+    assert run(code, A, B) == ["0", "1", True, ["0", "1"]]
+
+
+def test_check_and_command_claim_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake_server: Any) -> None:
+    from pytest_infserver.reporting.dry_run import command_lines
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    server = fake_server(gpus=8)
+    lines = list(command_lines([server.settings]))
+    assert lines[0].startswith("fake: ")
+    assert server.devices is None
+    assert not (tmp_path / "state").exists()
