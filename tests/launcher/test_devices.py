@@ -459,7 +459,8 @@ def other() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     yield start
     for process in made:
         process.kill()
-        process.communicate()
+        with process:
+            pass
 
 
 def ask(process: subprocess.Popen[str]) -> str:
