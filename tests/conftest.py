@@ -47,11 +47,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the developer's own settings and other runs' port locks out of the tests."""
+    """Keep the developer's own settings and other runs' locks on devices out of the tests."""
     for name in list(os.environ):
         if name.startswith("INFSERVER_") and name != "INFSERVER_CACHE_DIR":
             monkeypatch.delenv(name)
     monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("INFSERVER_DEVICE_LOCKS", "0")
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ Machine = Callable[..., None]
 
 @pytest.fixture
 def own_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("INFSERVER_DEVICE_LOCKS")
     monkeypatch.setenv("INFSERVER_STATE_DIR", str(tmp_path / "state"))
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
