@@ -86,10 +86,14 @@ def take_shared_lock(path: Path) -> int | None:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
     except OSError:
         os.close(descriptor)
         return None
-    return descriptor
+    except BaseException:
+        # An interrupt: nobody would know of the lock.
+        os.close(descriptor)
+        raise
 
 
 def _open_shared(path: Path) -> int:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -416,6 +417,51 @@ def test_interrupted_claim_leaves_no_lock(monkeypatch: pytest.MonkeyPatch) -> No
     again = claim(two, demand(2))
     assert again is not None
     again.release()
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt at the ``number``th line of these files that this thread comes to."""
+
+    def __init__(self, number: int) -> None:
+        self.place: str | None = None
+        self._number = number
+        self._seen: set[tuple[str, int]] = set()
+
+    def call(self, frame: FrameType, event: str, argument: Any) -> Any:
+        files = {"claims.py", "memory.py", "places.py"}
+        return self._line if Path(frame.f_code.co_filename).name in files else None
+
+    def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
+        at = (Path(frame.f_code.co_filename).name, frame.f_lineno)
+        if event == "line" and self.place is None and at not in self._seen:
+            self._seen.add(at)
+            if len(self._seen) == self._number:
+                self.place = f"{at[0]}:{at[1]}"
+                raise KeyboardInterrupt
+        return self._line
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an interrupt in __del__
+def test_interrupt_at_any_line_of_a_claim(monkeypatch: pytest.MonkeyPatch, fake_server: Any) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    visible = visible_devices(os.environ)
+    for number in range(1, 1000):
+        interrupt = Interrupt(number)
+        server = fake_server("--exit=3", gpus=1)
+        sys.settrace(interrupt.call)
+        try:
+            server.start()
+        except (KeyboardInterrupt, ServerStartupError):
+            pass
+        finally:
+            sys.settrace(None)
+        assert server.devices is None, interrupt.place
+        both = claim(visible, demand(2))
+        assert both is not None, interrupt.place
+        both.release()
+        if interrupt.place is None:
+            break
+    assert number > 50
 
 
 def test_threads_that_claim_at_once(claimed: Callable[..., DeviceClaim | None]) -> None:

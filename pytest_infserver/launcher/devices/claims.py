@@ -28,7 +28,38 @@ _unreleased: weakref.WeakSet[DeviceClaim] = weakref.WeakSet()
 """The claims of this process: without locks they alone keep its servers apart."""
 
 
-class DeviceClaim:
+class Locks:
+    """Locks that are never lost, wherever an interrupt comes: they end with this object.
+
+    Attributes:
+        lock_fds: Their descriptors.
+    """
+
+    def __init__(self) -> None:
+        self.lock_fds: list[int] = []
+
+    def take(self, file: Path) -> int | None:
+        """Lock a file without waiting; return the descriptor, or None if somebody else holds the lock."""
+        before = len(self.lock_fds)
+        # In one line, so that nothing comes between a lock and its owner.
+        self.lock_fds.extend(lock for lock in [take_shared_lock(file)] if lock is not None)
+        return self.lock_fds[-1] if len(self.lock_fds) > before else None
+
+    def give_up(self, lock: int) -> None:
+        """Unlock one of them."""
+        os.close(self.lock_fds.pop(self.lock_fds.index(lock)))
+
+    def release(self) -> None:
+        """Close all of them; the locks last while a supervisor holds duplicates."""
+        while self.lock_fds:
+            os.close(self.lock_fds.pop())
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.release()
+
+
+class DeviceClaim(Locks):
     """Devices of one server, until `release`.
 
     Attributes:
@@ -39,21 +70,15 @@ class DeviceClaim:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.devices: tuple[Device, ...] = ()
         self.env_vars: Mapping[str, str | None] = {}
-        self.lock_fds: list[int] = []
         self.memory = MemoryBefore({})
 
     def release(self) -> None:
         """Give the devices back; while a supervisor holds duplicates of the locks they stay locked."""
         _unreleased.discard(self)
-        while self.lock_fds:
-            os.close(self.lock_fds.pop())
-
-    def __del__(self) -> None:
-        # An interrupt can lose a claim before anybody has it.
-        with contextlib.suppress(Exception):
-            self.release()
+        super().release()
 
     def wait_until_back(self, timeout: float = 30.0) -> str | None:
         """Wait until the devices' memory is back near what it was when they were claimed.
@@ -90,16 +115,15 @@ def claim(visible: Visible, demand: Demand, avoid: frozenset[str] = frozenset())
             _unreleased.add(made)
             for device, lock in locks.items():
                 if lock is not None and device not in made.devices:
-                    made.lock_fds.remove(lock)
-                    os.close(lock)
+                    made.give_up(lock)
         for device in made.devices:
             _sign(locks[device])
         made.env_vars = _environment(visible, demand, made.devices)
         made.memory = MemoryBefore.of(made.devices)
+        return made
     except BaseException:
         made.release()
         raise
-    return made
 
 
 def claim_for(server: InferenceServer) -> DeviceClaim | None:
@@ -178,9 +202,8 @@ def _take(made: DeviceClaim, candidates: Sequence[Device], shared: bool) -> dict
             if shared or not _claimed_here(device):
                 taken[device] = None
             continue
-        lock = take_shared_lock(file)
+        lock = made.take(file)
         if lock is not None:
-            made.lock_fds.append(lock)
             taken[device] = lock
     return taken
 
@@ -202,10 +225,11 @@ def _is_free(device: Device) -> bool:
     file = _lock_file(device)
     if file is None:
         return not _claimed_here(device)
-    lock = take_shared_lock(file)
-    if lock is not None:
-        os.close(lock)
-    return lock is not None
+    probe = Locks()
+    try:
+        return probe.take(file) is not None
+    finally:
+        probe.release()
 
 
 def _locks_are_on() -> bool:
@@ -229,13 +253,12 @@ def _sign(lock: int | None) -> None:
 def _turn() -> Iterator[None]:
     """Let one process at a time choose: two that each hold a part of what the other needs would both get nothing."""
     folder = shared_dir() if _locks_are_on() else None
-    lock = None
-    if folder is not None:
-        deadline = time.monotonic() + _TURN_LIMIT
-        while (lock := take_shared_lock(folder / "turn.lock")) is None and time.monotonic() < deadline:
-            time.sleep(0.002)
+    turn = Locks()
     try:
+        if folder is not None:
+            deadline = time.monotonic() + _TURN_LIMIT
+            while turn.take(folder / "turn.lock") is None and time.monotonic() < deadline:
+                time.sleep(0.002)
         yield
     finally:
-        if lock is not None:
-            os.close(lock)
+        turn.release()
