@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import re
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 _LIMIT = 10.0
 _HEAD = 4096
 _QUESTION = """
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution
 for name in sys.argv[1:]:
     try:
-        print(version(name))
-        break
+        found = distribution(name)
     except PackageNotFoundError:
-        pass
+        continue
+    # A folder with spaces in its name is quoted: this is one word.
+    print(found.version + "\\t" + "".join((found.read_text("direct_url.json") or "").split()))
+    break
 """
 
 
@@ -37,6 +42,26 @@ def installed_version(binary: str, packages: Sequence[str], env: Mapping[str, st
         packages: Names under which the engine is distributed; the first one that is installed counts.
         env: The environment in which it is going to run.
     """
+    found = _installed(binary, packages, env)
+    return None if found is None else found[0]
+
+
+def editable_source(binary: str, packages: Sequence[str], env: Mapping[str, str]) -> Path | None:
+    """Return the source folder of an engine that is installed with ``pip install -e``, else None.
+
+    Takes the arguments, and the time, of `installed_version`.
+    """
+    found = _installed(binary, packages, env)
+    try:
+        url = json.loads(found[1]) if found is not None and found[1] else {}
+        editable = url.get("dir_info", {}).get("editable") is True
+        return Path(unquote(urlsplit(url["url"]).path)) if editable else None
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return None
+
+
+def _installed(binary: str, packages: Sequence[str], env: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the engine's version and its direct_url.json."""
     python = _interpreter(binary, env.get("PATH", os.defpath))
     if python is None or not packages:
         return None
@@ -86,7 +111,7 @@ def _is_python(path: str) -> bool:
     return re.fullmatch(r"(?:python|pypy)[\d.]*t?", Path(path).name) is not None
 
 
-def _ask(python: str, packages: tuple[str, ...], pythonpath: str | None) -> str | None:
+def _ask(python: str, packages: tuple[str, ...], pythonpath: str | None) -> tuple[str, str] | None:
     try:
         return _answer(python, packages, pythonpath)
     except _NoAnswer:
@@ -97,8 +122,21 @@ class _NoAnswer(Exception):
     """The interpreter did not say anything; it is not remembered."""
 
 
+def _own_answer(packages: Sequence[str]) -> tuple[str, str]:
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found = distribution(name)
+            return found.version, found.read_text("direct_url.json") or ""
+    raise _NoAnswer
+
+
 @functools.lru_cache(maxsize=64)
-def _answer(python: str, packages: tuple[str, ...], pythonpath: str | None) -> str:
+def _answer(python: str, packages: tuple[str, ...], pythonpath: str | None) -> tuple[str, str]:
+    if python == sys.executable and pythonpath == os.environ.get("PYTHONPATH"):
+        # Nobody else needs to be started for that.
+        return _own_answer(packages)
     env = dict(os.environ)
     env.pop("PYTHONPATH", None)
     if pythonpath is not None:
@@ -127,7 +165,8 @@ def _answer(python: str, packages: tuple[str, ...], pythonpath: str | None) -> s
                 raise _NoAnswer from None
             raise
     # Whatever a sitecustomize prints stands before it.
-    lines = output.decode("utf-8", "replace").split()
-    if not lines:
+    lines = output.decode("utf-8", "replace").splitlines()
+    version, tab, url = lines[-1].partition("\t") if lines else ("", "", "")
+    if not tab:
         raise _NoAnswer
-    return lines[-1]
+    return version, url

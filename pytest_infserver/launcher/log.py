@@ -49,6 +49,12 @@ class ServerLog:
             raise
         return output, lock
 
+    def adopt(self, path: Path) -> None:
+        """Go on with the log of a server that runs already; its supervisor holds the folder's lock."""
+        self.path = path
+        with contextlib.suppress(OSError):
+            self._inode = path.stat().st_ino
+
     def _lock_folder(self) -> tuple[Path, int]:
         others = [self._output_dir / f"{self._name}-{number}" for number in range(2, _MAX_FOLDERS)]
         # The last one first: a restart goes on in the same file.

@@ -23,6 +23,15 @@ def state_dir() -> Path | None:
     return next((folder for folder in candidates if _is_private(folder)), None)
 
 
+def servers_dir() -> Path | None:
+    """Return the private folder for the sockets on which supervisors answer; None if there is no place for one."""
+    folder = state_dir()
+    if folder is None or not _is_private(folder / "servers"):
+        return None
+    # Absolute: a supervisor, or who asks it, may have another working directory.
+    return (folder / "servers").absolute()
+
+
 def _is_private(folder: Path) -> bool:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

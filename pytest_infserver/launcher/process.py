@@ -12,10 +12,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_infserver.launcher import supervisor
+from pytest_infserver.launcher.foreign import ForeignProcess, leave_behind, reap_left_behind
 from pytest_infserver.launcher.processes import descendants, send_signal
 
 
@@ -27,12 +28,16 @@ class Exit:
         code: Exit code; negative for the number of the signal that killed it; None if it got lost with its
             supervisor.
         max_rss: Peak resident memory of the root process, in bytes.
+        stopped_by: Who has asked for it, if that was not the owner.
     """
 
     code: int | None
     max_rss: int
+    stopped_by: str | None = None
 
     def __str__(self) -> str:
+        if self.stopped_by is not None:
+            return f"was stopped by {self.stopped_by}"
         if self.code is None:
             return "ended together with its supervisor (was that killed?)"
         if self.code >= 0:
@@ -78,6 +83,8 @@ class Launch:
         tmpdir: Debug mode, in which the supervisor follows what the server holds: the temporary directory that it
             makes for the server, and removes. None without debug mode.
         private_tmpdir: Whether the server gets that directory as its TMPDIR.
+        door: Private folder for the socket on which others may ask about the server, or None.
+        info: What they are told.
     """
 
     argv: Sequence[str]
@@ -88,6 +95,8 @@ class Launch:
     stop_command: Sequence[str] | None = None
     tmpdir: str | None = None
     private_tmpdir: bool = True
+    door: str | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
 
 
 class LaunchFailed(Exception):
@@ -104,7 +113,9 @@ class ServerProcess:
         self.leaks: Mapping[str, Any] | None = None
         self.stop_problem: str | None = None
         self.supervisor_pid: int | None = None
-        self._supervisor: subprocess.Popen[bytes] | None = None
+        self.door: str | None = None
+        self._supervisor: subprocess.Popen[bytes] | ForeignProcess | None = None
+        self._kept: bool | None = None
         self._channel: socket.socket | None = None
         self._reader: threading.Thread | None = None
         self._changed = threading.Condition()
@@ -129,7 +140,10 @@ class ServerProcess:
                 "stop_timeout": launch.stop_timeout,
                 "stop_command": launch.stop_command and [_wire(word) for word in launch.stop_command],
                 "private_tmpdir": launch.private_tmpdir,
+                "door": launch.door,
+                "info": dict(launch.info),
             }
+            reap_left_behind()
             self._start_supervisor(launch)
         except (OSError, UnicodeError) as error:
             raise LaunchFailed(str(error)) from None
@@ -146,10 +160,7 @@ class ServerProcess:
                 # Whatever socket.setdefaulttimeout() says: hours may pass between two messages.
                 end.settimeout(None)
             # Before the supervisor, so that stop() can rely on it wherever an interrupt comes.
-            self._reader = threading.Thread(
-                target=self._read, args=(self._channel,), name="infserver-supervisor", daemon=True
-            )
-            self._reader.start()
+            self._start_reader(self._channel)
             with _inheritable(theirs.fileno(), *launch.keep_fds) as handles:
                 debug = [] if launch.tmpdir is None else [launch.tmpdir]
                 home = supervisor.__file__.rpartition("/pytest_infserver/")[0]
@@ -163,6 +174,50 @@ class ServerProcess:
                     start_new_session=True,
                 )
         self.supervisor_pid = self._supervisor.pid
+
+    def _start_reader(self, channel: socket.socket) -> None:
+        self._reader = threading.Thread(target=self._read, args=(channel,), name="infserver-supervisor", daemon=True)
+        self._reader.start()
+
+    def take_over(self, channel: socket.socket, question: Mapping[str, object], timeout: float = 5.0) -> bool:
+        """Become the owner of a kept server, instead of `launch`; tell whether that went well.
+
+        Args:
+            channel: Connection to the door of its supervisor.
+            question: What identifies the server.
+            timeout: Seconds until the supervisor must have answered.
+        """
+        channel.settimeout(None)
+        self._channel = channel
+        self._start_reader(channel)
+        self._send(do="take_over", **question)
+        with self._changed:
+            self._changed.wait_for(lambda: self.pid or self._failure or self._gone, timeout)
+        if self.pid is None:
+            self.close()
+        return self.pid is not None
+
+    def keep(self, seconds: float, timeout: float = 5.0) -> bool:
+        """Let go of the server without ending it; tell whether that went well.
+
+        Args:
+            seconds: When nobody has taken it over in that time, its supervisor stops it.
+            timeout: Seconds until the supervisor must have answered.
+        """
+        self._send(do="keep", seconds=seconds)
+        with self._changed:
+            self._changed.wait_for(lambda: self._kept is not None or self._gone, timeout)
+        if not self._kept:
+            return False
+        self.close()
+        if isinstance(self._supervisor, subprocess.Popen):
+            leave_behind(self._supervisor)
+        self._supervisor = None
+        return True
+
+    def update(self, info: Mapping[str, Any]) -> None:
+        """Change what others are told about the server."""
+        self._send(do="update", info=dict(info))
 
     def mark_ready(self) -> None:
         """Tell the supervisor that the server now obeys SIGTERM, so that it gets its full time to end."""
@@ -219,6 +274,8 @@ class ServerProcess:
                 self._channel.shutdown(socket.SHUT_RDWR)
             self._channel.close()
             self._join_reader()
+        if isinstance(self._supervisor, ForeignProcess):
+            self._supervisor.close()
 
     def _join_reader(self) -> None:
         if self._reader is not None and self._reader.is_alive():
@@ -244,11 +301,19 @@ class ServerProcess:
         with self._changed:
             event = message["event"]
             if event == "launched":
-                self.pid, self.supervisor_pid = message["pid"], message["supervisor"]
+                self.pid, self.supervisor_pid, self.door = message["pid"], message["supervisor"], message["door"]
+            elif event == "taken_over":
+                guard = message["guard"]
+                self._supervisor = ForeignProcess(*filter(None, (guard, message["supervisor"])))
+                self.pid, self.supervisor_pid, self.door = message["pid"], message["supervisor"], message["door"]
+            elif event == "kept":
+                self._kept = message["ok"]
+                # From now on the end of the channel says nothing about the server.
+                self._let_go = self._let_go or message["ok"]
             elif event == "failed":
                 self._failure = str(message["message"])
             elif event == "exited":
-                self.exit = Exit(message["code"], message["max_rss"])
+                self.exit = Exit(message["code"], message["max_rss"], message["stopped_by"])
             elif event == "stop_command":
                 self.stop_problem = message["problem"]
             elif event == "gone":

@@ -29,7 +29,7 @@ from pytest_infserver.errors import (
     ServerDiedError,
     ServerStartupError,
 )
-from pytest_infserver.launcher import diagnosis, messages, ports
+from pytest_infserver.launcher import diagnosis, handover, messages, ports
 from pytest_infserver.launcher.arguments import ArgumentsError, option_values, to_argv
 from pytest_infserver.launcher.attach import wait_for_url
 from pytest_infserver.launcher.changed_options import OutdatedOption, up_to_date
@@ -87,6 +87,9 @@ class InferenceServer(EngineFacts):
         on_warning: Gets a text about something that works, but not as one would want it.
         on_wait: Gets the server some four times a second while it starts, and once when it does not any more.
         phase: What it is doing while it starts, as far as its log tells.
+        taken_over: Whether it was running already when `take_over` made it this object's.
+        why_not_kept: Why the last `keep` did not keep it, in words.
+        device_keys: Names of the devices that were reserved for it; others are told.
     """
 
     def __init__(self, model: str | None = None, **settings: Any) -> None:
@@ -132,6 +135,9 @@ class InferenceServer(EngineFacts):
         self._lifecycle = threading.RLock()
         self._owner = os.getpid()
         self.launches = 0
+        self.taken_over = False
+        self.why_not_kept: str | None = None
+        self.device_keys: Sequence[str] = ()
         self._check_settings()
 
     @classmethod
@@ -288,12 +294,12 @@ class InferenceServer(EngineFacts):
     def read_log(self, start: int = 0, limit: int = MAX_READ) -> str:
         """Return the log from byte ``start`` on, at most its last ``limit`` bytes, secrets included."""
         # Before the first launch the file is that of an earlier server.
-        return self._log.read(start, limit) if self.launches else ""
+        return self._log.read(start, limit) if self.launches or self.taken_over else ""
 
     @property
     def log_size(self) -> int:
         """The size of the log in bytes."""
-        return self._log.size() if self.launches else 0
+        return self._log.size() if self.launches or self.taken_over else 0
 
     def command(self) -> Command:
         """Return the command that the server was launched with, or that `start` would run, with its environment.
@@ -444,6 +450,35 @@ class InferenceServer(EngineFacts):
                 self._report_leftovers()
             elif had_process:
                 self._warn_of_leftovers()
+
+    def keep(self, seconds: float) -> bool:
+        """Let go of the running server without stopping it, for a later run that needs the same one.
+
+        From then on it does not belong to this object, whose state is STOPPED.
+
+        Args:
+            seconds: When nobody has taken it over in that time, it is stopped.
+
+        Returns:
+            Whether that was possible; if not, `why_not_kept` says why, and the server is this object's as before.
+
+        Raises:
+            InferenceServerError: The server is shared with other tests, or belongs to another process.
+        """
+        if self._stop_refusal is not None:
+            raise InferenceServerError(self._stop_refusal)
+        self._require_owner("let go of it")
+        with self._lifecycle:
+            return handover.keep(self, seconds)
+
+    def take_over(self) -> bool:
+        """Take over a server that an earlier run has kept, if there is one that is just like this one and healthy.
+
+        Returns:
+            Whether that went well: the server is ready then, and `start` is not needed.
+        """
+        with self._lifecycle:
+            return not self.launched and handover.take_over(self)
 
     def _report_leftovers(self) -> None:
         report = self.leak_report
@@ -669,6 +704,7 @@ class InferenceServer(EngineFacts):
                 stop_command=None if stop_command is None else self.fill(stop_command),
                 tmpdir=None if check is None else check.tmpdir,
                 private_tmpdir=check is not None and check.private_tmpdir,
+                **handover.door_and_info(self),
             )
             if check is not None:
                 stack.callback(check.release)

@@ -4,12 +4,18 @@ Runs under ``python -I -S`` and imports only the standard library and modules of
 20 ms and cannot be broken by the environment of the server or of the owner. The owner is the process
 that uses `pytest_infserver.launcher.process`; both talk in JSON lines over one socket.
 
-To the supervisor: {"do": "launch", "argv", "env", "stop_timeout", "stop_command", "private_tmpdir"}, then
-{"do": "ready"}, {"do": "stop", "timeout"}. From it: {"event": "launched", "pid", "supervisor"} or {"event": "failed",
-"message"}, then {"event": "exited", "code", "max_rss"}, {"event": "stop_command", "problem"} if that failed, and last
-{"event": "gone", "survivors", "stuck", "leaks"}. The words of the commands and of the environment are bytes,
+To the supervisor: {"do": "launch", "argv", "env", "stop_timeout", "stop_command", "private_tmpdir", "door", "info"},
+then {"do": "ready"}, {"do": "stop", "timeout"}, {"do": "keep", "seconds"}, {"do": "update", "info"}. From it: {"event":
+"launched", "pid", "supervisor", "door"} or {"event": "failed", "message"}, then {"event": "exited", "code", "max_rss",
+"stopped_by"}, {"event": "stop_command", "problem"} if that failed, {"event": "kept", "ok"} as answer to "keep", and
+last {"event": "gone", "survivors", "stuck", "leaks"}. The words of the commands and of the environment are bytes,
 sent as latin-1: the two processes may differ in their encodings. The server's output goes where the
 supervisor's own goes.
+
+Other processes of the same user ask at its door (`pytest_infserver.launcher.door`): {"do": "describe"}, {"do": "stop",
+"timeout"}, {"do": "take_over", "fingerprint", "stop_timeout", "info"}. The last one is for a server that is kept: its
+owner has let go of it without ending it, and who takes it over is its owner from then on; the connection becomes the
+channel. A kept server that nobody takes over is stopped when its time is up.
 
 Above the supervisor stands a fork of it, the guard (Linux). If the supervisor is killed, its whole tree falls to the
 guard, which ends it.
@@ -31,6 +37,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pytest_infserver.launcher.door import Door, Visitor
 from pytest_infserver.launcher.processes import (
     Process,
     command_line,
@@ -38,6 +45,7 @@ from pytest_infserver.launcher.processes import (
     handles_sigterm,
     ignores_sigterm,
     is_alive,
+    read_process,
     send_signal,
     wait_until_stopped,
 )
@@ -70,6 +78,10 @@ LOOK_SHARE = 20
 """Debug mode: looks take at most one part in so many of one core's time."""
 ALARM_SHARE = 4
 """The same while new objects appear in /dev/shm all the time."""
+MAX_SECONDS = 1e9
+"""No request asks for a longer time."""
+LONGEST_SLEEP = 3600.0
+"""Seconds: poll() cannot sleep for a month."""
 
 HOME_VARIABLE = "INFSERVER_SUPERVISOR_HOME"
 """Names the folder that the package is imported from: under -I nothing of ours can be found otherwise."""
@@ -88,14 +100,21 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 class Owner:
-    """The process that uses the server; made in a child of it.
+    """The process that uses the server.
 
     Attributes:
         handle: Descriptor that becomes readable at its end; None where the system has none.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, is_parent: bool = True) -> None:
+        """Remember it.
+
+        Args:
+            pid: Its pid.
+            is_parent: Whether it is the parent of this process.
+        """
         self.pid = pid
+        self.is_parent = is_parent
         self.handle: int | None = None
         if hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):
@@ -105,8 +124,23 @@ class Owner:
             self.handle = None
 
     def is_gone(self) -> bool:
-        """Tell whether it has ended; to be asked in a child of it only."""
-        return os.getppid() != self.pid
+        """Tell whether it has ended; a parent is to be asked about before there is a guard between."""
+        if self.is_parent:
+            return os.getppid() != self.pid
+        try:
+            # Its connection ends with it, too: a pid that is given away again does no harm.
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        return False
+
+    def forget(self) -> None:
+        """Close what is open for it."""
+        if self.handle is not None:
+            os.close(self.handle)
+            self.handle = None
 
 
 class Supervisor:
@@ -145,6 +179,12 @@ class Supervisor:
         self.stop_command: Sequence[bytes] | None = None
         self.stopper = 0  # the running stop command
         self.env: Mapping[bytes, bytes] = {}
+        self.guard: int | None = None
+        self.door: Door | None = None
+        self.info: dict[str, Any] = {}  # what the owner says of the server
+        self.kept_until: float | None = None  # while there is no owner
+        self.stopped_by: str | None = None
+        self.waiting: list[Visitor] = []  # until the server is gone
         self._listen_to_signals()
         # Blocked signals are inherited: without SIGCHLD no exit is seen, and the server needs its SIGTERM.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -153,11 +193,15 @@ class Supervisor:
         """Live until the whole tree has ended."""
         while not self._finished():
             patience = self._patience()
-            readable = {handle for handle, _ in self._poller().poll(None if patience is None else patience * 1000)}
+            sleep = None if patience is None else min(patience, LONGEST_SLEEP) * 1000
+            readable = {handle for handle, _ in self._poller().poll(sleep)}
             if self.channel.fileno() in readable:
                 self._receive()
+            elif self.kept_until is not None:
+                self._end_keeping_when_due(self.kept_until)
             elif self.owner.handle in readable or (self.owner.handle is None and self.owner.is_gone()):
                 self._lose_owner()
+            self._attend(readable)
             with contextlib.suppress(BlockingIOError):
                 os.read(self.wakeup_read, 4096)
             if self.tracker is not None and self.tracker.alarm in readable:
@@ -171,6 +215,7 @@ class Supervisor:
         left = [describe(process) for process in descendants(os.getpid())]
         leaks = None if self.tracker is None else self.tracker.finish([process["pid"] for process in left])
         self._send(event="gone", survivors=list(self.survivors.values()), stuck=left, leaks=leaks)
+        self._close_door({"gone": not left, "survivors": len(self.survivors)})
 
     def begin_stop(self, timeout: float | None = None) -> None:
         """Ask the root to end; it and its descendants are killed after ``timeout`` seconds."""
@@ -258,6 +303,7 @@ class Supervisor:
             # Whoever kills the guard's process group does not kill this process with it.
             os.setsid()
             become_subreaper()
+            self.guard = os.getppid()
             self._listen_to_signals()
         return True
 
@@ -277,7 +323,7 @@ class Supervisor:
         if self.tracker is not None:
             self.tracker.note_blindness("what the server held before its supervisor was killed")
         self.root, self.root_exited = -1, True
-        self._send(event="exited", code=None, max_rss=0)
+        self._send(event="exited", code=None, max_rss=0, stopped_by=None)
         self._look()
         # Nobody has asked these processes to end: that they are there is no finding.
         self.stopping = self.noted = True
@@ -288,7 +334,9 @@ class Supervisor:
         self.told_to_end = True
 
     def _lose_owner(self) -> None:
-        if not self.owner_gone:
+        if self.kept_until is not None:
+            self.channel.close()
+        elif not self.owner_gone:
             self.owner_gone = True
             self.limit = time.monotonic() + self.stop_timeout + OWNER_GONE_GRACE
             self.begin_stop()
@@ -330,9 +378,12 @@ class Supervisor:
         if self.tracker is not None and self.tracker.alarm is not None and time.monotonic() >= self.earliest_look:
             poller.register(self.tracker.alarm, select.POLLIN)
         if not self.owner_gone:
-            poller.register(self.channel, select.POLLIN)
-            if self.owner.handle is not None:
+            if self.channel.fileno() != -1:
+                poller.register(self.channel, select.POLLIN)
+            if self.owner.handle is not None and self.kept_until is None:
                 poller.register(self.owner.handle, select.POLLIN)
+        if self.door is not None:
+            self.door.register(poller)
         return poller
 
     def _finished(self) -> bool:
@@ -353,8 +404,13 @@ class Supervisor:
             moments.append(self.drain_since + self._settle())
         if self.deadline is not None:
             moments.append(self.deadline)
-        if self.owner.handle is None:
+        if self.kept_until is not None:
+            if not self.stopping:
+                moments.append(self.kept_until)
+        elif self.owner.handle is None:
             moments.append(now + OWNER_INTERVAL)
+        if self.door is not None:
+            moments += self.door.moments()
         if self.tracker is not None and self.root:
             moments.append(self.next_look)
             if self.tracker.alarm is not None and now < self.earliest_look:
@@ -386,6 +442,98 @@ class Supervisor:
                 self._look()
             elif action == "stop":
                 self.begin_stop(message["timeout"])
+            elif action == "update":
+                self.info.update(message["info"])
+            elif action == "keep":
+                self._keep(message["seconds"])
+
+    def _keep(self, seconds: float) -> None:
+        """Let the server outlive its owner, if somebody else can find it then."""
+        # What a server in debug mode leaves behind is told to the owner that started it.
+        possible = self.tracker is None and self.door is not None and self.ready
+        if possible and not self.stopping and not self.root_exited:
+            self.kept_until = time.monotonic() + min(seconds, MAX_SECONDS)
+        self._send(event="kept", ok=self.kept_until is not None)
+
+    def _end_keeping_when_due(self, until: float) -> None:
+        if time.monotonic() >= until and not self.stopping:
+            self.begin_stop()
+
+    def _attend(self, readable: set[int]) -> None:
+        """Answer who comes to the door; nothing that happens there may harm the server."""
+        if self.door is None:
+            return
+        try:
+            for visitor, question in self.door.serve(readable):
+                self._reply(self.door, visitor, question)
+        except Exception:
+            traceback.print_exc()
+            self._close_door({})
+
+    def _reply(self, door: Door, visitor: Visitor, question: Mapping[str, Any]) -> None:
+        if question["do"] == "describe":
+            door.answer(visitor, self._description())
+        elif question["do"] == "stop":
+            if not self.stopping and not self.root_exited:
+                self.stopped_by = f"`infserver stop` (pid {visitor.peer.pid})"
+            self.waiting.append(visitor)
+            self.begin_stop(_seconds(question.get("timeout")))
+        elif question["do"] == "take_over":
+            self._hand_over(door, visitor, question)
+        else:
+            door.answer(visitor, {"event": "failed", "message": "not understood"})
+
+    def _hand_over(self, door: Door, visitor: Visitor, question: Mapping[str, Any]) -> None:
+        """Make a visitor the owner of a kept server."""
+        free = self.kept_until is not None and not self.stopping and not self.root_exited
+        # Without a pid, as from another container, nobody would see its end.
+        if not free or question.get("fingerprint") != self.info.get("fingerprint") or visitor.peer.pid <= 0:
+            door.answer(visitor, {"event": "failed", "message": "it is not free, or not what was asked for"})
+            return
+        owner = Owner(visitor.peer.pid, is_parent=False)
+        answer = {"event": "taken_over", "pid": self.root, "supervisor": os.getpid(), "guard": self._living_guard()}
+        channel = door.hand_over(visitor, {**answer, "door": door.path})
+        if channel is None:
+            owner.forget()
+            return
+        self.channel.close()
+        self.owner.forget()
+        self.channel, self.owner, self.inbox, self.kept_until = channel, owner, b"", None
+        self.stop_timeout = _seconds(question.get("stop_timeout")) or self.stop_timeout
+        if isinstance(question.get("info"), dict):
+            self.info.update(question["info"])
+
+    def _living_guard(self) -> int | None:
+        return self.guard if self.guard == os.getppid() else None
+
+    def _description(self) -> dict[str, Any]:
+        state = "stopping" if self.stopping or self.root_exited else "running" if self.ready else "starting"
+        kept = self.kept_until is not None
+        root = read_process(self.root)
+        return {
+            "info": self.info,
+            "root": self.root,
+            "root_start": None if root is None else root.start,
+            "supervisor": os.getpid(),
+            "owner": None if kept else self.owner.pid,
+            "state": "kept" if kept and state == "running" else state,
+            "left": None if self.kept_until is None else max(0.0, self.kept_until - time.monotonic()),
+            "stop_timeout": self.stop_timeout,
+        }
+
+    def _open_door(self, folder: str) -> None:
+        try:
+            self.door = Door(folder)
+        except OSError as error:
+            # In the server's log: it runs all the same.
+            print(f"infserver: nobody can ask about this server: {folder}: {error}", file=sys.stderr)  # noqa: T201
+
+    def _close_door(self, answer: Mapping[str, Any]) -> None:
+        door, self.door = self.door, None
+        if door is not None:
+            for visitor in self.waiting:
+                door.answer(visitor, answer)
+            door.close()
 
     def _launch(
         self,
@@ -394,8 +542,11 @@ class Supervisor:
         stop_timeout: float,
         stop_command: list[str] | None,
         private_tmpdir: bool,
+        door: str | None,
+        info: dict[str, Any],
     ) -> None:
         self.stop_timeout = stop_timeout
+        self.info = info
         if stop_command is not None:
             self.stop_command = [word.encode("latin-1") for word in stop_command]
         self.env = {name.encode("latin-1"): value.encode("latin-1") for name, value in env.items()}
@@ -416,7 +567,10 @@ class Supervisor:
             return
         self.root = child.pid
         child.returncode = 0  # reaped below, never by Popen
-        self._send(event="launched", pid=child.pid, supervisor=os.getpid())
+        if door is not None:
+            self._open_door(door)
+        where = None if self.door is None else self.door.path
+        self._send(event="launched", pid=child.pid, supervisor=os.getpid(), door=where)
 
     def _reap(self) -> None:
         while True:
@@ -436,7 +590,7 @@ class Supervisor:
     def _root_ended(self, code: int, max_rss: int) -> None:
         self.root_exited = True
         bytes_used = max_rss if sys.platform == "darwin" else max_rss * 1024
-        self._send(event="exited", code=code, max_rss=bytes_used)
+        self._send(event="exited", code=code, max_rss=bytes_used, stopped_by=self.stopped_by)
         if not self.stopping:
             # What the root stood for may live on without it: a container whose docker client was killed.
             self._run_stop_command()
@@ -521,6 +675,13 @@ class Supervisor:
 def describe(process: Process) -> dict[str, Any]:
     """Return what a person wants to know about a process that should have ended."""
     return {"pid": process.pid, "command": command_line(process.pid)}
+
+
+def _seconds(value: object) -> float | None:
+    """Return a time that a visitor has asked for, or None if that is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_SECONDS:
+        return None
+    return float(value)
 
 
 def _survive_strays() -> None:

@@ -19,6 +19,7 @@ class LlamaCppServer(InferenceServer):
     """A llama.cpp server. ``binary_path`` may name a ``llama-server``."""
 
     install_hint = "Install llama.cpp, or \"pip install 'pytest-infserver[llamacpp]'\" for the embedded one."
+    packages = ("xllamacpp",)
     config_keys = frozenset(ARGUMENT_KEYS)
     reserved_options = {"--host": "host", "--port": "port", "--model": "model", "-m": "model"}  # noqa: RUF012
     endpoint_paths = {  # noqa: RUF012

@@ -1,0 +1,168 @@
+"""How a running server passes from one run to the next: one lets go of it, the other takes it over."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_infserver.launcher.fingerprint import fingerprint
+from pytest_infserver.launcher.kept import KeptServer, kept_servers
+from pytest_infserver.launcher.log import ServerLog
+from pytest_infserver.launcher.places import servers_dir
+from pytest_infserver.launcher.process import ServerProcess
+from pytest_infserver.launcher.processes import read_process
+from pytest_infserver.launcher.redaction import redact
+from pytest_infserver.launcher.socket_files import connect
+from pytest_infserver.launcher.state import ServerState
+
+if TYPE_CHECKING:
+    from pytest_infserver.launcher.server import InferenceServer
+
+_HEALTH_LIMIT = 5.0
+"""Seconds in which a kept server must answer its health check."""
+_CONNECT_LIMIT = 1.0
+
+
+def door_and_info(server: InferenceServer) -> dict[str, Any]:
+    """Return for a launch where the supervisor answers other processes, and what it tells them."""
+    folder = servers_dir()
+    if folder is None:
+        return {"door": None, "info": {}}
+    # Now and not when it is kept: a file that changes meanwhile is not what this server was started from.
+    mark = "" if server.debug_mode else fingerprint(server)
+    info = {
+        "name": server.name,
+        "backend": server.get_backend_name(),
+        "model": redact(server.model, server.secrets),
+        "url": server.server_url,
+        "port": server.port,
+        "debug_mode": server.debug_mode,
+        "device_keys": list(server.device_keys),
+        "log_path": str(server.log_path),
+        "started": time.time(),
+        "fingerprint": mark,
+    }
+    return {"door": str(folder), "info": info}
+
+
+def keep(server: InferenceServer, seconds: float) -> bool:
+    """See `InferenceServer.keep`."""
+    process = server._process
+    server.why_not_kept = _obstacle(server, seconds)
+    if server.why_not_kept is not None or process is None:
+        return False
+    if not process.keep(seconds):
+        server.why_not_kept = "its supervisor did not agree: it is about to end"
+        return False
+    if server._heartbeat is not None:
+        server._heartbeat.end()
+        server._heartbeat = None
+    server._process = None
+    server._state = ServerState.STOPPED
+    return True
+
+
+def _obstacle(server: InferenceServer, seconds: float) -> str | None:
+    if server.attached:
+        return "it was not started by us"
+    if server.debug_mode:
+        return "in debug mode each run ends with a look at what its servers leave behind"
+    if server.state is not ServerState.READY or server._process is None:
+        return f"it does not run: its state is {server.state}"
+    if server._process.door is None:
+        return (
+            "there is no private folder in which a later run could find it; set INFSERVER_STATE_DIR to one of this"
+            " user's, with mode 0700"
+        )
+    if not 0 < seconds < math.inf:
+        return f"{seconds:g} s is no time to keep it"
+    return None
+
+
+def take_over(server: InferenceServer) -> bool:
+    """See `InferenceServer.take_over`."""
+    if server.attached or server.debug_mode:
+        return False
+    candidates = [kept for kept in kept_servers() if kept.backend == server.get_backend_name()]
+    if not candidates:
+        # The rule: then there is no need for a fingerprint, which takes its time.
+        return False
+    begin = time.monotonic()
+    mark = fingerprint(server)
+    for kept in candidates:
+        if kept.fingerprint == mark:
+            process = _claim(server, kept)
+            if process is not None and _adopt(server, kept, process):
+                server.start_seconds = time.monotonic() - begin
+                return True
+    return False
+
+
+def _claim(server: InferenceServer, kept: KeptServer) -> ServerProcess | None:
+    """Become the owner of a kept server; None if another run was quicker."""
+    process = ServerProcess()
+    question = {
+        "fingerprint": kept.fingerprint,
+        "stop_timeout": server.settings.stop_timeout,
+        "info": {"name": server.name, "device_keys": list(server.device_keys)},
+    }
+    try:
+        channel = connect(kept.path, _CONNECT_LIMIT)
+    except OSError:
+        return None
+    try:
+        return process if process.take_over(channel, question) else None
+    except BaseException:
+        channel.close()
+        process.close()
+        raise
+
+
+def _adopt(server: InferenceServer, kept: KeptServer, process: ServerProcess) -> bool:
+    """Make a server that was claimed this object's if it is in order, else stop it."""
+    before = server._port, server._log, server._state, server._owner
+    try:
+        server._process, server._port = process, kept.port
+        problem = _problem(server, kept)
+        if problem is None:
+            _become_ready(server, kept)
+            return True
+        server.on_warning(f"{server}: the server that was kept at {kept.url} {problem}; it is stopped")
+        process.stop(server.settings.stop_timeout)
+    except BaseException:
+        # The supervisor ends what nobody owns.
+        process.close()
+        server._process = None
+        server._port, server._log, server._state, server._owner = before
+        raise
+    server._process = None
+    server._port, server._log, server._state, server._owner = before
+    return False
+
+
+def _problem(server: InferenceServer, kept: KeptServer) -> str | None:
+    """Return what speaks against a kept server that is ours now, in words that follow its name."""
+    root = read_process(kept.pid)
+    if kept.start is not None and root is not None and root.start != kept.start:
+        return "is another process by now"
+    if server._owns_port() is False:
+        return "does not listen on its port any more"
+    answer = server._ask_health(min(_HEALTH_LIMIT, server.settings.heartbeat_timeout))
+    return None if answer.ok else f"does not answer its health check ({answer})"
+
+
+def _become_ready(server: InferenceServer, kept: KeptServer) -> None:
+    server._owner = os.getpid()
+    server._log = ServerLog(server.output_dir, server.name)
+    server._log.adopt(Path(kept.log_path))
+    server.launch_log_start = server._log.size()
+    server._command = server.command_and_notes()[0]
+    server._hang = None
+    server.survivors = ()
+    server.leak_report = None
+    server.taken_over = True
+    server._state = ServerState.READY
+    server._start_heartbeat()

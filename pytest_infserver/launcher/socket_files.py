@@ -1,0 +1,73 @@
+"""Unix sockets by their files, also where the path is longer than the 108 bytes that the system allows.
+
+Imports only the standard library: the supervisor starts with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+
+_MAX_PATH = 100
+"""Longer paths go through /proc (Linux): macOS allows 104 bytes, Linux 108."""
+
+
+def listen(folder: str, name: str, backlog: int) -> socket.socket:
+    """Return a socket that listens as ``name`` in a folder; only this user can connect to it.
+
+    Raises:
+        OSError: The folder does not allow it, or its path is too long for this system.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    hidden = f".{name}"
+    previous = os.umask(0o177)
+    try:
+        with _address(folder, hidden) as address:
+            listener.bind(address)
+        listener.listen(backlog)
+        # Not before it listens: who finds a file that nobody listens on removes it.
+        os.rename(os.path.join(folder, hidden), os.path.join(folder, name))  # noqa: PTH104, PTH118
+    except BaseException:
+        listener.close()
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(folder, hidden))  # noqa: PTH108, PTH118
+        raise
+    finally:
+        os.umask(previous)
+    return listener
+
+
+def connect(path: str, timeout: float) -> socket.socket:
+    """Return a connection to the socket file ``path``.
+
+    Args:
+        path: The file.
+        timeout: Limit in seconds of this and of each later operation.
+
+    Raises:
+        OSError: Nobody listens there (ConnectionRefusedError), or not in time.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(timeout)
+        with _address(*os.path.split(path)) as address:
+            connection.connect(address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextlib.contextmanager
+def _address(folder: str, name: str) -> Iterator[str]:
+    path = os.path.join(folder, name)  # noqa: PTH118
+    if len(os.fsencode(path)) <= _MAX_PATH or not os.path.isdir("/proc/self/fd"):  # noqa: PTH112
+        yield path
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{handle}/{name}"
+    finally:
+        os.close(handle)
