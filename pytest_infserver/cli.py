@@ -16,7 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Its words without the program's name; those of this process if None.
 
     Returns:
-        The exit status: 0, 1 if a download or a server failed, 4 for a configuration error.
+        The exit status: 0; 1 if a download failed, or a server failed or could not be stopped; 4 for a configuration
+        error.
     """
     parser = argparse.ArgumentParser(prog="infserver", description="Inference servers for tests (pytest-infserver).")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -28,7 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("schema", help="print the JSON Schema of the configuration")
     fetch = commands.add_parser("fetch", help="fetch a built-in model into the cache")
     fetch.add_argument("model", help="builtin:smollm2")
+    commands.add_parser("ps", help="list the servers that run on this machine, kept ones too")
+    stop = commands.add_parser("stop", help="stop servers that run, kept ones and those in use")
+    stop.add_argument("name", nargs="*", help="name of a server, or a pattern like 'llama-*'")
+    stop.add_argument("--all", action="store_true", help="all servers of this user")
     arguments = parser.parse_args(argv)
+    if arguments.command == "stop" and arguments.all == bool(arguments.name):
+        stop.error("name the servers, or say --all; 'infserver ps' lists them")
     try:
         if arguments.command == "check":
             return _check(arguments.config)
@@ -36,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(arguments.config, arguments.name)
         if arguments.command == "schema":
             return _schema()
+        if arguments.command == "ps":
+            return _ps()
+        if arguments.command == "stop":
+            return _stop(["*"] if arguments.all else arguments.name)
         return _fetch(arguments.model)
     except BrokenPipeError:
         # `infserver schema | head`: the reader has seen enough.
@@ -73,6 +84,35 @@ def _schema() -> int:
 
     print(json.dumps(json_schema(), indent=2))
     return 0
+
+
+def _ps() -> int:
+    from pytest_infserver.launcher.kept import all_servers
+    from pytest_infserver.reporting.server_table import server_table
+
+    for line in server_table(all_servers()):
+        print(line)
+    return 0
+
+
+def _stop(names: Sequence[str]) -> int:
+    from pytest_infserver.launcher.kept import all_servers
+    from pytest_infserver.reporting.server_stop import NoSuchServer, chosen, stop_all
+
+    servers = all_servers()
+    if names == ["*"] and not servers:
+        print("no server runs")
+        return 0
+    try:
+        wanted = chosen(servers, names)
+    except NoSuchServer as error:
+        print(f"infserver: {error}", file=sys.stderr)
+        return 1
+    status = 0
+    for gone, line in stop_all(wanted):
+        print(line, flush=True)
+        status = status if gone else 1
+    return status
 
 
 def _fetch(model: str) -> int:

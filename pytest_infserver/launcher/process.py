@@ -16,52 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_infserver.launcher import supervisor
+from pytest_infserver.launcher.ends import Exit as Exit
+from pytest_infserver.launcher.ends import Survivor as Survivor
+from pytest_infserver.launcher.ends import survivors
 from pytest_infserver.launcher.foreign import ForeignProcess, leave_behind, reap_left_behind
 from pytest_infserver.launcher.processes import descendants, send_signal
-
-
-@dataclass(frozen=True)
-class Exit:
-    """How the server's root process ended.
-
-    Attributes:
-        code: Exit code; negative for the number of the signal that killed it; None if it got lost with its
-            supervisor.
-        max_rss: Peak resident memory of the root process, in bytes.
-        stopped_by: Who has asked for it, if that was not the owner.
-    """
-
-    code: int | None
-    max_rss: int
-    stopped_by: str | None = None
-
-    def __str__(self) -> str:
-        if self.stopped_by is not None:
-            return f"was stopped by {self.stopped_by}"
-        if self.code is None:
-            return "ended together with its supervisor (was that killed?)"
-        if self.code >= 0:
-            return f"exited with code {self.code}"
-        with contextlib.suppress(ValueError):
-            return f"was killed by {signal.Signals(-self.code).name}"
-        return f"was killed by signal {-self.code}"
-
-
-@dataclass(frozen=True)
-class Survivor:
-    """A process of the server that had to be killed.
-
-    Attributes:
-        stuck: It survived even SIGKILL.
-    """
-
-    pid: int
-    command: str
-    stuck: bool = False
-
-    def __str__(self) -> str:
-        return f"pid {self.pid} ({self.command or 'no command line'}){' survived SIGKILL' if self.stuck else ''}"
-
 
 _NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
 _JOIN_LIMIT = 2.0
@@ -317,7 +276,7 @@ class ServerProcess:
             elif event == "stop_command":
                 self.stop_problem = message["problem"]
             elif event == "gone":
-                self.survivors = _survivors(message["survivors"], message["stuck"])
+                self.survivors = survivors(message["survivors"], message["stuck"])
                 self.leaks = message["leaks"]
                 self._gone = True
             self._changed.notify_all()
@@ -346,11 +305,3 @@ def _inheritable(*descriptors: int) -> Iterator[list[int]]:
             copies.append(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3))
             stack.callback(os.close, copies[-1])
         yield copies
-
-
-def _survivors(killed: object, stuck: object) -> tuple[Survivor, ...]:
-    assert isinstance(killed, list)
-    assert isinstance(stuck, list)
-    stuck_pids = {entry["pid"] for entry in stuck}
-    entries = {entry["pid"]: entry for entry in [*killed, *stuck]}
-    return tuple(Survivor(pid, entry["command"], pid in stuck_pids) for pid, entry in entries.items())

@@ -1,0 +1,100 @@
+"""``infserver ps``: the servers that run on this machine, as a table."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pytest_infserver.launcher.processes import read_file
+from pytest_infserver.launcher.redaction import find_secrets, is_secret_name, redact
+
+if TYPE_CHECKING:
+    from pytest_infserver.launcher.kept import KeptServer
+
+_HEAD = ("NAME", "STATE", "MODEL", "URL", "AGE", "LEFT", "MEMORY", "USED BY")
+_MAX_COMMAND = 60
+_MAX_READ = 16 * 1024
+
+
+def server_table(servers: Sequence[KeptServer]) -> list[str]:
+    """Return the lines of a table of servers, or the one line that says that there is none."""
+    if not servers:
+        return ["no server runs"]
+    rows = [_HEAD, *map(_row, servers)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _row(server: KeptServer) -> tuple[str, ...]:
+    return (
+        server.name,
+        server.state,
+        server.model or "-",
+        server.url,
+        as_duration(server.age),
+        "-" if server.seconds_left is None else as_duration(server.seconds_left),
+        as_size(server.memory()),
+        "-" if server.owner_pid is None else _user(server.owner_pid),
+    )
+
+
+def as_duration(seconds: float) -> str:
+    """Return a time as people say it: 42 s, 3 min, 2 h 5 min, 3 d 4 h."""
+    minutes = int(seconds // 60)
+    if minutes < 1:
+        return f"{int(seconds)} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{hours // 24} d {hours % 24} h" if hours % 24 else f"{hours // 24} d"
+
+
+def as_size(size: int | None) -> str:
+    """Return a number of bytes as people read it: 840 MB, 4.1 GB."""
+    if size is None:
+        return "-"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _user(pid: int) -> str:
+    command = shown_command(_words(pid))
+    return f"pid {pid} ({command})" if command else f"pid {pid}"
+
+
+def _words(pid: int) -> list[str]:
+    if os.path.isdir("/proc/self"):  # noqa: PTH112
+        text = read_file(f"/proc/{pid}/cmdline", _MAX_READ)
+        if len(text) == _MAX_READ:
+            # Half a secret would not be known for one.
+            text = text.rpartition(b"\0")[0]
+        return text.decode("utf-8", "replace").rstrip("\0").split("\0") if text else []
+    import psutil
+
+    try:
+        return psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return []
+
+
+def shown_command(words: Sequence[str]) -> str:
+    """Return a command line in short: without the path of Python and of the script, secrets masked."""
+    secrets = find_secrets({}, words)
+    # As in --infserver-env HF_TOKEN=...
+    named = [word.rpartition("=") for word in words]
+    secrets |= {value for name, _, value in named if len(value) >= 8 and is_secret_name(name.rpartition("=")[2])}
+    rest = list(words)
+    if len(rest) > 1 and re.fullmatch(r"python[\d.]*t?", os.path.basename(rest[0])):  # noqa: PTH119
+        rest = rest[1:]
+        if rest[0] == "-m" and len(rest) > 1:
+            rest = rest[1:]
+    if rest:
+        rest[0] = os.path.basename(rest[0])  # noqa: PTH119
+    # A script given with -c has many lines.
+    text = " ".join(redact(" ".join(rest), secrets).split())
+    width = max(_MAX_COMMAND, shutil.get_terminal_size().columns // 2)
+    return text if len(text) <= width else f"{text[:width]}..."
