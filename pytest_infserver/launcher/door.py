@@ -98,7 +98,9 @@ class Door:
                 self._drop(visitor)
         heard = [self._hear(self._visitors[handle]) for handle in ready & self._visitors.keys()]
         if self._listener.fileno() in ready:
-            self._let_in()
+            for _ in range(MAX_VISITORS):
+                if not self._let_in():
+                    break
         return [question for question in heard if question is not None]
 
     def answer(self, visitor: Visitor, answer: Mapping[str, Any]) -> None:
@@ -123,21 +125,23 @@ class Door:
         for visitor in list(self._visitors.values()):
             self._drop(visitor)
 
-    def _let_in(self) -> None:
+    def _let_in(self) -> bool:
+        """Let one visitor in; tell whether there was one."""
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return
+            return False
         except OSError:
             # Too many open files: the listener would wake us all the time.
             self._closed_until = time.monotonic() + _PAUSE
-            return
+            return False
         peer = peer_of(connection)
         if peer is None or not is_same_user(peer) or not self._make_room():
             connection.close()
-            return
+            return True
         connection.setblocking(False)
         self._visitors[connection.fileno()] = Visitor(connection, peer)
+        return True
 
     def _make_room(self) -> bool:
         if len(self._visitors) < MAX_VISITORS:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterator
 
 _MAX_PATH = 100
 """Longer paths go through /proc (Linux): macOS allows 104 bytes, Linux 108."""
+_RETRY = 0.005
 
 
 def listen(folder: str, name: str, backlog: int) -> socket.socket:
@@ -53,11 +55,23 @@ def connect(path: str, timeout: float) -> socket.socket:
     try:
         connection.settimeout(timeout)
         with _address(*os.path.split(path)) as address:
-            connection.connect(address)
+            _connect(connection, address, time.monotonic() + timeout)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _connect(connection: socket.socket, address: str, deadline: float) -> None:
+    while True:
+        try:
+            connection.connect(address)
+            return
+        except BlockingIOError:
+            # Too many others are waiting to be let in; nothing tells when they are not.
+            if time.monotonic() > deadline:
+                raise TimeoutError("too many others ask at the same time") from None
+            time.sleep(_RETRY)
 
 
 @contextlib.contextmanager
