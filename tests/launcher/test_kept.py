@@ -232,14 +232,20 @@ def test_kill_of_the_owner_that_has_taken_it_over(fake_server: FakeServer, tmp_p
 
 def test_fork_of_the_new_owner_does_not_keep_it_alive(fake_server: FakeServer, tmp_path: Path) -> None:
     kept = kept_one(fake_server)
-    body = "server.take_over(); fork = os.fork()\nif fork == 0:\n    import time; time.sleep(60)\nos._exit(0)"
-    run = other_run(fake_server, tmp_path, f"{body}")
-    run.wait(60)
-    wait_for(lambda: gone(kept.pid))
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if "time.sleep(60)" in " ".join(process.cmdline()):
-                process.kill()
+    body = (
+        "print(server.take_over(), flush=True); fork = os.fork()\n"
+        "if fork == 0:\n    os.close(1); import time; time.sleep(60)\n"
+        "print(fork, flush=True); os._exit(0)"
+    )
+    run = other_run(fake_server, tmp_path, body)
+    taken, fork = run.communicate(timeout=60)[0].split()
+    outlives = psutil.Process(int(fork))
+    try:
+        assert taken == "True"
+        wait_for(lambda: gone(kept.pid))
+        assert not gone(outlives.pid)
+    finally:
+        outlives.kill()
 
 
 def test_of_two_runs_that_want_it_one_gets_it(fake_server: FakeServer, tmp_path: Path) -> None:
