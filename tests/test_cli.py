@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jsonschema
 import pytest
 
+from pytest_infserver import CommandServer
 from pytest_infserver.cli import main
+from pytest_infserver.launcher.kept import all_servers
+from pytest_infserver.reporting.server_table import as_duration, as_size, shown_command
 
 FIRST = """\
 servers:
@@ -134,3 +140,110 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr is not None
         assert process.stderr.read() == b""
+
+
+FakeServer = Callable[..., CommandServer]
+KEEP = 20.0
+
+
+@pytest.fixture
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_left: None, hard_limit: None) -> Iterator[None]:
+    monkeypatch.setenv("INFSERVER_STATE_DIR", str(tmp_path / "state"))
+    yield
+    for server in all_servers():
+        server.stop(0)
+
+
+@pytest.mark.usefixtures("own_state")
+def test_ps_and_stop_without_servers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ps"]) == 0
+    assert capsys.readouterr().out == "no server runs\n"
+    assert main(["stop", "--all"]) == 0
+    assert capsys.readouterr().out == "no server runs\n"
+    assert main(["stop", "a"]) == 1
+    assert capsys.readouterr().err == "infserver: no server is called 'a'; no server runs\n"
+
+
+@pytest.mark.usefixtures("own_state")
+def test_ps_lists_servers_in_use_and_kept_ones(fake_server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = fake_server(name="b", model="m").start()
+    url = kept.server_url
+    assert kept.keep(KEEP)
+    used = fake_server("--loading", "0.01", name="a").start()
+    assert main(["ps"]) == 0
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert head.split() == ["NAME", "STATE", "MODEL", "URL", "AGE", "LEFT", "MEMORY", "USED", "BY"]
+    name, state, model, place, age, _, left, _, memory, unit, user = first.split()
+    assert (name, state, model, place, unit, user) == ("b", "kept", "m", url, "MB", "-")
+    assert 10 < int(left) < KEEP
+    assert int(age) < 20
+    assert int(memory) > 1
+    assert second.split()[:4] == ["a", "running", "-", used.server_url]
+    assert f"pid {os.getpid()} (" in second
+    assert head.index("USED BY") == second.index("pid ")
+
+
+@pytest.mark.usefixtures("own_state")
+def test_stop_ends_servers_in_use_and_kept_ones(fake_server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fake_server(name="kept").start().keep(KEEP)
+    used = fake_server("--loading", "0.01", name="used").start()
+    assert main(["stop", "kept", "nobody"]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == "infserver: no server is called 'nobody'; these run: kept, used\n"
+    assert main(["stop", "k*"]) == 0
+    assert capsys.readouterr().out.startswith("kept (pid ")
+    assert used.check_health()
+    assert main(["stop", "--all"]) == 0
+    line = capsys.readouterr().out
+    assert line.startswith(f"used (pid {used.pid or ''}")
+    assert line.rstrip().endswith(" s")
+    assert used.wait_death(30)
+    assert all_servers() == []
+
+
+@pytest.mark.usefixtures("own_state")
+def test_stop_stops_all_at_the_same_time(fake_server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(3):
+        assert fake_server("--stop-delay", "0.5").start().keep(KEEP)
+    begin = time.monotonic()
+    assert main(["stop", "fake"]) == 0
+    assert 0.5 <= time.monotonic() - begin < 1.4
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+@pytest.mark.parametrize("words", [["stop"], ["stop", "a", "--all"]])
+def test_stop_wants_names_or_all(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "infserver ps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59, "59 s"), (60, "1 min"), (3599, "59 min"), (7500, "2 h 5 min"), (360_000, "4 d 4 h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert as_duration(seconds) == text
+
+
+def test_sizes() -> None:
+    assert [as_size(None), as_size(12_400_000), as_size(4_140_000_000)] == ["-", "12 MB", "4.1 GB"]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["/usr/bin/python3.11", "/venv/bin/pytest", "tests", "-n2"], "pytest tests -n2"),
+        (["python", "-m", "pytest", "tests"], "pytest tests"),
+        (["/bin/tool", "x"], "tool x"),
+        (["python"], "python"),
+        ([], ""),
+        (["python", "-c", "a\nb"], "-c a b"),
+        (["pytest", "--infserver-env", "HF_TOKEN=hf_0123456789", "-x"], "pytest --infserver-env HF_TOKEN=******** -x"),
+        (["pytest", "--infserver-env=HF_TOKEN=hf_0123456789"], "pytest --infserver-env=HF_TOKEN=********"),
+        (["pytest", "--api-key", "0123456789"], "pytest --api-key ********"),
+    ],
+)
+def test_commands_of_users_are_short_and_without_secrets(words: list[str], text: str) -> None:
+    assert shown_command(words) == text

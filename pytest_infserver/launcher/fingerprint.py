@@ -13,15 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_infserver import __version__
 from pytest_infserver.launcher.command import Command
 from pytest_infserver.launcher.engine_version import editable_source, installed_version
 from pytest_infserver.launcher.stamps import file_stamp, path_stamp, source_stamp
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
-
-_FORMAT = 1
-"""Another number for another way to take fingerprints."""
 
 IGNORED_VARIABLES = re.compile(
     r"_|SHLVL|PWD|OLDPWD|TERM.*|COLORTERM|COLUMNS|LINES|LS_COLORS|PS[1-4]|PROMPT_.*|HIST.*"
@@ -53,7 +51,8 @@ def fingerprint(server: InferenceServer) -> str:
     command = twin.command_and_notes()[0]
     stop_command = twin.settings.stop_command
     parts = {
-        "format": _FORMAT,
+        # It brings a server of its own, and another version may take fingerprints in another way.
+        "ours": __version__,
         "backend": twin.get_backend_name(),
         "port": twin.settings.port,
         "command": command.argv,

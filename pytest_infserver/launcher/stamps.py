@@ -56,4 +56,6 @@ def _files(folder: str, prefix: str, counts: Callable[[str], bool], depth: int) 
                     yield from _files(entry.path, f"{prefix}{name}/", counts, depth - 1)
             elif counts(name):
                 # Where a link leads: a model in a cache is links to files.
-                yield f"{prefix}{name} {file_stamp(entry.path)}"
+                with contextlib.suppress(OSError):
+                    status = entry.stat()
+                    yield f"{prefix}{name} {status.st_size}:{status.st_mtime_ns}"
