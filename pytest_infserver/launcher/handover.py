@@ -57,12 +57,16 @@ def keep(server: InferenceServer, seconds: float) -> bool:
     if not process.keep(seconds):
         server.why_not_kept = "its supervisor did not agree: it is about to end"
         return False
-    if server._heartbeat is not None:
-        server._heartbeat.end()
-        server._heartbeat = None
+    _end_heartbeat(server)
     server._process = None
     server._state = ServerState.STOPPED
     return True
+
+
+def _end_heartbeat(server: InferenceServer) -> None:
+    if server._heartbeat is not None:
+        server._heartbeat.end()
+        server._heartbeat = None
 
 
 def _obstacle(server: InferenceServer, seconds: float) -> str | None:
@@ -88,43 +92,24 @@ def take_over(server: InferenceServer) -> bool:
         return False
     candidates = [kept for kept in kept_servers() if kept.backend == server.get_backend_name()]
     if not candidates:
-        # The rule: then there is no need for a fingerprint, which takes its time.
+        # The usual case, which does not need a fingerprint: that takes its time.
         return False
     begin = time.monotonic()
     mark = fingerprint(server)
     for kept in candidates:
-        if kept.fingerprint == mark:
-            process = _claim(server, kept)
-            if process is not None and _adopt(server, kept, process):
-                server.start_seconds = time.monotonic() - begin
-                return True
+        if kept.fingerprint == mark and _try(server, kept):
+            server.start_seconds = time.monotonic() - begin
+            return True
     return False
 
 
-def _claim(server: InferenceServer, kept: KeptServer) -> ServerProcess | None:
-    """Become the owner of a kept server; None if another run was quicker."""
-    process = ServerProcess()
-    question = {
-        "fingerprint": kept.fingerprint,
-        "stop_timeout": server.settings.stop_timeout,
-        "info": {"name": server.name, "device_keys": list(server.device_keys)},
-    }
-    try:
-        channel = connect(kept.path, _CONNECT_LIMIT)
-    except OSError:
-        return None
-    try:
-        return process if process.take_over(channel, question) else None
-    except BaseException:
-        channel.close()
-        process.close()
-        raise
-
-
-def _adopt(server: InferenceServer, kept: KeptServer, process: ServerProcess) -> bool:
-    """Make a server that was claimed this object's if it is in order, else stop it."""
+def _try(server: InferenceServer, kept: KeptServer) -> bool:
+    """Take a kept server over if no other run is quicker and it is in order; stop it if it is not."""
     before = server._port, server._log, server._state, server._owner
+    process = ServerProcess()
     try:
+        if not _claim(server, kept, process):
+            return False
         server._process, server._port = process, kept.port
         problem = _problem(server, kept)
         if problem is None:
@@ -135,12 +120,27 @@ def _adopt(server: InferenceServer, kept: KeptServer, process: ServerProcess) ->
     except BaseException:
         # The supervisor ends what nobody owns.
         process.close()
+        _end_heartbeat(server)
         server._process = None
+        server.taken_over = False
         server._port, server._log, server._state, server._owner = before
         raise
     server._process = None
     server._port, server._log, server._state, server._owner = before
     return False
+
+
+def _claim(server: InferenceServer, kept: KeptServer, process: ServerProcess) -> bool:
+    question = {
+        "fingerprint": kept.fingerprint,
+        "stop_timeout": server.settings.stop_timeout,
+        "info": {"name": server.name, "device_keys": list(server.device_keys)},
+    }
+    try:
+        channel = connect(kept.path, _CONNECT_LIMIT)
+    except OSError:
+        return False
+    return process.take_over(channel, question)
 
 
 def _problem(server: InferenceServer, kept: KeptServer) -> str | None:

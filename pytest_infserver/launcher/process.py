@@ -75,6 +75,7 @@ class ServerProcess:
         self.door: str | None = None
         self._supervisor: subprocess.Popen[bytes] | ForeignProcess | None = None
         self._kept: bool | None = None
+        self._left = False
         self._channel: socket.socket | None = None
         self._reader: threading.Thread | None = None
         self._changed = threading.Condition()
@@ -168,6 +169,7 @@ class ServerProcess:
             self._changed.wait_for(lambda: self._kept is not None or self._gone, timeout)
         if not self._kept:
             return False
+        self._left = True
         self.close()
         if isinstance(self._supervisor, subprocess.Popen):
             leave_behind(self._supervisor)
@@ -197,7 +199,7 @@ class ServerProcess:
 
     def stop(self, timeout: float) -> None:
         """End the whole tree: SIGTERM, ``timeout`` seconds, SIGKILL. Returns when it is gone."""
-        if self._supervisor is None:
+        if self._supervisor is None or self._left:
             self.close()
             return
         try:

@@ -688,6 +688,7 @@ class InferenceServer(EngineFacts):
             stack.callback(os.close, folder_lock)
             self.launch_log_start = self._log.size()
             self.launches += 1
+            self.taken_over = False
             self._command = command = self.command_and_notes()[0]
             self._process = process = ServerProcess()
             self.leak_report = None

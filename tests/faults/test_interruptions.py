@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from pytest_infserver import CommandServer, ServerState
+from pytest_infserver.launcher.kept import all_servers
 
 pytestmark = pytest.mark.usefixtures("hard_limit", "nothing_left")
 
@@ -152,7 +153,7 @@ def test_owner_under_nohup(tmp_path: Path, owner: Callable[..., subprocess.Popen
     assert output == "stopped\n", errors
 
 
-LIFE = {"server.py", "process.py"}
+LIFE = {"server.py", "process.py", "handover.py"}
 STRIDE = 4
 
 
@@ -240,3 +241,52 @@ def test_interrupt_at_any_line_of_stop(tmp_path: Path) -> None:
         if interrupt.place is None:
             return
     pytest.fail("stop() has no end")
+
+
+def nothing_runs(begin: float) -> bool:
+    while living_children() and time.monotonic() - begin < 20:
+        time.sleep(0.005)
+    return living_children() == []
+
+
+def stop_kept_ones() -> None:
+    for server in all_servers():
+        if server.kept:
+            server.stop(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="keeps servers on Linux")
+def test_interrupt_at_any_line_of_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Afterwards it is either kept, or its owner's, which can stop it."""
+    monkeypatch.setenv("INFSERVER_STATE_DIR", str(tmp_path / "state"))
+    for number in range(1, 200):
+        server = server_of(tmp_path).start()
+        with Interrupt(number) as interrupt, contextlib.suppress(KeyboardInterrupt):
+            assert server.keep(30)
+        begin = time.monotonic()
+        server.stop()
+        assert server.state is ServerState.STOPPED
+        stop_kept_ones()
+        assert nothing_runs(begin), interrupt.place
+        if interrupt.place is None:
+            return
+    pytest.fail("keep() has no end")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="keeps servers on Linux")
+def test_interrupt_at_any_line_of_take_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Afterwards it is still kept, or the new owner's, or it ends."""
+    monkeypatch.setenv("INFSERVER_STATE_DIR", str(tmp_path / "state"))
+    for number in range(1, 200):
+        assert server_of(tmp_path).start().keep(30)
+        server = server_of(tmp_path)
+        with Interrupt(number) as interrupt, contextlib.suppress(KeyboardInterrupt):
+            assert server.take_over()
+        begin = time.monotonic()
+        assert server.state in (ServerState.NEW, ServerState.READY), interrupt.place
+        server.stop()
+        stop_kept_ones()
+        assert nothing_runs(begin), interrupt.place
+        if interrupt.place is None:
+            return
+    pytest.fail("take_over() has no end")
