@@ -24,7 +24,11 @@ def pytest_infserver_backends(config: pytest.Config) -> Sequence[type[InferenceS
 
 @pytest.hookspec
 def pytest_infserver_server_started(config: pytest.Config, server: InferenceServer) -> None:
-    """Called when a server of the configuration is ready."""
+    """Called when a server of the configuration is ready.
+
+    This hook and the next two are called in the process that owns the server, under xdist the controller, and in a
+    thread of their own.
+    """
 
 
 @pytest.hookspec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ class Option(NamedTuple):
     Attributes:
         name: Its name with dashes.
         help: One sentence.
-        kind: ``flag``, ``value`` or ``list`` (may be repeated).
+        kind: ``flag``, ``switch`` (a flag that can also be switched off), ``value`` or ``list`` (may be repeated).
         separators: Characters besides the newline that separate the items of a list in environment and ini.
         metavar: What stands for the value in the help.
         command_line_only: Whether it has no twins.
@@ -54,18 +55,48 @@ OPTIONS = (
     Option("debug", "Debug mode: what a server leaves behind is an error.", "flag"),
     Option("output-dir", "Directory for logs, one folder per server.", metavar="PATH"),
     Option("startup-timeout", "Seconds until a server must be ready.", metavar="SECONDS"),
+    Option(
+        "max-servers",
+        "How many servers without GPUs run at the same time (default: by memory and cores).",
+        "value",
+        "",
+        "N",
+    ),
+    Option("prelaunch", "Start servers before a test asks for them, as far as there is room (default: on).", "switch"),
+    Option(
+        "keep",
+        "Leave servers running for the next run, this long after their last use: 30m, 2h.",
+        "value",
+        "",
+        "DURATION",
+    ),
+    Option(
+        "on-crash",
+        "What follows when a server has died: restart (default; at most 3 times) or fail.",
+        "value",
+        "",
+        "WHAT",
+    ),
     Option("strict", "A test that no configured server fits fails instead of being skipped.", "flag"),
     Option("dry-run", "Print the command of each server and stop.", "flag", command_line_only=True),
 )
+
+
+_ACTIONS = {
+    "flag": "store_true",
+    "switch": argparse.BooleanOptionalAction,
+    "value": "store",
+    "list": "append",
+}
 
 
 def add_options(parser: pytest.Parser) -> None:
     """Declare every option and its ini twin."""
     group = parser.getgroup("infserver", "inference servers (pytest-infserver)")
     for option in OPTIONS:
-        keywords: dict[str, Any] = {"action": "store_true"} if option.kind == "flag" else {"metavar": option.metavar}
-        if option.kind == "list":
-            keywords["action"] = "append"
+        keywords: dict[str, Any] = {"action": _ACTIONS[option.kind]}
+        if option.kind in ("value", "list"):
+            keywords["metavar"] = option.metavar
         twins = "" if option.command_line_only else f" (env {option.variable}, ini {option.ini})"
         group.addoption(option.flag, dest=option.ini, default=None, help=option.help + twins, **keywords)
         if not option.command_line_only:

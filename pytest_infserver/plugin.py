@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,16 +14,20 @@ if TYPE_CHECKING:
     import openai
 
     from pytest_infserver.launcher.server import InferenceServer
+    from pytest_infserver.pool.desk import Desk
     from pytest_infserver.pool.run import Run
     from pytest_infserver.reporting.worker_notes import WorkerNotes
 
 RUN: pytest.StashKey[Run] = pytest.StashKey()
+DESK: pytest.StashKey[Desk] = pytest.StashKey()
 WORKER_NOTES: pytest.StashKey[WorkerNotes] = pytest.StashKey()
 NOTES: pytest.StashKey[list[str]] = pytest.StashKey()
 RESUME: pytest.StashKey[Callable[[], None]] = pytest.StashKey()
+_OUR_FIXTURES = {"inference_server", "inference_servers", "inference_server_factory"}
 MARKERS = (
     "backend(*names, exclude=...): run this test on servers of these backends only, or on all but those excluded",
-    "infserver(*names): run this test on servers with these names only; * and ? match as in file names",
+    "infserver(*names, exclusive=False): run this test on servers with these names only (* and ? match), or alone",
+    "infserver_needs(*names): give this test these servers together, in the fixture inference_servers",
 )
 
 
@@ -61,8 +65,14 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Read the configuration, before anything is collected or started."""
-    if is_used(session.config) and not _only_shows(session.config):
-        session.config.stash[RUN] = _load(session.config)
+    config = session.config
+    if is_used(config) and not _only_shows(config):
+        run = config.stash[RUN] = _load(config)
+        if config.pluginmanager.hasplugin("dsession") and run.choice.candidates:
+            from pytest_infserver.pool.setup import open_desk
+            from pytest_infserver.reporting.waiting import WaitingLine
+
+            config.stash[DESK] = open_desk(config, run, WaitingLine(config, live=False))
 
 
 def _only_shows(config: pytest.Config) -> bool:
@@ -79,7 +89,7 @@ def _run(config: pytest.Config) -> Run:
 
 def _load(config: pytest.Config) -> Run:
     from pytest_infserver.errors import ConfigError
-    from pytest_infserver.pool.run import load_run
+    from pytest_infserver.pool.setup import load_run
     from pytest_infserver.reporting.terminal import visible_terminal, write_line
     from pytest_infserver.reporting.waiting import WaitingLine
     from pytest_infserver.settings import read_settings
@@ -102,14 +112,14 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     from pytest_infserver.reporting.header import header_lines
 
     run = config.stash[RUN]
-    debug = any(server.debug_mode for server in run.pool.configs.values())
-    return header_lines(run.settings, run.candidates, debug)
+    debug = any(server.debug_mode for server in run.choice.configs.values())
+    return header_lines(run.settings, run.choice.candidates, debug)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test that takes our fixture once on every server that its marks allow."""
-    if not {"inference_server", "inference_server_factory"}.intersection(metafunc.fixturenames):
+    if not _OUR_FIXTURES.intersection(metafunc.fixturenames):
         return
     if _only_shows(metafunc.config):
         return
@@ -120,10 +130,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if FIXTURE not in metafunc.fixturenames or not reaches_ours(metafunc._arg2fixturedefs.get(FIXTURE)):
         return
     # A test that is parametrised already has chosen its servers itself.
-    if not run.candidates or any(FIXTURE in call.params for call in metafunc._calls):
+    if not run.choice.candidates or any(FIXTURE in call.params for call in metafunc._calls):
         return
     try:
-        parameters = run.parameters(markers(metafunc.definition))
+        parameters = run.choice.parameters(markers(metafunc.definition))
     except MarkerError as error:
         raise pytest.Collector.CollectError(f"{metafunc.definition.nodeid}: {error}") from None
     metafunc.parametrize(FIXTURE, parameters, indirect=True)
@@ -133,15 +143,15 @@ def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.It
     """Leave out and skip what the marks on single parameters and on unittest methods say."""
     if RUN not in session.config.stash:
         return
-    items[:], left_out = session.config.stash[RUN].choose(items)
+    items[:], left_out = session.config.stash[RUN].choice.choose(items)
     if left_out:
         session.config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Put the tests of each server together, after everybody else who orders them."""
-    if RUN in session.config.stash:
+    """Put the tests of each server together, after everybody else who orders them, and start what they need."""
+    if RUN in session.config.stash and not session.config.option.collectonly:
         session.config.stash[RUN].plan(session.items)
 
 
@@ -151,7 +161,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     run = item.config.stash.get(RUN, None)
     if run is None:
         return (yield)
-    with run.test(item, last=nextitem is None):
+    with run.test(item, nextitem):
         return (yield)
 
 
@@ -169,7 +179,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
         return (yield)
     finally:
         if RUN in item.config.stash:
-            item.config.stash[RUN].after_teardown(item)
+            item.config.stash[RUN].after_teardown()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -179,12 +189,11 @@ def pytest_runtest_makereport(
     """Show in a failed test what its server wrote, and fail a test whose server died."""
     report = yield
     run = item.config.stash.get(RUN, None)
-    servers = [] if run is None else run.servers_in_use()
-    if run is None or not servers:
+    if run is None or not run.servers_in_use():
         return report
     from pytest_infserver.reporting.sections import add_server_sections
 
-    return add_server_sections(report, servers, run.pool)
+    return add_server_sections(report, run)
 
 
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
@@ -212,23 +221,77 @@ def pytest_leave_pdb(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker of xdist where it leaves what the summary is to show."""
+    """Tell a worker of xdist where it gets its servers, and where it leaves what the summary is to show."""
+    from pytest_infserver.pool.desk import INPUT as POOL
     from pytest_infserver.reporting.worker_notes import INPUT, WorkerNotes
 
     if WORKER_NOTES not in node.config.stash:
         node.config.stash[WORKER_NOTES] = WorkerNotes()
     node.workerinput[INPUT] = node.config.stash[WORKER_NOTES].folder
+    if DESK in node.config.stash:
+        node.workerinput[POOL] = node.config.stash[DESK].key
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give the tests of one server to the workers together, where xdist leaves the order to its scheduler."""
+    if DESK not in config.stash or config.getoption("dist") not in ("load", "worksteal"):
+        return None
+    from pytest_infserver.pool.affinity import ServerAffinity
+
+    desk = config.stash[DESK]
+    return ServerAffinity(config, log, desk.servers_of, desk.is_ready)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any) -> None:
+    """End a run that wants more than there is; in a worker it would be an internal error."""
+    if DESK in node.config.stash and node.config.stash[DESK].refusal is not None:
+        raise pytest.UsageError(node.config.stash[DESK].refusal)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Take back what a worker had that has ended."""
+    if DESK in node.config.stash:
+        node.config.stash[DESK].leave(node.gateway.id)
+        if error == "keyboard-interrupt":
+            node.config.stash[DESK].wind_up()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remember the tests of xdist's workers, for what turns up after them."""
+    node = getattr(report, "node", None)
+    if node is not None and DESK in node.config.stash:
+        node.config.stash[RUN].know(report)
+        session = node.config.pluginmanager.getplugin("session")
+        if session is not None and (session.shouldfail or session.shouldstop):
+            # The other workers would first wait for all servers of the tests that they have got already.
+            node.config.stash[DESK].wind_up()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """Stop the servers of xdist's controller while an error can still make the run fail."""
+    result = yield
+    if DESK in session.config.stash:
+        session.config.stash[RUN].close()
+    return result
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
     """Stop what still runs, after the fixtures that use it are finished and before the summary is shown."""
+    if DESK in session.config.stash:
+        # A worker that waits for a server would not end.
+        session.config.stash[DESK].refuse()
     try:
         return (yield)
     finally:
         incidents, errors = _close(session.config)
         session.config.stash[NOTES] = [*incidents, *errors]
-        if errors and session.exitstatus == pytest.ExitCode.OK:
+        failed = errors or (RUN in session.config.stash and session.config.stash[RUN].late.count)
+        if failed and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -239,7 +302,9 @@ def _close(config: pytest.Config) -> tuple[list[str], list[str]]:
     if RUN in config.stash:
         run = config.stash[RUN]
         run.close()
-        incidents, errors = run.pool.incidents, run.errors
+        incidents, errors = run.member.incidents, run.errors
+    if DESK in config.stash:
+        config.stash[DESK].close()
     worker = getattr(config, "workerinput", None)
     if WORKER_NOTES in config.stash:
         of_workers = config.stash[WORKER_NOTES].collect()
@@ -267,7 +332,13 @@ def inference_server(request: pytest.FixtureRequest) -> InferenceServer:
     The value stays the same object, with the same name, port and URL, when the server is started again.
     """
     run = _run(request.config)
-    return run.handle(run.named(getattr(request, "param", None)))
+    return run.handle(run.choice.named(getattr(request, "param", None), run.item))
+
+
+@pytest.fixture
+def inference_servers(request: pytest.FixtureRequest) -> Mapping[str, InferenceServer]:
+    """The running servers that ``@pytest.mark.infserver_needs("a", "b")`` names, by name; all of them or none."""
+    return _run(request.config).needed(request.node)
 
 
 @pytest.fixture(scope="session")

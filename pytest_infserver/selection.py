@@ -47,9 +47,38 @@ def select(marks: Iterable[Mark], candidates: Sequence[Candidate]) -> list[Candi
         names, excluded = _arguments(mark)
         if mark.name == "backend":
             chosen = [one for one in chosen if (not names or one.backend in names) and one.backend not in excluded]
-        elif mark.name == "infserver":
+        elif mark.name == "infserver" and names:
             chosen = [one for one in chosen if any(fnmatchcase(one.name, name) for name in names)]
     return chosen
+
+
+def is_exclusive(marks: Iterable[Mark]) -> bool:
+    """Tell whether a test wants its servers alone; the mark that is nearest to the test counts."""
+    said = [
+        mark.kwargs["exclusive"]
+        for mark in marks
+        if mark.name == "infserver" and isinstance(mark.kwargs, dict) and "exclusive" in mark.kwargs
+    ]
+    return bool(said and said[0])
+
+
+def needed_names(marks: Iterable[Mark], candidates: Sequence[Candidate]) -> tuple[list[str], str]:
+    """Return the servers that ``infserver_needs`` names, and why they cannot be had, or "".
+
+    Raises:
+        MarkerError: A mark has arguments that have no meaning.
+    """
+    known = {one.name for one in candidates}
+    names: list[str] = []
+    for mark in marks:
+        if mark.name != "infserver_needs":
+            continue
+        if not mark.args or mark.kwargs or not all(isinstance(word, str) for word in mark.args):
+            raise MarkerError(f"{_shown(mark)}: give the names of servers")
+        names += [str(word) for word in mark.args]
+        if not known.issuperset(names):
+            return [], explain([mark], candidates)
+    return list(dict.fromkeys(names)), ""
 
 
 def explain(marks: Sequence[Mark], candidates: Sequence[Candidate]) -> str:
@@ -76,11 +105,15 @@ def _suggestion(marks: Sequence[Mark], candidates: Sequence[Candidate]) -> str:
 def _arguments(mark: Mark) -> tuple[tuple[str, ...], tuple[str, ...]]:
     keywords = dict(mark.kwargs) if isinstance(mark.kwargs, dict) else {}
     excluded = keywords.pop("exclude", ()) if mark.name == "backend" else ()
+    says_how = mark.name == "infserver" and "exclusive" in keywords
+    exclusive = keywords.pop("exclusive") if says_how else False
     excluded = tuple(excluded) if isinstance(excluded, (list, tuple, set, frozenset)) else (excluded,)
     names = mark.args
     if keywords:
         raise MarkerError(f"{_shown(mark)}: unknown keyword '{next(iter(keywords))}'")
-    if not names and not excluded:
+    if not isinstance(exclusive, bool):
+        raise MarkerError(f"{_shown(mark)}: exclusive is True or False")
+    if not names and not excluded and not says_how:
         raise MarkerError(f"{_shown(mark)}: name at least one")
     texts = tuple(word for word in (*names, *excluded) if isinstance(word, str))
     if len(texts) != len(names) + len(excluded):

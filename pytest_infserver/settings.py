@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,10 @@ class Settings:
         url: Server to attach to, or None.
         url_is_default: Whether a server's own ``url`` counts more than this one.
         strict: Whether a test without a fitting server fails.
+        max_servers: How many servers without GPUs run at the same time, or None.
+        prelaunch: Whether servers are started before a test asks for them.
+        keep: Seconds that servers live on after their last use, or None.
+        on_crash: ``restart`` or ``fail``.
         overrides: Server settings from environment and command line, each with the option it came from; a later
             one counts more.
         defaults: Server settings from the ini file, likewise.
@@ -43,6 +48,10 @@ class Settings:
     url: str | None = None
     url_is_default: bool = False
     strict: bool = False
+    max_servers: int | None = None
+    prelaunch: bool = True
+    keep: float | None = None
+    on_crash: str = "restart"
     overrides: tuple[Layer, ...] = ()
     defaults: tuple[Layer, ...] = ()
 
@@ -61,6 +70,10 @@ def read_settings(config: pytest.Config, environ: Mapping[str, str] | None = Non
         url=reader.get("url"),
         url_is_default=reader.command_line("url") is None and reader.environment("url") is None,
         strict=bool(reader.get("strict")),
+        max_servers=reader.count("max-servers"),
+        prelaunch=reader.get("prelaunch") is not False,
+        keep=reader.duration("keep"),
+        on_crash=reader.one_of("on-crash", ("restart", "fail")),
         overrides=reader.overrides(),
         defaults=reader.defaults(),
     )
@@ -77,10 +90,14 @@ class _Reader:
         self.ini_dir = config.inipath.parent if config.inipath is not None else self.invocation_dir
 
     def get(self, name: str) -> Any:
-        for value in (self.command_line(name), self.environment(name), self.ini(name)):
+        return self._with_label(name)[0]
+
+    def _with_label(self, name: str) -> tuple[Any, str]:
+        for source in (self.command_line, self.environment, self.ini):
+            value = source(name)
             if value is not None:
-                return value
-        return None
+                return value, self._label(self.options[name], source)
+        return None, ""
 
     def command_line(self, name: str) -> Any:
         option, value = self.options[name], self.config.getoption(self.options[name].ini)
@@ -95,6 +112,27 @@ class _Reader:
         option = self.options[name]
         value = raw_ini(self.config, option)
         return None if value is None or value == "" else _parse(option, value, f"ini {option.ini}")
+
+    def count(self, name: str) -> int | None:
+        value, label = self._with_label(name)
+        if value is None:
+            return None
+        if not str(value).strip().isdecimal() or int(value) < 1:
+            raise pytest.UsageError(f"{label}: expected a number from 1 on, not '{value}'")
+        return int(value)
+
+    def duration(self, name: str) -> float | None:
+        value, label = self._with_label(name)
+        try:
+            return None if value is None else seconds(str(value))
+        except ValueError:
+            raise pytest.UsageError(f"{label}: expected a time such as 90s, 30m or 2h, not '{value}'") from None
+
+    def one_of(self, name: str, known: Sequence[str]) -> str:
+        value, label = self._with_label(name)
+        if value is not None and value not in known:
+            raise pytest.UsageError(f"{label}: expected {' or '.join(known)}, not '{value}'")
+        return value or known[0]
 
     def paths(self, name: str) -> tuple[Path, ...]:
         from_ini = self.command_line(name) is None and self.environment(name) is None
@@ -173,8 +211,20 @@ def _dotted(key: str, text: str, label: str) -> dict[str, Any]:
     return {top: {block: {flag: value} if dot else value}}
 
 
+def seconds(text: str) -> float:
+    """Return the seconds of a text such as ``90``, ``90s``, ``30m``, ``1.5h`` or ``1d``.
+
+    Raises:
+        ValueError: It is none.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", text)
+    if found is None:
+        raise ValueError(text)
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
 def _parse(option: Option, value: Any, label: str) -> Any:
-    if option.kind == "flag":
+    if option.kind in ("flag", "switch"):
         text = str(value).strip().lower()
         if text not in _TRUE | _FALSE:
             raise pytest.UsageError(f"{label}: expected true or false, not {value!r}")

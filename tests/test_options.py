@@ -10,7 +10,7 @@ import yaml
 from pytest_infserver.errors import ConfigError
 from pytest_infserver.options import OPTIONS
 from pytest_infserver.pool.configured import configured_servers
-from pytest_infserver.settings import Settings, read_settings
+from pytest_infserver.settings import Settings, read_settings, seconds
 
 NATIVE_TOML = pytest.mark.skipif(
     int(pytest.__version__.split(".")[0]) < 9, reason="pytest's own TOML tables came with pytest 9"
@@ -343,6 +343,142 @@ def test_a_toml_value_of_the_wrong_type(pytester: pytest.Pytester, line: str, me
     with pytest.raises(pytest.UsageError) as caught:
         settings_of(pytester)
     assert message in str(caught.value)
+
+
+POOL = ("max_servers", "prelaunch", "keep", "on_crash")
+
+
+def pool_options(settings: Settings) -> tuple[Any, ...]:
+    return tuple(getattr(settings, name) for name in POOL)
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "ini", "expected"),
+    [
+        ([], {}, "", (None, True, None, "restart")),
+        (
+            [],
+            {},
+            "infserver_max_servers = 3\ninfserver_prelaunch = no\ninfserver_keep = 30m\ninfserver_on_crash = fail",
+            (3, False, 1800.0, "fail"),
+        ),
+        (
+            [],
+            {
+                "INFSERVER_MAX_SERVERS": "4",
+                "INFSERVER_PRELAUNCH": "1",
+                "INFSERVER_KEEP": "90",
+                "INFSERVER_ON_CRASH": "restart",
+            },
+            "infserver_max_servers = 3\ninfserver_prelaunch = no\ninfserver_keep = 30m\ninfserver_on_crash = fail",
+            (4, True, 90.0, "restart"),
+        ),
+        (
+            [
+                "--infserver-max-servers=5",
+                "--no-infserver-prelaunch",
+                "--infserver-keep=1.5h",
+                "--infserver-on-crash=fail",
+            ],
+            {"INFSERVER_MAX_SERVERS": "4", "INFSERVER_PRELAUNCH": "1", "INFSERVER_ON_CRASH": "restart"},
+            "",
+            (5, False, 5400.0, "fail"),
+        ),
+        (["--infserver-prelaunch"], {"INFSERVER_PRELAUNCH": "off"}, "", (None, True, None, "restart")),
+        ([], {"INFSERVER_PRELAUNCH": "off"}, "infserver_prelaunch = on", (None, False, None, "restart")),
+    ],
+)
+def test_the_options_of_the_pool(
+    pytester: pytest.Pytester, words: list[str], environ: dict[str, str], ini: str, expected: tuple[Any, ...]
+) -> None:
+    pytester.makeini(f"[pytest]\n{ini}\n")
+    assert pool_options(settings_of(pytester, *words, environ=environ)) == expected
+
+
+@NATIVE_TOML
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("infserver_max_servers = 2\ninfserver_keep = 600\ninfserver_prelaunch = false", (2, False, 600.0, "restart")),
+        (
+            'infserver_max_servers = "2"\ninfserver_keep = "10m"\ninfserver_on_crash = "fail"',
+            (2, True, 600.0, "fail"),
+        ),
+        ("infserver_keep = 0.5\ninfserver_prelaunch = 1", (None, True, 0.5, "restart")),
+    ],
+)
+def test_the_options_of_the_pool_in_toml(pytester: pytest.Pytester, lines: str, expected: tuple[Any, ...]) -> None:
+    (pytester.path / "pyproject.toml").write_text(f"[tool.pytest]\n{lines}\n")
+    assert pool_options(settings_of(pytester)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("90s", 90), (" 30 m ", 1800), ("2h", 7200), ("1.5h", 5400), ("1d", 86400), ("0", 0), ("0.25", 0.25)],
+)
+def test_times(text: str, expected: float) -> None:
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "m", "-5", "5x", "1h30m", "1e3", "nan", "inf", ".5", "5 5", "30 min"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(ValueError):
+        seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("max-servers", "0", "expected a number from 1 on, not '0'"),
+        ("max-servers", "-1", "expected a number from 1 on, not '-1'"),
+        ("max-servers", "many", "expected a number from 1 on, not 'many'"),
+        ("max-servers", "2.5", "expected a number from 1 on, not '2.5'"),
+        ("max-servers", "²", "expected a number from 1 on, not '²'"),
+        ("keep", "long", "expected a time such as 90s, 30m or 2h, not 'long'"),
+        ("keep", "-1", "expected a time such as 90s, 30m or 2h, not '-1'"),
+        ("on-crash", "die", "expected restart or fail, not 'die'"),
+        ("on-crash", "Fail", "expected restart or fail, not 'Fail'"),
+    ],
+)
+@pytest.mark.parametrize("source", ["command line", "environment", "ini"])
+def test_a_wrong_option_of_the_pool(
+    pytester: pytest.Pytester, source: str, name: str, value: str, message: str
+) -> None:
+    option = next(one for one in OPTIONS if one.name == name)
+    if source == "ini":
+        (pytester.path / "pytest.ini").write_text(f"[pytest]\n{option.ini} = {value}\n", encoding="utf-8")
+    words = [f"{option.flag}={value}"] if source == "command line" else []
+    environ = {option.variable: value} if source == "environment" else {}
+    with pytest.raises(pytest.UsageError) as caught:
+        settings_of(pytester, *words, environ=environ)
+    where = {"command line": option.flag, "environment": option.variable, "ini": f"ini {option.ini}"}[source]
+    assert str(caught.value) == f"{where}: {message}"
+
+
+@pytest.mark.parametrize("source", ["environment", "ini"])
+def test_a_switch_that_is_neither_on_nor_off(pytester: pytest.Pytester, source: str) -> None:
+    pytester.makeini(f"[pytest]\n{'infserver_prelaunch = maybe' if source == 'ini' else ''}\n")
+    environ = {"INFSERVER_PRELAUNCH": "maybe"} if source == "environment" else {}
+    with pytest.raises(pytest.UsageError, match="expected true or false, not 'maybe'"):
+        settings_of(pytester, environ=environ)
+
+
+@NATIVE_TOML
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("infserver_max_servers = true", "ini infserver_max_servers: expected one text or number, not True"),
+        ("infserver_max_servers = 2.5", "ini infserver_max_servers: expected a number from 1 on, not '2.5'"),
+        ("infserver_keep = [1]", "ini infserver_keep: expected one text or number, not [1]"),
+        ("infserver_keep = -1", "ini infserver_keep: expected a time such as 90s, 30m or 2h, not '-1'"),
+        ("infserver_prelaunch = 2", "ini infserver_prelaunch: expected true or false, not 2"),
+    ],
+)
+def test_a_wrong_toml_value_of_the_pool(pytester: pytest.Pytester, line: str, message: str) -> None:
+    (pytester.path / "pyproject.toml").write_text(f"[tool.pytest]\n{line}\n")
+    with pytest.raises(pytest.UsageError) as caught:
+        settings_of(pytester)
+    assert str(caught.value) == message
 
 
 def the_error(result: pytest.RunResult) -> str:

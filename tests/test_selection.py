@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_infserver.selection import Candidate, MarkerError, explain, select
+from pytest_infserver.selection import Candidate, MarkerError, explain, is_exclusive, needed_names, select
 
 CANDIDATES = [
     Candidate("llama-tp1", "vllm"),
@@ -10,7 +10,7 @@ CANDIDATES = [
     Candidate("qwen", "sglang"),
     Candidate("mine", "command"),
 ]
-backend, infserver = pytest.mark.backend, pytest.mark.infserver
+backend, infserver, needs = pytest.mark.backend, pytest.mark.infserver, pytest.mark.infserver_needs
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,9 @@ backend, infserver = pytest.mark.backend, pytest.mark.infserver
         ([backend("vllm"), infserver("*-tp2")], ["llama-tp2"]),
         ([backend("vllm"), backend(exclude="vllm")], []),
         ([infserver("llama-*"), infserver("*1")], ["llama-tp1"]),
+        ([infserver(exclusive=True)], ["llama-tp1", "llama-tp2", "qwen", "mine"]),
+        ([infserver("mine", exclusive=True)], ["mine"]),
+        ([infserver("llama-*"), infserver(exclusive=False)], ["llama-tp1", "llama-tp2"]),
     ],
 )
 def test_every_mark_must_be_satisfied(marks: list[pytest.MarkDecorator], names: list[str]) -> None:
@@ -44,6 +47,11 @@ def test_every_mark_must_be_satisfied(marks: list[pytest.MarkDecorator], names: 
         (backend(exclude=()), "backend(exclude=()): name at least one"),
         (backend(only="vllm"), "backend(only='vllm'): unknown keyword 'only'"),
         (infserver("a", exclude="b"), "infserver('a', exclude='b'): unknown keyword 'exclude'"),
+        (infserver(exclusive=1), "infserver(exclusive=1): exclusive is True or False"),
+        (infserver("a", exclusive="yes"), "infserver('a', exclusive='yes'): exclusive is True or False"),
+        (infserver(exclusive=None), "infserver(exclusive=None): exclusive is True or False"),
+        (infserver(7, exclusive=True), "infserver(7, exclusive=True): names must be texts"),
+        (backend("vllm", exclusive=True), "backend('vllm', exclusive=True): unknown keyword 'exclusive'"),
         (backend(7), "backend(7): names must be texts"),
         (backend(["vllm"]), "backend(['vllm']): names must be texts"),
         (backend(exclude=5), "backend(exclude=5): names must be texts"),
@@ -64,3 +72,61 @@ def test_explain_names_what_was_asked_and_what_is_configured() -> None:
         " configured: llama-tp1 (vllm), llama-tp2 (vllm)"
     )
     assert explain([], []) == "no configured server fits any server; configured: none"
+
+
+@pytest.mark.parametrize(
+    ("marks", "alone"),
+    [
+        ([], False),
+        ([infserver("a")], False),
+        ([infserver(exclusive=True)], True),
+        ([infserver("a", exclusive=True)], True),
+        # The nearest one counts, as in pytest: the test's own comes before its class's and its module's.
+        ([infserver("a"), infserver(exclusive=True)], True),
+        ([infserver(exclusive=False), infserver(exclusive=True)], False),
+        ([infserver(exclusive=True), infserver(exclusive=False)], True),
+        ([backend("a", exclusive=True)], False),
+    ],
+)
+def test_who_wants_its_servers_alone(marks: list[pytest.MarkDecorator], alone: bool) -> None:
+    assert is_exclusive([mark.mark for mark in marks]) is alone
+
+
+@pytest.mark.parametrize(
+    ("marks", "names"),
+    [
+        ([], []),
+        ([infserver("qwen")], []),
+        ([needs("qwen")], ["qwen"]),
+        ([needs("mine", "qwen")], ["mine", "qwen"]),
+        ([needs("mine", "mine"), needs("qwen", "mine")], ["mine", "qwen"]),
+    ],
+)
+def test_servers_that_are_needed_together(marks: list[pytest.MarkDecorator], names: list[str]) -> None:
+    assert needed_names([mark.mark for mark in marks], CANDIDATES) == (names, "")
+
+
+def test_needed_servers_that_are_not_configured() -> None:
+    names, why = needed_names([needs("mine").mark, needs("qwen", "quen").mark], CANDIDATES[2:])
+    assert names == []
+    assert why == (
+        "no configured server fits infserver_needs('qwen', 'quen'); configured: qwen (sglang), mine (command);"
+        " did you mean 'qwen'?"
+    )
+    # Names, not patterns: each is one server.
+    assert needed_names([needs("q*").mark], CANDIDATES)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("mark", "message"),
+    [
+        (needs(), "infserver_needs(): give the names of servers"),
+        (needs(7), "infserver_needs(7): give the names of servers"),
+        (needs(["a", "b"]), "infserver_needs(['a', 'b']): give the names of servers"),
+        (needs("a", exclusive=True), "infserver_needs('a', exclusive=True): give the names of servers"),
+    ],
+)
+def test_needs_without_meaning_are_an_error(mark: pytest.MarkDecorator, message: str) -> None:
+    with pytest.raises(MarkerError) as caught:
+        needed_names([mark.mark], CANDIDATES)
+    assert str(caught.value) == message

@@ -48,6 +48,8 @@ def fingerprint(server: InferenceServer) -> str:
     twin = copy.copy(server)
     twin._port = server.settings.port
     twin._command = None
+    # Which GPUs it got counts no more than which port.
+    twin.use_devices(None)
     command = twin.command_and_notes()[0]
     stop_command = twin.settings.stop_command
     parts = {
@@ -55,6 +57,7 @@ def fingerprint(server: InferenceServer) -> str:
         "ours": __version__,
         "backend": twin.get_backend_name(),
         "port": twin.settings.port,
+        "gpus": twin.settings.gpus,
         "command": command.argv,
         "stop_command": None if stop_command is None else twin.fill(stop_command),
         "environment": _environment(command),

@@ -60,6 +60,8 @@ def keep(server: InferenceServer, seconds: float) -> bool:
     _end_heartbeat(server)
     server._process = None
     server._state = ServerState.STOPPED
+    # Its supervisor holds the port.
+    server.release_port()
     return True
 
 
@@ -90,7 +92,9 @@ def take_over(server: InferenceServer) -> bool:
     """See `InferenceServer.take_over`."""
     if server.attached or server.debug_mode:
         return False
-    candidates = [kept for kept in kept_servers() if kept.backend == server.get_backend_name()]
+    backend = server.get_backend_name()
+    # Two of another name may be the same to a client, but their logs are not.
+    candidates = [kept for kept in kept_servers() if (kept.name, kept.backend) == (server.name, backend)]
     if not candidates:
         # The usual case, which does not need a fingerprint: that takes its time.
         return False
@@ -134,7 +138,7 @@ def _claim(server: InferenceServer, kept: KeptServer, process: ServerProcess) ->
     question = {
         "fingerprint": kept.fingerprint,
         "stop_timeout": server.settings.stop_timeout,
-        "info": {"name": server.name, "device_keys": list(server.device_keys)},
+        "info": {"name": server.name},
     }
     try:
         channel = connect(kept.path, _CONNECT_LIMIT)
@@ -164,5 +168,6 @@ def _become_ready(server: InferenceServer, kept: KeptServer) -> None:
     server.survivors = ()
     server.leak_report = None
     server.taken_over = True
+    server.device_keys = kept.device_keys
     server._state = ServerState.READY
     server._start_heartbeat()

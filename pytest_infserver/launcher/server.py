@@ -39,6 +39,7 @@ from pytest_infserver.launcher.devices import DeviceClaim, claim_for
 from pytest_infserver.launcher.endpoints import existing
 from pytest_infserver.launcher.engine_facts import EngineFacts
 from pytest_infserver.launcher.engine_version import installed_version
+from pytest_infserver.launcher.follower import FollowedProcess, Keeper, View
 from pytest_infserver.launcher.hang import write_hang_report
 from pytest_infserver.launcher.heartbeat import Heartbeat
 from pytest_infserver.launcher.http_probe import Answer, ask, shown_seconds
@@ -46,7 +47,7 @@ from pytest_infserver.launcher.leaks.check import LeakCheck
 from pytest_infserver.launcher.leaks.report import LeakReport, as_known_text, as_text, is_allowed
 from pytest_infserver.launcher.leaks.temporary_files import PYTORCH_CACHES
 from pytest_infserver.launcher.log import MAX_READ, ServerLog
-from pytest_infserver.launcher.process import Launch, LaunchFailed, ServerProcess, Survivor
+from pytest_infserver.launcher.process import Exit, Launch, LaunchFailed, ServerProcess, Survivor
 from pytest_infserver.launcher.readiness import NotReady, ReadinessCheck, wait_until_ready
 from pytest_infserver.launcher.redaction import redact
 from pytest_infserver.launcher.state import ServerState
@@ -89,6 +90,7 @@ class InferenceServer(EngineFacts):
         phase: What it is doing while it starts, as far as its log tells.
         taken_over: Whether it was running already when `take_over` made it this object's.
         why_not_kept: Why the last `keep` did not keep it, in words.
+        holds_port: Whether its port is held between its end and its next start, until `release_port`.
         device_keys: Names of the devices that were reserved for it; others are told.
     """
 
@@ -132,10 +134,13 @@ class InferenceServer(EngineFacts):
         self._command: Command | None = None
         self._hang: str | None = None
         self._stop_refusal: str | None = None
+        self._keeper: Keeper | None = None
         self._lifecycle = threading.RLock()
         self._owner = os.getpid()
         self.launches = 0
         self.taken_over = False
+        self.holds_port = False
+        self._reservation: ports.Reservation | None = None
         self.why_not_kept: str | None = None
         self.device_keys: Sequence[str] = ()
         self._check_settings()
@@ -286,6 +291,7 @@ class InferenceServer(EngineFacts):
             claim: The GPUs; None lets it claim its own at each start and release them at its end.
         """
         self._given_devices = claim
+        self.device_keys = () if claim is None else tuple(device.key for device in claim.devices)
 
     def url_for(self, path: str) -> str:
         """Return the URL of a path on the server."""
@@ -350,10 +356,14 @@ class InferenceServer(EngineFacts):
                     raise self.settings.error(f"'config.{key}': {error}", "config", key, error.key) from None
         return []
 
-    def check_health(self) -> bool:
-        """Ask the server now whether it is healthy; takes at most ``heartbeat_timeout`` seconds."""
+    def check_health(self, timeout: float | None = None) -> bool:
+        """Ask the server now whether it is healthy.
+
+        Args:
+            timeout: Seconds that it has to answer; ``heartbeat_timeout`` if None.
+        """
         alive = self.attached or (self._process is not None and self._process.exit is None)
-        return alive and self._ask_health().ok
+        return alive and self._ask_health(timeout).ok
 
     def start(self: Self) -> Self:
         """Start the server and return when it is ready; no effect when it is running.
@@ -364,6 +374,9 @@ class InferenceServer(EngineFacts):
             ConfigError: It has an option that the installed version of the engine does not have any more.
             ProfileError: The profile that is configured cannot be made.
         """
+        if self._keeper is not None:
+            self._keeper.start(self)
+            return self
         if self.launched:
             self._require_owner("start it again")
         with self._lifecycle:
@@ -398,6 +411,7 @@ class InferenceServer(EngineFacts):
                     self._end_process()
                 finally:
                     self._release_devices()
+                    self.release_port()
                 self._warn_of_leftovers()
                 self._end_waiting()
                 raise
@@ -430,6 +444,9 @@ class InferenceServer(EngineFacts):
         if self._stop_refusal is not None:
             raise InferenceServerError(self._stop_refusal)
         self._require_owner("stop it")
+        if self._keeper is not None:
+            self._keeper.stop(self)
+            return
         with self._lifecycle:
             orderly = self.state is ServerState.READY
             if self._state is ServerState.NEW:
@@ -446,6 +463,8 @@ class InferenceServer(EngineFacts):
             finally:
                 self._state = ServerState.STOPPED
                 self._release_devices()
+                if not self.holds_port:
+                    self.release_port()
             if orderly:
                 self._report_leftovers()
             elif had_process:
@@ -511,17 +530,6 @@ class InferenceServer(EngineFacts):
         if reason is not None:
             raise ServerDiedError(reason)
 
-    def settle_death(self, wait: float = 6.0) -> bool:
-        """Find out, after something went wrong, whether the server is dying; tell whether it has died.
-
-        Args:
-            wait: Seconds that a server whose health check fails is given to end: vLLM 0.32 takes 5 to follow
-                its engine process.
-        """
-        if self.running and not self.attached and not self._ask_health(limit=2.0).ok:
-            self.wait_death(wait)
-        return self.state is ServerState.DIED
-
     def wait_death(self, timeout: float) -> bool:
         """Wait up to ``timeout`` seconds for the server's end; tell whether it has died."""
         if self._process is not None:
@@ -553,6 +561,61 @@ class InferenceServer(EngineFacts):
         """Undo one `pause_heartbeat`."""
         if self._heartbeat is not None:
             self._heartbeat.resume()
+
+    def view(self) -> View:
+        """Return what another process has to know to use this server; see `follow`."""
+        process = self._process
+        return View(
+            port=self.port,
+            pid=self.pid,
+            supervisor_pid=None if process is None else process.supervisor_pid,
+            running=self.running,
+            launches=self.launches,
+            log_path=self.log_path,
+            launch_log_start=self.launch_log_start,
+            start_seconds=self.start_seconds,
+        )
+
+    def follow(self, view: View, keeper: Keeper) -> FollowedProcess:
+        """Stand for a server that another process owns.
+
+        Args:
+            view: What that one's `view` has returned.
+            keeper: Starts and stops it.
+
+        Returns:
+            The process, which has to be told of its end.
+        """
+        self._keeper = keeper
+        self._owner = os.getpid()
+        self._port = None if self.attached else view.port
+        self._log.path = view.log_path
+        self._hang = None
+        self.launches = view.launches
+        self.taken_over = view.running and not view.launches
+        self.launch_log_start = view.launch_log_start
+        self.start_seconds = view.start_seconds
+        process = FollowedProcess(view)
+        self._process = None if self.attached else process
+        self._state = ServerState.READY if view.running else ServerState.STOPPED
+        return process
+
+    def note_end(self, process: FollowedProcess, how: Exit, hang: str | None) -> None:
+        """Note how a server that another process owns has ended.
+
+        Args:
+            process: What `follow` has returned.
+            how: How.
+            hang: Why it was killed, if it was taken for hung.
+        """
+        if process is self._process:
+            self._hang = hang
+        process.ended(how)
+
+    @property
+    def last_exit(self) -> tuple[Exit | None, str | None]:
+        """How the process of the last launch has ended, if it has, and why it was killed if it hung."""
+        return (None if self._process is None else self._process.exit), self._hang
 
     def refuse_stop(self, reason: str | None) -> None:
         """Make `stop` fail with ``reason``, for a server that others use too; None allows it again."""
@@ -671,11 +734,15 @@ class InferenceServer(EngineFacts):
     def _launch(self, tried: list[int]) -> None:
         self._raise_if_cancelled()
         try:
+            self.release_port()
             reservation = ports.reserve_port(self.host, self._port, avoid=tried, further=self.derived_ports)
         except ServerStartupError as error:
             raise type(error)(f"{self} cannot start: {error}") from None
         with contextlib.ExitStack() as stack:
-            stack.callback(reservation.release)
+            if self.holds_port:
+                self._reservation = reservation
+            else:
+                stack.callback(reservation.release)
             self._port = reservation.port
             tried.append(reservation.port)
             try:
@@ -851,6 +918,12 @@ class InferenceServer(EngineFacts):
         left = None if claim is None else claim.wait_until_back(_MEMORY_LIMIT)
         if left is not None:
             self.on_warning(f"{self}: {_MEMORY_LIMIT:g} s after its end {redact(left, self.secrets)}")
+
+    def release_port(self) -> None:
+        """Let others have the port that is held for the next start; see `holds_port`."""
+        held, self._reservation = self._reservation, None
+        if held is not None:
+            held.release()
 
     def _release_devices(self) -> None:
         # Those that were given to it are somebody else's.

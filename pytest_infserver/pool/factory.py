@@ -55,9 +55,9 @@ class ServerFactory:
         try:
             node = self._node(scope)
             server = create_from_config(self._config(which, settings))
-            server.on_progress = self._run.pool.progress
-            server.on_wait = self._run.pool.waiting
-            server.on_warning = self._run.pool.incidents.append
+            server.on_progress = self._run.progress
+            server.on_wait = self._run.waiting
+            server.on_warning = self._run.member.incidents.append
             self._run.extra_servers.append((server, 0))
             node.addfinalizer(self._stopper(server))
             return server.start()
@@ -66,7 +66,7 @@ class ServerFactory:
             raise error.with_traceback(None) from None
 
     def _config(self, what: str | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> ServerConfig:
-        configs = self._run.pool.configs
+        configs = self._run.choice.configs
         known = f"configured: {', '.join(configs) or 'none'}"
         if not isinstance(what, str):
             values = {**(what or {}), **settings}

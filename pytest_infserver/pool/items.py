@@ -9,7 +9,10 @@ import pytest
 
 FIXTURE = "inference_server"
 FIXTURE_HOME = "pytest_infserver.plugin"
+SEVERAL = "inference_servers"
+"""The fixture that gives several servers together."""
 MARKER_NAMES = ("backend", "infserver")
+NEEDS = "infserver_needs"
 
 
 class Unmatched:
@@ -23,6 +26,13 @@ def uses_fixture(item: pytest.Item) -> bool:
     """Tell whether a test uses our fixture, not one of the same name that a project put in its place."""
     info = getattr(item, "_fixtureinfo", None)
     return info is not None and reaches_ours(info.name2fixturedefs.get(FIXTURE))
+
+
+def uses_several(item: pytest.Item) -> bool:
+    """Tell whether a test uses our fixture for several servers, not a project's own."""
+    info = getattr(item, "_fixtureinfo", None)
+    definitions = info.name2fixturedefs.get(SEVERAL) if info is not None else None
+    return definitions is not None and getattr(definitions[-1].func, "__module__", None) == FIXTURE_HOME
 
 
 def reaches_ours(definitions: Sequence[pytest.FixtureDef[Any]] | None) -> bool:
@@ -51,13 +61,31 @@ def markers(node: pytest.Item | Any) -> list[pytest.Mark]:
     return [mark for mark in node.iter_markers() if mark.name in MARKER_NAMES]
 
 
-def grouped(items: Iterable[pytest.Item], server_of: Callable[[pytest.Item], str | None]) -> list[pytest.Item]:
-    """Return the tests with those of one server together, where the first of them stood."""
+def needs(item: pytest.Item) -> list[pytest.Mark]:
+    """Return the marks that name servers which a test needs together."""
+    return list(item.iter_markers(NEEDS))
+
+
+def grouped(
+    items: Iterable[pytest.Item], servers_of: Callable[[pytest.Item], Sequence[str]], *, others_first: bool
+) -> list[pytest.Item]:
+    """Return the tests with those of the same servers together, where the first of them stood.
+
+    Args:
+        items: The tests.
+        servers_of: Returns the servers that a test uses.
+        others_first: Whether those without a server come first, to run while one is started; else each keeps its
+            place.
+    """
     groups: dict[object, list[pytest.Item]] = {}
+    others: list[pytest.Item] = []
     for item in items:
-        # A test without a server is a group of its own and keeps its place.
-        groups.setdefault(server_of(item) or item, []).append(item)
-    return [item for group in groups.values() for item in group]
+        servers = tuple(servers_of(item))
+        if servers or not others_first:
+            groups.setdefault(servers or item, []).append(item)
+        else:
+            others.append(item)
+    return others + [item for group in groups.values() for item in group]
 
 
 def will_run(item: pytest.Item) -> bool:

@@ -2,20 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import pytest
 
+from pytest_infserver.pool.lease import Problem
 
-def report_error(item: pytest.Item, text: str) -> None:
-    """Report an error at the teardown of a test that has had its own teardown already.
+
+class LateReports:
+    """Reports errors at the teardown of tests that have had their own teardown already.
 
     An exception instead would set off reruns of the test, and could hit another one.
+
+    Attributes:
+        count: How many it has reported.
     """
-    report = pytest.TestReport(
-        nodeid=item.nodeid,
-        location=item.location,
-        keywords=dict.fromkeys(item.keywords, 1),
-        outcome="failed",
-        longrepr=text,
-        when="teardown",
-    )
-    item.ihook.pytest_runtest_logreport(report=report)
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.count = 0
+        self._config = config
+        self._tests: dict[str, tuple[tuple[str, int | None, str], Mapping[str, Any]]] = {}
+
+    def know(self, nodeid: str, location: tuple[str, int | None, str], keywords: Mapping[str, Any]) -> None:
+        """Remember what a report says of a test beside its outcome."""
+        self._tests[nodeid] = location, keywords
+
+    def error(self, nodeid: str, text: str) -> None:
+        """Report an error of a test that is known."""
+        self.count += 1
+        location, keywords = self._tests[nodeid]
+        report = pytest.TestReport(
+            nodeid=nodeid,
+            location=location,
+            keywords=dict.fromkeys(keywords, 1),
+            outcome="failed",
+            longrepr=text,
+            when="teardown",
+        )
+        self._config.hook.pytest_runtest_logreport(report=report)
+
+    def report(self, problems: Iterable[Problem]) -> list[str]:
+        """Report problems with the tests that used the servers last; return those that belong to no test."""
+        homeless = []
+        for problem in problems:
+            if problem.user in self._tests:
+                self.error(str(problem.user), problem.text)
+            else:
+                homeless.append(problem.text)
+        return homeless

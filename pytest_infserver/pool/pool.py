@@ -1,45 +1,67 @@
-"""The pool of one pytest process: starts each server when the first test wants it, stops it after the last."""
+"""The servers of one run: carries out what the planner decides, each start and stop in a thread of its own."""
 
 from __future__ import annotations
 
-import traceback
+import contextlib
+import itertools
+import math
+import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_infserver.errors import InferenceServerError, ServerDiedError, ServerStartupError
+from pytest_infserver.errors import ConfigError, InferenceServerError, ServerDiedError, ServerStartupError
 from pytest_infserver.launcher.liveness import notice_death
+from pytest_infserver.pool.lease import Lease, Problem
+from pytest_infserver.pool.make_way import in_the_way, on_devices
+from pytest_infserver.pool.outcomes import OUTCOMES, user_error
+from pytest_infserver.pool.planner import ENDED, Grant, Phase, Planner, Request, Start, Stop
 
 if TYPE_CHECKING:
     from pytest_infserver.config.model import ServerConfig
     from pytest_infserver.launcher.server import InferenceServer
+    from pytest_infserver.pool.room import MachineRoom
 
 MAX_RESTARTS = 3
 """How often a server that died is started again in one run."""
-
-_OUTCOMES = (Exception, pytest.fail.Exception, pytest.skip.Exception)
-"""What a hook or a backend may raise; pytest's own outcomes are no Exceptions."""
-_NOT_USER_CODE = ("pytest_infserver", "pluggy")
+_STEP = 0.25
+"""Seconds between two looks of somebody who waits."""
+_LOOK_AGAIN = 2.0
+"""Seconds between two looks for kept servers that hold the GPUs which a server needs."""
 
 
 @dataclass(frozen=True)
-class Lease:
-    """One test's use of one server.
+class Hooks:
+    """Whom the pool tells about its servers.
 
     Attributes:
-        name: The server's name.
-        server: The server, ready unless ``error`` is set.
-        log_start: Size of its log, in bytes, when the test began.
-        error: Why it could not be had.
+        started: Gets each server that has become ready.
+        stopping: Gets it before it is stopped.
+        stopped: Gets it when it is gone.
     """
 
-    name: str
-    server: InferenceServer
-    log_start: int
-    error: InferenceServerError | None = None
+    started: Callable[[InferenceServer], object]
+    stopping: Callable[[InferenceServer], object]
+    stopped: Callable[[InferenceServer], object]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the user wants of the pool.
+
+    Attributes:
+        prelaunch: Whether servers are started before a test asks for them.
+        restarts: How often a server that died is started again.
+        keep: Seconds that servers live on after their last use; None stops them.
+    """
+
+    prelaunch: bool = True
+    restarts: int = MAX_RESTARTS
+    keep: float | None = None
 
 
 class Pool:
@@ -47,178 +69,566 @@ class Pool:
 
     Attributes:
         configs: The servers by name.
-        progress: Gets a line of text when a start takes long for a reason.
-        waiting: Gets a starting server now and then.
-        incidents: What happened to servers between two tests.
-        kept: The server that runs to the end of the run, because nobody knows which tests use it.
+        incidents: What happened to servers and is worth a word.
+        on_end: Gets a server whose process has ended, whoever ended it.
     """
 
     def __init__(
-        self,
-        configs: Mapping[str, ServerConfig],
-        *,
-        started: Callable[[InferenceServer], object],
-        stopping: Callable[[InferenceServer], object],
-        stopped: Callable[[InferenceServer], object],
-        progress: Callable[[str], None],
-        waiting: Callable[[InferenceServer], None] = lambda server: None,
+        self, configs: Mapping[str, ServerConfig], room: MachineRoom, hooks: Hooks, policy: Policy | None = None
     ) -> None:
         """Make a pool; nothing is started.
 
         Args:
             configs: The servers by name.
-            started: Called with each server that has become ready.
-            stopping: Called before a server is stopped.
-            stopped: Called when it is gone.
-            progress: Gets a line of text when a start takes long for a reason.
-            waiting: Gets a starting server now and then, and once when it does not start any more.
+            room: How many of them may run at the same time.
+            hooks: Whom to tell.
+            policy: What the user wants.
         """
         self.configs = configs
-        self.progress = progress
-        self.waiting = waiting
         self.incidents: list[str] = []
-        self.kept: str | None = None
-        self._started = started
-        self._stopping = stopping
-        self._stopped = stopped
+        self.on_end: Callable[[InferenceServer], object] = lambda server: None
+        self._room = room
+        self._hooks = hooks
+        self._policy = policy or Policy()
+        self._planner = Planner(room, prelaunch=self._policy.prelaunch, linger=self._policy.keep is not None)
         self._servers: dict[str, InferenceServer] = {}
         self._failures: dict[str, InferenceServerError] = {}
+        self._shown: set[str] = set()
+        self._deaths: dict[tuple[str, int], str] = {}
         self._restarts: Counter[str] = Counter()
-        self._wanted: Counter[str] = Counter()
-        self._reported: set[tuple[InferenceServer, int]] = set()
+        self._evictions: Counter[tuple[str, str]] = Counter()
+        self._tests: dict[str, tuple[str, ...]] = {}
+        self._left: Counter[str] = Counter()
+        self._tickets = itertools.count(1)
+        self._granted: dict[int, Grant] = {}
+        self._running: dict[int, tuple[str, str]] = {}
+        self._users: dict[str, str] = {}
+        self._used: dict[str, float] = {}
+        self._watched: dict[str, int] = {}
+        self._problems: list[tuple[str, str]] = []
+        self._lines: list[str] = []
+        self._exit: BaseException | None = None
+        self._closed = False
+        self._planning = threading.Lock()
+        self._looked_for: set[str] = set()
+        self._look_again: dict[str, float] = {}
+        self._starts: dict[str, threading.Thread] = {}
+        self._threads: list[threading.Thread] = []
+        self._changed = threading.Condition()
+
+    # What the run says.
+
+    def server(self, name: str) -> InferenceServer:
+        """Return the handle of a server, which stays the same through restarts; it need not run."""
+        with self._changed:
+            if name not in self._servers:
+                self._servers[name] = self._made(name)
+            return self._servers[name]
 
     @property
     def servers(self) -> list[InferenceServer]:
         """The servers that were wanted so far."""
-        return list(self._servers.values())
+        with self._changed:
+            return list(self._servers.values())
 
-    def plan(self, wanted: Iterable[str]) -> None:
-        """Say which servers the tests of this run will want, one name for each test and server."""
-        self._wanted = Counter(wanted)
+    def join(self, client: str) -> None:
+        """Note somebody who is going to ask for servers."""
+        with self._changed:
+            self._planner.join(client)
 
-    def server(self, name: str) -> InferenceServer:
-        """Return the handle of a server, which stays the same through restarts; it need not run."""
-        if name not in self._servers:
-            from pytest_infserver.launcher.factory import create_from_config
+    def leave(self, client: str) -> None:
+        """Take back what a client still has: it is gone, and the test that it was running with it."""
+        with self._changed:
+            wishes, leases = self._planner.leave(client)
+            for ticket in wishes:
+                self._granted[ticket] = Grant(Request(ticket, client, ()), f"{client} is gone")
+            # Also a test that waits for a server, or could not have it, is over.
+            running = [ticket for ticket, (user, _) in self._running.items() if user == client]
+            for ticket in dict.fromkeys(leases + running):
+                self._give_back(ticket, self._running.get(ticket, (client, None))[1])
+            self._proceed()
 
-            server = create_from_config(self.configs[name])
-            server.on_progress = self.progress
-            server.on_wait = self.waiting
-            server.on_warning = self.incidents.append
-            server.refuse_stop(
-                f"{server} is shared with other tests: a test must not stop it;"
-                " inference_server_factory starts one that it may stop"
-            )
-            self._servers[name] = server
-        return self._servers[name]
-
-    def acquire(self, name: str) -> Lease:
-        """Give a test a server, started if it does not run; an error is in the lease, not raised."""
-        server = self.server(name)
-        launches = server.launches
-        error = self._ready(name, server)
-        # What a failed start has written is shown once, with the first test.
-        log_start = server.launch_log_start if error and server.launches > launches else server.log_size
-        return Lease(name, server, log_start, error)
-
-    def done(self, name: str) -> None:
-        """Note that a planned test is over."""
-        self._wanted[name] -= 1
-
-    def keep(self, name: str) -> None:
-        """Note a use that was not planned, which more may follow."""
-        self.kept = name
-
-    def launched(self) -> list[str]:
-        """Return the servers that run, or have died and were not restarted yet."""
-        return [name for name, server in self._servers.items() if server.launched]
-
-    def unwanted(self, soon: str | None = None) -> list[str]:
-        """Return those of them that no test wants any more.
+    def plan(self, tests: Mapping[str, Sequence[str]]) -> None:
+        """Note which tests are going to run, and start what they need ahead of time.
 
         Args:
-            soon: A server of which one planned test counts as over.
+            tests: Node id to the servers that the test needs, in the order in which they are going to run.
+
+        Raises:
+            ConfigError: One of them needs more than there is.
         """
-        return [name for name in self.launched() if name != self.kept and self._wanted[name] - (name == soon) <= 0]
+        for test, names in tests.items():
+            shortage = self._room.shortage(names)
+            if shortage is not None:
+                raise ConfigError(f"{test}: {shortage}")
+        # In turn: with --dist each every worker plans, and some of them while tests run.
+        with self._planning:
+            for name in dict.fromkeys(name for names in tests.values() for name in names):
+                if name not in self._looked_for:
+                    self._looked_for.add(name)
+                    self._take_over(name)
+        with self._changed:
+            for test, names in tests.items():
+                self._tests[test] = tuple(names)
+                self._left[test] += 1
+                for name in names:
+                    self._planner.want(name)
+            self._proceed()
 
-    def death(self, server: InferenceServer) -> str | None:
-        """Return why a server died, once per death."""
-        notice_death(server)
-        reason = server.why_died()
-        if reason is None or (server, server.launches) in self._reported:
-            return None
-        self._reported.add((server, server.launches))
-        return reason
+    def pin(self, name: str) -> None:
+        """Note a use that was not planned, which more may follow: the server runs to the end of the run."""
+        with self._changed:
+            self._planner.pin(name)
 
-    def stop(self, name: str) -> list[str]:
-        """Stop a server; return what went wrong."""
-        server = self._servers[name]
-        self._note_silent_death(server)
-        errors = self._try(self._stopping, server)
-        server.refuse_stop(None)
-        errors += self._try(lambda one: one.stop(), server)
-        server.refuse_stop(f"{server} has been stopped: no later test of this run was known to want it")
-        return errors + self._try(self._stopped, server)
+    def acquire(
+        self,
+        client: str,
+        names: Sequence[str],
+        *,
+        test: str | None = None,
+        exclusive: bool = False,
+        waiting: Callable[[InferenceServer], object] = lambda server: None,
+        progress: Callable[[str], object] = lambda text: None,
+    ) -> list[Lease]:
+        """Wait for servers, all of them together; an error is in the leases, not raised.
 
-    def close(self) -> list[str]:
-        """Stop all servers; return what went wrong."""
-        return [error for name in self.launched() for error in self.stop(name)]
-
-    @staticmethod
-    def _try(action: Callable[[InferenceServer], object], server: InferenceServer) -> list[str]:
+        Args:
+            client: Who asks; one that still has leases never waits for somebody who waits for it.
+            names: The servers.
+            test: Node id of the test that needs them.
+            exclusive: Whether nobody else may use them meanwhile.
+            waiting: Gets each server that is starting, now and then, and once when that has come to an end.
+            progress: Gets what takes long for another reason.
+        """
+        handles = [self.server(name) for name in names]
+        for server in handles:
+            # Outside of the lock: the news of an end may take seconds.
+            notice_death(server)
+        ticket = next(self._tickets)
         try:
-            action(server)
-        except InferenceServerError as error:
-            return [str(error)]
-        except pytest.exit.Exception:
+            with self._changed:
+                if test is not None:
+                    self._running[ticket] = client, test
+                self._planner.ask(Request(ticket, client, tuple(names), exclusive))
+                self._proceed()
+            self._wait_for(ticket, handles, waiting, progress)
+        except BaseException:
+            self.release(ticket)
             raise
-        except _OUTCOMES as error:
-            # It must not keep the next server from its stop.
-            return [_user_error(server, error)]
-        return []
+        with self._changed:
+            grant = self._granted.pop(ticket)
+            if test is not None:
+                self._users.update(dict.fromkeys(names, test))
+            failed = next((self._failures[name] for name in names if name in self._failures), None)
+            return [self._lease(ticket, name, grant, exclusive, failed) for name in names]
 
-    def _ready(self, name: str, server: InferenceServer) -> InferenceServerError | None:
-        if name in self._failures:
-            return self._failures[name]
-        notice_death(server)
-        if server.running:
-            return None
-        if server.launched and server.why_died() is not None:
-            self._note_silent_death(server)
-            if self._restarts[name] >= MAX_RESTARTS:
-                return ServerDiedError(
-                    f"{server} has died {MAX_RESTARTS + 1} times and is not restarted any more; log: {server.log_path}"
-                )
-            self._restarts[name] += 1
-        error = self._start(server)
+    def release(self, ticket: int, done: str | None = None) -> None:
+        """Take a lease back.
+
+        Args:
+            ticket: The lease's.
+            done: A planned test that is over now.
+        """
+        with self._changed:
+            self._give_back(ticket, done)
+            self._proceed()
+
+    def done(self, test: str) -> None:
+        """Note that a planned test is over which had no lease, as one that was running when its worker crashed."""
+        with self._changed:
+            self._note_done(test)
+            self._proceed()
+
+    def death(self, name: str, launch: int) -> str | None:
+        """Return why a launch of a server died, or None if it did not."""
+        with self._changed:
+            self._note_deaths()
+            return self._deaths.get((name, launch))
+
+    def take_problems(self) -> list[Problem]:
+        """Return what went wrong at stops since the last call; raise what a hook raised to end the run."""
+        self.raise_exit()
+        with self._changed:
+            problems, self._problems = self._problems, []
+            return [Problem(text, self._users.get(name)) for name, text in problems]
+
+    def servers_of(self, test: str) -> Sequence[str]:
+        """Return the servers that a planned test needs."""
+        return self._tests.get(test, ())
+
+    def is_ready(self, name: str) -> bool:
+        """Tell whether a server runs now."""
+        with self._changed:
+            return self._planner.phase(name) is Phase.UP
+
+    def raise_exit(self) -> None:
+        """Raise what a hook raised to end the run."""
+        with self._changed:
+            error, self._exit = self._exit, None
         if error is not None:
-            # N tests do not each wait for the same failure.
-            self._failures[name] = error
-        return error
+            raise error
 
-    def _start(self, server: InferenceServer) -> InferenceServerError | None:
+    def alone(self, client: str, name: str) -> InferenceServer:
+        """Return a server that a client may stop and start, since it has it alone.
+
+        Raises:
+            InferenceServerError: It has not.
+        """
+        server = self.server(name)
+        with self._changed:
+            if not any(lease.exclusive and lease.client == client for lease in self._planner.leases(name)):
+                raise InferenceServerError(shared(server))
+        return server
+
+    def wind_up(self) -> None:
+        """Start nothing any more, and let nobody wait for what does not run: the run is about to end."""
+        with self._changed:
+            self._planner.wind_up()
+            self._proceed()
+
+    def refuse(self) -> None:
+        """Let nobody wait any more: the run ends."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop all servers and hand none out any more."""
+        self.refuse()
+        self.stop_all()
+
+    def stop_all(self) -> None:
+        """Stop all servers, or leave them running if they are to be kept; returns when that is done."""
+        with self._changed:
+            for stop in self._planner.stop_all():
+                self._spawn(self._stop_or_keep, stop.name)
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        evictions, self._evictions = self._evictions, Counter()
+        self.incidents += [
+            f"{name} was stopped {count} {'time' if count == 1 else 'times'} to make room for {other}"
+            for (name, other), count in evictions.items()
+        ]
+
+    # The inside; all of it under the lock, unless it says otherwise.
+
+    def _made(self, name: str) -> InferenceServer:
+        from pytest_infserver.launcher.factory import create_from_config
+
+        server = create_from_config(self.configs[name])
+        # The next tests expect it where it was, also if it dies.
+        server.holds_port = True
+        server.on_progress = self._lines.append
+        server.on_warning = self.incidents.append
+        server.refuse_stop(shared(server))
+        return server
+
+    def _wait_for(
+        self,
+        ticket: int,
+        servers: Sequence[InferenceServer],
+        waiting: Callable[[InferenceServer], object],
+        progress: Callable[[str], object],
+    ) -> None:
+        """Wait until a request is answered; without the lock."""
+        while True:
+            with self._changed:
+                if ticket not in self._granted and not self._closed:
+                    self._proceed()
+                    wake = self._planner.wake
+                    now = time.monotonic()
+                    self._changed.wait(_STEP if wake is None else max(0.0, min(_STEP, wake - now)))
+                if ticket not in self._granted and self._closed:
+                    self._granted[ticket] = Grant(Request(ticket, "", ()), ENDED)
+                answered = ticket in self._granted
+                lines, self._lines[:] = list(self._lines), []
+            for line in lines:
+                progress(line)
+            for server in servers:
+                waiting(server)
+            if answered:
+                return
+
+    def _lease(
+        self, ticket: int, name: str, grant: Grant, exclusive: bool, failed: InferenceServerError | None
+    ) -> Lease:
+        server = self._servers[name]
+        # All of them together or none.
+        error = self._failures.get(name) or failed
+        if error is None and grant.refusal is not None:
+            error = InferenceServerError(grant.refusal)
+        log_start = server.log_size
+        if name in self._failures and name not in self._shown and server.launches:
+            # What a failed start has written is shown once, with the first test.
+            self._shown.add(name)
+            log_start = server.launch_log_start
+        if exclusive and error is None:
+            server.refuse_stop(None)
+        return Lease(ticket, name, server, server.launches, log_start, error, exclusive)
+
+    def _take_over(self, name: str) -> None:
+        """Take a server over that an earlier run has kept, if there is one like this; without the lock."""
+        server = self.server(name)
+        with self._changed:
+            if self._planner.phase(name) is not Phase.DOWN or name in self._failures:
+                return
         try:
+            if not server.take_over():
+                return
+        except InferenceServerError:
+            # Its start says it better.
+            return
+        with self._exits():
+            problems = _try(self._hooks.started, server)
+            with self._changed:
+                self._problems += [(name, text) for text in problems]
+        with self._changed:
+            self._room.adopt(name, server.device_keys)
+            self._planner.adopted(name, time.monotonic())
+            self.watch(server)
+
+    def _make_way(self, name: str) -> None:
+        """Stop a kept server that holds the GPUs that another one needs; in a thread of its own, without the lock."""
+        from pytest_infserver.launcher.kept import kept_servers
+
+        for kept in on_devices(self._room.candidates(name), kept_servers())[:1]:
+            kept.stop()
+            self.incidents.append(f"{kept.name}, kept by an earlier run, was stopped: {name} needs its GPUs")
+        with self._changed:
+            self._look_again[name] = time.monotonic() + _LOOK_AGAIN
+            self._proceed()
+
+    def _give_back(self, ticket: int, done: str | None) -> None:
+        now = time.monotonic()
+        request = self._planner.lease(ticket)
+        for name in request.names if request is not None else ():
+            self._used[name] = now
+            if request is not None and request.exclusive:
+                self._end_exclusive(name)
+        self._planner.give_back(ticket, now)
+        self._running.pop(ticket, None)
+        self._note_done(done)
+
+    def _end_exclusive(self, name: str) -> None:
+        """Bring a server back in line that a test has had alone: it may have stopped it, or killed it."""
+        server = self._servers[name]
+        server.refuse_stop(shared(server))
+        if self._planner.phase(name) is Phase.UP:
+            if server.running:
+                self.watch(server)
+            else:
+                self._planner.died(name)
+
+    def _note_done(self, test: str | None) -> None:
+        if test is not None and self._left[test] > 0:
+            self._left[test] -= 1
+            for name in self._tests[test]:
+                self._planner.done(name)
+
+    def _proceed(self) -> None:
+        """Carry out what is to be done now."""
+        self._note_deaths()
+        if not self._closed:
+            for decision in self._planner.decide(time.monotonic()):
+                if isinstance(decision, Start):
+                    self.server(decision.name)
+                    self._starts[decision.name] = self._spawn(self._start, decision.name)
+                elif isinstance(decision, Stop):
+                    if decision.room_for is not None:
+                        self._evictions[decision.name, decision.room_for] += 1
+                    self._spawn(self._stop, decision.name)
+                else:
+                    self._granted[decision.request.ticket] = decision
+            for name in self._planner.short:
+                if self._look_again.get(name, 0.0) <= time.monotonic():
+                    self._look_again[name] = math.inf
+                    self._spawn(self._make_way, name)
+        self._changed.notify_all()
+
+    def _spawn(self, action: Callable[[str], None], name: str) -> threading.Thread:
+        thread = threading.Thread(target=action, args=(name,), name=f"infserver-{name}", daemon=True)
+        self._threads = [one for one in self._threads if one.is_alive() or one.ident is None]
+        self._threads.append(thread)
+        thread.start()
+        return thread
+
+    def _note_deaths(self) -> None:
+        for name in self._planner.names(Phase.UP):
+            server = self._servers[name]
+            leases = self._planner.leases(name)
+            if server.running or any(lease.exclusive for lease in leases):
+                continue
+            reason = server.why_died()
+            if reason is None:
+                continue
+            self._deaths[name, server.launches] = reason
+            # Before it is started again.
+            self.on_end(server)
+            self._planner.died(name)
+            self._restarts[name] += 1
+            if not leases:
+                self.incidents.append(f"between two tests: {reason}")
+            if self._restarts[name] > self._policy.restarts:
+                self._failures[name] = ServerDiedError(_not_restarted(server, self._restarts[name]))
+                self._planner.give_up(name)
+
+    def _start(self, name: str) -> None:
+        """Start a server; in a thread of its own, without the lock."""
+        server = self._servers[name]
+        error: InferenceServerError | None = None
+        problems: list[str] = []
+        with self._exits():
+            error = self._started(server)
+            if error is not None and server.running:
+                # It was a hook that failed.
+                problems = self._stopped(server)
+        with self._changed:
+            self._problems += [(name, text) for text in problems]
+            if self._planner.phase(name) is Phase.STARTING:
+                if error is None and server.running:
+                    self._planner.started(name, time.monotonic())
+                    self.watch(server)
+                else:
+                    # N tests do not each wait for the same failure.
+                    self._failures[name] = error or InferenceServerError(ENDED)
+                    self._planner.start_failed(name)
+            self._proceed()
+
+    def _started(self, server: InferenceServer) -> InferenceServerError | None:
+        try:
+            with self._changed:
+                if not self._room.renew(server.name):
+                    raise ServerStartupError(
+                        f"{server} cannot start again: another process has taken its GPUs meanwhile"
+                    )
+                claim, places = self._room.devices(server.name), self._room.places_left()
+            if not server.attached and not server.launched:
+                self._clear(server, places)
+            server.use_devices(claim)
             server.start()
-            self._started(server)
+            self._hooks.started(server)
         except InferenceServerError as error:
             return error
         except pytest.exit.Exception:
             raise
-        except _OUTCOMES as error:
+        except OUTCOMES as error:
             # It is one of the tests that want the server, not of the whole run.
-            return ServerStartupError(_user_error(server, error))
+            return ServerStartupError(user_error(server, error))
         return None
 
-    def _note_silent_death(self, server: InferenceServer) -> None:
-        reason = self.death(server)
-        if reason is not None:
-            self.incidents.append(f"between two tests: {reason}")
+    def _clear(self, server: InferenceServer, places: int) -> None:
+        from pytest_infserver.launcher.kept import kept_servers
+
+        for kept in in_the_way(server, kept_servers(), places):
+            kept.stop()
+            self.incidents.append(f"{kept.name}, kept by an earlier run, was stopped to make room for {server}")
+
+    def watch(self, server: InferenceServer) -> None:
+        """Let the end of a server be noticed at once."""
+        with self._changed:
+            launch = server.launches
+            if server.attached or self._watched.get(server.name) == launch:
+                return
+            self._watched[server.name] = launch
+
+        def watch() -> None:
+            while server.launches == launch and server.running and not self._closed:
+                server.wait_death(60.0)
+            with self._changed:
+                self._proceed()
+                if (server.name, launch) not in self._deaths and server.launches == launch:
+                    # Who has it alone may have ended it.
+                    self.on_end(server)
+
+        threading.Thread(target=watch, name=f"infserver-watch-{server.name}", daemon=True).start()
+
+    def _stop(self, name: str) -> None:
+        """Stop a server; in a thread of its own, without the lock."""
+        server = self._servers[name]
+        start = self._starts.get(name)
+        while start is not None and start.is_alive():
+            # It may not have come as far as to notice.
+            server.cancel_start()
+            start.join(0.1)
+        problems: list[str] = []
+        with self._exits():
+            problems = self._stopped(server)
+        devices = self._room.devices(name)
+        busy = None if devices is None else devices.wait_until_back()
+        with self._changed:
+            if busy is not None:
+                self.incidents.append(f"{server} is gone: {busy}")
+            self._problems += [(name, text) for text in problems]
+            self._planner.stopped(name)
+            self._proceed()
+
+    def _stopped(self, server: InferenceServer) -> list[str]:
+        if not server.launched:
+            return []
+        errors: list[str] = []
+        with self._exits():
+            # A hook that ends the run does not keep the server from its stop.
+            errors += _try(self._hooks.stopping, server)
+        server.refuse_stop(None)
+        errors += _try(lambda one: one.stop(), server)
+        server.release_port()
+        server.refuse_stop(f"{server} has been stopped: no later test of this run was known to want it")
+        with self._exits():
+            errors += _try(self._hooks.stopped, server)
+        return errors
+
+    def _stop_or_keep(self, name: str) -> None:
+        if self._policy.keep is None or not self._kept(self._servers[name], self._policy.keep):
+            self._stop(name)
+        else:
+            with self._changed:
+                self._planner.stopped(name)
+
+    def _kept(self, server: InferenceServer, seconds: float) -> bool:
+        left = seconds - (time.monotonic() - self._used.get(server.name, time.monotonic()))
+        if left <= 0 or not server.running:
+            return False
+        server.refuse_stop(None)
+        kept = server.keep(left)
+        if not kept and not server.attached:
+            self.incidents.append(f"{server} is not kept: {server.why_not_kept}")
+        return kept
+
+    @contextlib.contextmanager
+    def _exits(self) -> Iterator[None]:
+        """Pass on what ends the run: it must end it in pytest's own thread."""
+        try:
+            yield
+        except BaseException as error:
+            with self._changed:
+                self._exit = error
+                self._closed = True
+                self._changed.notify_all()
 
 
-def _user_error(server: InferenceServer, error: BaseException) -> str:
-    """Return the text for an exception that is none of ours, with the user's part of its traceback."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_USER_CODE:
-        frame = frame.tb_next
-    lines = traceback.format_exception(type(error), error, frame or error.__traceback__)
-    return f"{server}: an error in a hook or in its backend\n{''.join(lines).rstrip()}"
+def shared(server: InferenceServer) -> str:
+    """Return why a test must not stop a server."""
+    return (
+        f"{server} is shared with other tests: a test must not stop it; @pytest.mark.infserver(exclusive=True) gives"
+        " it one alone, inference_server_factory starts one that it may stop"
+    )
+
+
+def _not_restarted(server: InferenceServer, deaths: int) -> str:
+    if deaths == 1:
+        return f"{server} has died and is not restarted (--infserver-on-crash=fail); log: {server.log_path}"
+    return f"{server} has died {deaths} times and is not restarted any more; log: {server.log_path}"
+
+
+def _try(action: Callable[[InferenceServer], object], server: InferenceServer) -> list[str]:
+    try:
+        action(server)
+    except InferenceServerError as error:
+        return [str(error)]
+    except pytest.exit.Exception:
+        raise
+    except OUTCOMES as error:
+        # It must not keep the next server from its stop.
+        return [user_error(server, error)]
+    return []

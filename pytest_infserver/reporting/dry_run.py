@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def print_commands(run: Run, output: TextIO) -> None:
     """Write each server's command."""
-    lines = list(command_lines(run.pool.configs.values()))
+    lines = list(command_lines(run.choice.configs.values()))
     for line in lines or ["no server is configured: see --infserver-config in 'pytest --help'"]:
         output.write(f"{line}\n")
 

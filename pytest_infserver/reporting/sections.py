@@ -8,31 +8,28 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_infserver.launcher.liveness import notice_death
 from pytest_infserver.launcher.redaction import redact
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
-    from pytest_infserver.pool.pool import Pool
+    from pytest_infserver.pool.run import Run
 
 MAX_LOG = 16 * 1024
 """Bytes of a server's log that one section shows."""
 _MAX_RUN = 5
 
 
-def add_server_sections(
-    report: pytest.TestReport, servers: list[tuple[InferenceServer, int]], pool: Pool
-) -> pytest.TestReport:
+def add_server_sections(report: pytest.TestReport, run: Run) -> pytest.TestReport:
     """Make a test whose server died fail, and show a failed test's server logs.
 
     Args:
         report: The report of one phase.
-        servers: The test's servers, each with the size of its log when the test began.
-        pool: Knows which deaths have been reported.
+        run: Knows the test's servers.
     """
-    for server, log_start in servers:
-        if report.failed:
-            server.settle_death()
-        reason = pool.death(server)
+    for server, log_start in run.servers_in_use():
+        notice_death(server, thorough=report.failed)
+        reason = run.death(server)
         if reason is not None:
             _fail(report, reason)
         if report.failed and not server.attached:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +16,9 @@ def visible_terminal(config: pytest.Config) -> Iterator[pytest.TerminalReporter 
     A server may start inside a test: without this the line would land in what the test has written.
     """
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    capture = config.pluginmanager.get_plugin("capturemanager")
+    # Other threads write in xdist's controller only, which runs no tests.
+    in_test = threading.current_thread() is threading.main_thread()
+    capture = config.pluginmanager.get_plugin("capturemanager") if in_test else None
     with capture.global_and_fixture_disabled() if reporter is not None and capture else contextlib.nullcontext():
         yield reporter
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,17 @@ _NEXT_PLAIN = 15.0
 class WaitingLine:
     """One line that is rewritten on a terminal; elsewhere a line for a new phase, not more than one in 15 s."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, *, live: bool = True) -> None:
+        """Show nothing yet.
+
+        Args:
+            config: pytest's configuration.
+            live: Whether a line may be rewritten; not where somebody else writes at the same time.
+        """
         self._config = config
+        self._may_live = live
         self._live = False
+        self._lock = threading.Lock()
         self._shown: dict[InferenceServer, tuple[str, float]] = {}
 
     def __call__(self, server: InferenceServer) -> None:
@@ -33,12 +42,12 @@ class WaitingLine:
             return
         if seconds is not None and seconds < _FIRST_LIVE:
             return
-        with visible_terminal(self._config) as terminal:
+        with self._lock, visible_terminal(self._config) as terminal:
             if terminal is None or terminal.verbosity < 0:
                 return
             if seconds is None:
                 self._finish(terminal, server)
-            elif terminal.isatty:
+            elif terminal.isatty and self._may_live:
                 self._show_live(terminal, server, seconds)
             else:
                 self._show_plain(terminal, server, seconds)

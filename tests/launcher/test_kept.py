@@ -86,7 +86,7 @@ def test_the_next_run_takes_it_over_quickly(fake_server: FakeServer, state: Path
     assert (first.state, first.pid) == (ServerState.STOPPED, None)
     first.stop()
     assert not gone(pid)
-    second = fake_server("--say-when-ready", "ready-1", name="another-name")
+    second = fake_server("--say-when-ready", "ready-1")
     begin = time.monotonic()
     assert second.take_over()
     assert time.monotonic() - begin < 0.3
@@ -95,7 +95,7 @@ def test_the_next_run_takes_it_over_quickly(fake_server: FakeServer, state: Path
     assert (second.launches, second.taken_over) == (0, True)
     assert "ready-1" in second.read_log()
     assert second.launch_log_start == second.log_size > 0
-    assert [(one.state, one.name, one.owner_pid) for one in all_servers()] == [("running", "another-name", os.getpid())]
+    assert [(one.state, one.name, one.owner_pid) for one in all_servers()] == [("running", "fake", os.getpid())]
     second.stop()
     assert gone(pid)
     assert all_servers() == []
@@ -517,7 +517,8 @@ def test_another_server_is_not_taken(fake_server: FakeServer) -> None:
     assert not fake_server(port=kept.port).take_over()
     assert [one.pid for one in kept_servers()] == [kept.pid]
     # What only our side uses does not count.
-    same = fake_server(name="y", stop_timeout=3, heartbeat_interval=1, startup_timeout=9)
+    assert not fake_server(name="y").take_over()
+    same = fake_server(stop_timeout=3, heartbeat_interval=1, startup_timeout=9)
     assert same.take_over()
 
 

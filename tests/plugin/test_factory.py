@@ -25,10 +25,10 @@ def test_servers_by_name_keywords_and_mapping_are_stopped_with_the_test(project,
             by_keywords.stop()
             with pytest.raises(Exception, match="shared with other tests"):
                 inference_server.stop()
-        def test_2(): assert len(pids) == 3 and not any(map(alive, pids))
+        def test_2(inference_server): assert len(pids) == 3 and not any(map(alive, pids))
         """
     )
-    project.run().assert_outcomes(passed=2)
+    project.run("--infserver-server=a").assert_outcomes(passed=2)
     assert project.events("started", "stopped") == ["started a", "stopped a gone"]
 
 

@@ -51,7 +51,7 @@ def test_each_test_runs_once_per_server_grouped_and_each_server_starts_once(proj
         def test_four(): pass
         """,
     )
-    result = project.run("-v", "--strict-markers")
+    result = project.run("-v", "--strict-markers", "--infserver-max-servers=1")
     result.assert_outcomes(passed=10)
     result.stdout.fnmatch_lines(["infserver: servers.yaml: a (command), b (command)"])
     b_tests = [

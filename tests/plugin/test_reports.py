@@ -363,7 +363,14 @@ def test_an_indirect_parameter_that_is_no_name(project, servers_yaml) -> None:
     result.stdout.fnmatch_lines(["*no server is called *'a'*"])
 
 
-def test_one_server_leaves_a_project_s_own_order_alone(project, servers_yaml) -> None:
+@pytest.mark.parametrize(
+    ("option", "order"),
+    [
+        ("--infserver-prelaunch", ["test_2", "test_1", "test_3"]),
+        ("--no-infserver-prelaunch", ["test_1", "test_2", "test_3"]),
+    ],
+)
+def test_only_what_needs_no_server_leaves_its_place(project, servers_yaml, option, order) -> None:
     servers_yaml(a=[])
     project.files(
         test_1="""
@@ -376,5 +383,5 @@ def test_one_server_leaves_a_project_s_own_order_alone(project, servers_yaml) ->
         "import pytest\n@pytest.hookimpl(trylast=True)\n"
         "def pytest_collection_modifyitems(items): items.sort(key=lambda item: item.name)\n"
     )
-    project.run("-p", "order").assert_outcomes(passed=3)
-    assert [line.split()[1][:6] for line in project.events("test")] == ["test_1", "test_2", "test_3"]
+    project.run("-p", "order", option).assert_outcomes(passed=3)
+    assert [line.split()[1][:6] for line in project.events("test")] == order

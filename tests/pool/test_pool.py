@@ -3,183 +3,536 @@
 from __future__ import annotations
 
 import socket
-from pathlib import Path
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pool_fakes import LIMIT, FakeServer, eventually, in_thread, places
 
-from pytest_infserver.errors import InferenceServerError, LeakError, ServerDiedError, ServerStartupError
+from pytest_infserver.errors import (
+    ConfigError,
+    InferenceServerError,
+    LeakError,
+    ServerDiedError,
+    ServerStartupError,
+)
+from pytest_infserver.launcher import kept
 from pytest_infserver.launcher.liveness import notice_death
-from pytest_infserver.pool.pool import MAX_RESTARTS, Pool
+from pytest_infserver.pool import pool as pool_module
+from pytest_infserver.pool.pool import MAX_RESTARTS, Hooks, Policy, Pool
+
+pytestmark = pytest.mark.usefixtures("hard_limit")
 
 
-class Fake:
-    """As much of a server as the pool looks at."""
+class Tellers:
+    """The hooks: they note what they are told, and raise what a test wants them to."""
 
-    attached = True
-    log_path = Path("server.log")
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.errors: dict[str, BaseException] = {}
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.state = "new"
-        self.launches = 0
-        self.log_size = 100
-        self.launch_log_start = 40
-        self.refusal: str | None = None
-        self.start_error: Exception | None = None
-        self.stop_error: Exception | None = None
+    def hook(self, word: str) -> Callable[[Any], None]:
+        def tell(server: FakeServer) -> None:
+            self.events.append(f"{word} {server.name} {server.state}")
+            if word in self.errors:
+                raise self.errors[word]
 
-    @property
-    def running(self) -> bool:
-        return self.state == "ready"
-
-    @property
-    def launched(self) -> bool:
-        return self.state in ("ready", "died")
-
-    def start(self) -> None:
-        self.launches += 1
-        if self.start_error is not None:
-            self.state = "failed"
-            raise self.start_error
-        self.state = "ready"
-
-    def stop(self) -> None:
-        assert self.refusal is None
-        self.state = "stopped"
-        if self.stop_error is not None:
-            raise self.stop_error
-
-    def why_died(self) -> str | None:
-        return f"{self.name} died" if self.state == "died" else None
-
-    def refuse_stop(self, reason: str | None) -> None:
-        self.refusal = reason
-
-    def __str__(self) -> str:
-        return self.name
+        return tell
 
 
 @pytest.fixture
-def events() -> list[str]:
-    return []
+def tellers() -> Tellers:
+    return Tellers()
 
 
 @pytest.fixture
-def pool(monkeypatch: pytest.MonkeyPatch, events: list[str]) -> Pool:
-    monkeypatch.setattr("pytest_infserver.launcher.factory.create_from_config", Fake)
+def kept_by_others(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    found: list[Any] = []
+    monkeypatch.setattr(kept, "kept_servers", lambda: list(found))
+    return found
 
-    def note(word: str) -> Any:
-        return lambda server: events.append(f"{word} {server.name} {server.state}")
 
-    configs: Any = {"a": "a", "b": "b"}
-    hooks = {word: note(word) for word in ("started", "stopping", "stopped")}
-    return Pool(configs, progress=lambda text: None, **hooks)
+@pytest.fixture
+def make_pool(
+    monkeypatch: pytest.MonkeyPatch, tellers: Tellers, kept_by_others: list[Any]
+) -> Iterator[Callable[..., Pool]]:
+    monkeypatch.setattr("pytest_infserver.launcher.factory.create_from_config", FakeServer)
+    monkeypatch.setattr(pool_module, "notice_death", lambda server: None)
+    made: list[Pool] = []
+
+    def make(limit: int | None = 3, **policy: Any) -> Pool:
+        configs: Any = {name: name for name in "abcd"}
+        hooks = Hooks(*(tellers.hook(word) for word in ("started", "stopping", "stopped")))
+        made.append(Pool(configs, places(limit, configs), hooks, Policy(**policy)))
+        made[-1].join("c1")
+        return made[-1]
+
+    yield make
+    for pool in made:
+        pool.close()
+
+
+@pytest.fixture
+def pool(make_pool: Callable[..., Pool]) -> Pool:
+    return make_pool()
 
 
 def fake(pool: Pool, name: str = "a") -> Any:
     return pool.server(name)
 
 
-def test_a_server_starts_with_its_first_lease_and_is_unwanted_after_its_last(pool, events) -> None:
-    pool.plan(["a", "a", "b"])
-    assert events == []
-    first, second = pool.acquire("a"), pool.acquire("a")
+def closed(pool: Pool) -> None:
+    in_thread(pool.close)()
+
+
+# Starts and stops.
+
+
+def test_a_server_starts_once_for_all_and_stops_after_its_last_test(pool, tellers) -> None:
+    pool.plan({"1": ["a"], "2": ["a"]})
+    leases = [in_thread(lambda test=test: pool.acquire(f"c{test}", ["a"], test=test)) for test in "12"]
+    (first,), (second,) = leases[0](), leases[1]()
     assert first.server is second.server is pool.server("a")
-    assert first.error is None
-    assert first.log_start == 100
-    assert events == ["started a ready"]
-    pool.done("a")
-    assert pool.unwanted() == []
-    assert pool.unwanted(soon="a") == ["a"]
-    assert pool.unwanted(soon="b") == []
-    pool.done("a")
-    assert pool.unwanted() == pool.launched() == ["a"]
-    assert pool.stop("a") == []
-    assert events == ["started a ready", "stopping a ready", "stopped a stopped"]
-    assert pool.launched() == []
+    assert (first.error, first.launch, first.log_start) == (None, 1, 100)
+    assert tellers.events == ["started a ready"]
+    pool.release(first.ticket, "1")
+    assert pool.is_ready("a")
+    pool.release(second.ticket, "2")
+    eventually(lambda: len(tellers.events) == 3)
+    assert tellers.events == ["started a ready", "stopping a ready", "stopped a stopped"]
+    assert not pool.is_ready("a")
+    assert pool.take_problems() == []
 
 
-def test_a_server_that_is_kept_is_never_unwanted_but_closed(pool, events) -> None:
-    pool.plan([])
-    pool.keep("a")
-    pool.acquire("a")
-    assert pool.unwanted() == []
-    assert pool.close() == []
-    assert events[-1] == "stopped a stopped"
+def test_servers_start_ahead_of_the_tests_and_at_the_same_time(pool) -> None:
+    for name in "ab":
+        fake(pool, name).gate.clear()
+    pool.plan({"1": ["a"], "2": ["b"]})
+    eventually(lambda: fake(pool).launches == fake(pool, "b").launches == 1)
+    assert not pool.is_ready("a")
+    for name in "ab":
+        fake(pool, name).gate.set()
+    eventually(lambda: pool.is_ready("a") and pool.is_ready("b"))
+    assert pool.servers == [fake(pool), fake(pool, "b")]
 
 
-def test_a_test_may_not_stop_it_before_or_after(pool) -> None:
-    server = pool.acquire("a").server
+def test_without_prelaunch_nothing_starts_before_it_is_asked_for(make_pool) -> None:
+    pool = make_pool(prelaunch=False)
+    pool.plan({"1": ["a"], "2": ["b"]})
+    pool.acquire("c1", ["a"], test="1")
+    assert (fake(pool).launches, fake(pool, "b").launches) == (1, 0)
+
+
+def test_more_servers_together_than_the_user_allows_are_an_error_before_anything_starts(make_pool) -> None:
+    pool = make_pool(1)
+    with pytest.raises(ConfigError, match=r"^2: needs 2 servers at the same time \(a, b\), and"):
+        pool.plan({"1": ["a"], "2": ["a", "b"]})
+    assert pool.servers == []
+
+
+def test_a_test_may_not_stop_a_server_that_is_shared_or_has_been_stopped(pool) -> None:
+    (lease,) = pool.acquire("c1", ["a"])
     assert "shared with other tests" in fake(pool).refusal
-    pool.stop("a")
-    assert "has been stopped" in fake(pool).refusal
-    assert server is pool.server("a")
+    pool.release(lease.ticket)
+    eventually(lambda: fake(pool).state == "stopped")
+    eventually(lambda: "has been stopped" in fake(pool).refusal)
 
 
-def test_a_failed_start_is_remembered_and_its_log_shown_once(pool, events) -> None:
+def test_a_pinned_server_runs_to_the_end(pool, tellers) -> None:
+    pool.pin("a")
+    (lease,) = pool.acquire("c1", ["a"])
+    pool.release(lease.ticket)
+    assert pool.is_ready("a")
+    closed(pool)
+    assert tellers.events[-1] == "stopped a stopped"
+
+
+def test_an_eviction_is_told_once_with_how_often(make_pool) -> None:
+    pool = make_pool(1)
+    pool.plan({str(number): ["ab"[number % 2]] for number in range(6)})
+    for number in range(6):
+        (lease,) = pool.acquire("c1", ["ab"[number % 2]], test=str(number))
+        assert lease.error is None
+        pool.release(lease.ticket, str(number))
+    closed(pool)
+    closed(pool)
+    assert sorted(pool.incidents) == [
+        "a was stopped 2 times to make room for b",
+        "b was stopped 2 times to make room for a",
+    ]
+
+
+# What goes wrong.
+
+
+def test_a_failed_start_is_remembered_and_its_log_shown_once(pool, tellers) -> None:
     fake(pool).start_error = ServerStartupError("no")
-    first, second = pool.acquire("a"), pool.acquire("a")
+    pool.plan({"1": ["a"], "2": ["a"]})
+    (first,), (second,) = pool.acquire("c1", ["a"], test="1"), pool.acquire("c2", ["a"], test="2")
     assert first.error is second.error is fake(pool).start_error
     assert fake(pool).launches == 1
     assert (first.log_start, second.log_start) == (40, 100)
-    assert events == []
-    assert pool.close() == []
+    assert tellers.events == []
 
 
 def test_an_error_of_a_backend_is_a_start_error_with_the_users_traceback(pool) -> None:
     fake(pool).start_error = ValueError("users bug")
-    error = pool.acquire("a").error
-    assert isinstance(error, ServerStartupError)
-    assert "ValueError: users bug" in str(error)
-    assert "pytest_infserver/" not in str(error)
+    (lease,) = pool.acquire("c1", ["a"])
+    assert isinstance(lease.error, ServerStartupError)
+    assert "ValueError: users bug" in str(lease.error)
 
 
-def test_a_dead_server_is_restarted_three_times(pool, events) -> None:
-    pool.plan(["a"] * 9)
-    for _ in range(MAX_RESTARTS + 1):
-        lease = pool.acquire("a")
-        assert lease.error is None
-        fake(pool).state = "died"
-        assert pool.death(lease.server) == "a died"
-        assert pool.death(lease.server) is None
-    assert isinstance(pool.acquire("a").error, ServerDiedError)
+def test_of_several_servers_none_is_given_if_one_fails(pool) -> None:
+    fake(pool).start_error = ServerStartupError("no")
+    both = pool.acquire("c1", ["b", "a"], exclusive=True)
+    assert [lease.error for lease in both] == [fake(pool).start_error] * 2
+    assert [lease.log_start for lease in both] == [100, 40]
+    assert fake(pool, "b").refusal is not None
+    # Nobody has b: whoever wants it gets it.
+    (lease,) = pool.acquire("c2", ["b"], exclusive=True)
+    assert lease.error is None
+
+
+def test_a_dead_server_is_restarted_three_times(pool) -> None:
+    pool.plan({str(number): ["a"] for number in range(9)})
+    for number in range(MAX_RESTARTS + 1):
+        (lease,) = pool.acquire("c1", ["a"], test=str(number))
+        assert (lease.error, lease.launch) == (None, number + 1)
+        fake(pool).die()
+        assert pool.death("a", lease.launch) == "a died"
+        assert pool.death("a", lease.launch + 1) is None
+        pool.release(lease.ticket, str(number))
+    (lease,) = pool.acquire("c1", ["a"])
+    assert isinstance(lease.error, ServerDiedError)
+    assert "has died 4 times and is not restarted any more" in str(lease.error)
     assert fake(pool).launches == MAX_RESTARTS + 1
     assert pool.incidents == []
-    assert pool.close() == []
 
 
-def test_a_death_that_nobody_was_told_of_is_an_incident(pool) -> None:
-    pool.acquire("a")
-    fake(pool).state = "died"
-    assert pool.acquire("a").error is None
+def test_a_server_that_died_is_not_restarted_if_the_user_says_so(make_pool) -> None:
+    pool = make_pool(restarts=0)
+    pool.plan({"1": ["a"], "2": ["a"]})
+    (lease,) = pool.acquire("c1", ["a"], test="1")
+    fake(pool).die()
+    assert pool.death("a", 1) == "a died"
+    pool.release(lease.ticket, "1")
+    (lease,) = pool.acquire("c1", ["a"], test="2")
+    assert "--infserver-on-crash=fail" in str(lease.error)
+    assert fake(pool).launches == 1
+
+
+def test_a_death_between_two_tests_is_an_incident_once(pool) -> None:
+    pool.plan({"1": ["a"], "2": ["a"]})
+    told: list[int] = []
+    pool.on_end = lambda server: told.append(server.launches)
+    (lease,) = pool.acquire("c1", ["a"], test="1")
+    pool.release(lease.ticket, "1")
+    fake(pool).die()
+    eventually(lambda: fake(pool).launches == 2)
+    assert pool.acquire("c1", ["a"], test="2")[0].launch == 2
     assert pool.incidents == ["between two tests: a died"]
-    fake(pool).state = "died"
-    pool.close()
-    assert len(pool.incidents) == 2
+    assert told == [1]
 
 
-def test_what_goes_wrong_at_a_stop_keeps_no_other_server_from_it(pool, events) -> None:
-    pool.acquire("a")
-    pool.acquire("b")
+def test_a_death_during_a_test_is_told_at_once_and_is_no_incident(pool) -> None:
+    told = threading.Event()
+    pool.on_end = lambda server: told.set()
+    pool.pin("a")
+    pool.acquire("c1", ["a"])
+    fake(pool).die()
+    assert told.wait(LIMIT)
+    assert pool.death("a", 1) == "a died"
+    assert pool.incidents == []
+
+
+def test_what_goes_wrong_at_a_stop_keeps_no_other_server_from_it(pool, tellers) -> None:
+    pool.plan({"1": ["a"], "2": ["b"]})
+    pool.acquire("c1", ["a"], test="1")
+    pool.acquire("c1", ["b"], test="2")
     fake(pool).stop_error = LeakError("left something")
     fake(pool, "b").stop_error = RuntimeError("users bug")
-    errors = pool.close()
-    assert errors[0] == "left something"
-    assert "RuntimeError: users bug" in errors[1]
-    assert events[-1] == "stopped b stopped"
-    assert pool.close() == []
+    closed(pool)
+    problems = {problem.user: problem.text for problem in pool.take_problems()}
+    assert problems["1"] == "left something"
+    assert "RuntimeError: users bug" in problems["2"]
+    assert {"stopped a stopped", "stopped b stopped"} <= set(tellers.events)
+    assert pool.take_problems() == []
 
 
-@pytest.mark.parametrize("word", ["_stopping", "_stopped"])
-def test_a_hook_that_raises_does_not_keep_the_server_alive(pool, word) -> None:
-    def hook(server: object) -> None:
-        raise InferenceServerError("users bug")
-
-    setattr(pool, word, hook)
-    pool.acquire("a")
-    assert pool.stop("a") == ["users bug"]
+def test_a_hook_that_fails_after_the_start_fails_the_start_and_stops_the_server(pool, tellers) -> None:
+    tellers.errors["started"] = ValueError("users bug")
+    (lease,) = pool.acquire("c1", ["a"])
+    assert "ValueError: users bug" in str(lease.error)
     assert fake(pool).state == "stopped"
+    assert tellers.events == ["started a ready", "stopping a ready", "stopped a stopped"]
+
+
+@pytest.mark.parametrize("word", ["stopping", "stopped"])
+@pytest.mark.parametrize("error", [InferenceServerError("users bug"), pytest.fail.Exception("users bug")])
+def test_a_hook_that_raises_does_not_keep_the_server_alive(pool, tellers, word, error) -> None:
+    tellers.errors[word] = error
+    pool.acquire("c1", ["a"], test="1")
+    closed(pool)
+    (problem,) = pool.take_problems()
+    assert "users bug" in problem.text
+    assert problem.user == "1"
+    assert fake(pool).state == "stopped"
+
+
+@pytest.mark.parametrize("word", ["started", "stopping", "stopped"])
+def test_a_hook_can_end_the_run_and_the_server_is_stopped_all_the_same(pool, tellers, word) -> None:
+    tellers.errors[word] = pytest.exit.Exception("enough")
+    pool.plan({"1": ["a"], "2": ["b"]})
+    (lease,) = pool.acquire("c1", ["a"], test="1")
+    if word != "started":
+        pool.release(lease.ticket, "1")
+    eventually(lambda: f"{word} a" in " ".join(tellers.events))
+    eventually(lambda: pool._exit is not None)
+    with pytest.raises(pytest.exit.Exception, match="enough"):
+        pool.take_problems()
+    assert "the run ends" in str(pool.acquire("c1", ["c"])[0].error)
+    closed(pool)
+    assert fake(pool).state == "stopped"
+
+
+# The end.
+
+
+def test_the_end_cancels_a_start_that_is_under_way(pool, tellers) -> None:
+    fake(pool).gate.clear()
+    result = in_thread(lambda: pool.acquire("c1", ["a"]))
+    eventually(lambda: fake(pool).launches == 1)
+    closed(pool)
+    assert fake(pool).cancelled
+    assert "the run ends" in str(result()[0].error)
+    assert tellers.events == []
+    closed(pool)
+
+
+def test_a_start_that_comes_through_at_the_end_is_stopped_like_any(pool, tellers, monkeypatch) -> None:
+    monkeypatch.setattr(FakeServer, "cancel_start", lambda self: self.gate.set())
+    fake(pool).gate.clear()
+    pool.plan({"1": ["a"]})
+    eventually(lambda: fake(pool).launches == 1)
+    closed(pool)
+    assert fake(pool).state == "stopped"
+    assert tellers.events == ["started a ready", "stopping a ready", "stopped a stopped"]
+
+
+def test_after_refuse_nobody_waits_any_more(pool) -> None:
+    fake(pool).gate.clear()
+    result = in_thread(lambda: pool.acquire("c1", ["a"]))
+    eventually(lambda: fake(pool).launches == 1)
+    pool.refuse()
+    assert "the run ends" in str(result()[0].error)
+
+
+def test_a_wait_that_is_interrupted_takes_its_wish_back(pool) -> None:
+    def interrupt(server: object) -> None:
+        raise KeyboardInterrupt
+
+    fake(pool).gate.clear()
+    with pytest.raises(KeyboardInterrupt):
+        pool.acquire("c1", ["a"], waiting=interrupt)
+    eventually(lambda: fake(pool).cancelled)
+    eventually(lambda: fake(pool).state == "failed")
+
+
+# Alone.
+
+
+def test_who_has_a_server_alone_may_stop_it_and_the_next_one_finds_it_running(pool) -> None:
+    pool.plan({"1": ["a"], "2": ["a"]})
+    (lease,) = pool.acquire("c1", ["a"], test="1", exclusive=True)
+    assert lease.exclusive
+    assert fake(pool).refusal is None
+    assert pool.alone("c1", "a") is fake(pool)
+    with pytest.raises(InferenceServerError, match="shared with other tests"):
+        pool.alone("c2", "a")
+    fake(pool).stop()
+    pool.release(lease.ticket, "1")
+    assert "shared with other tests" in fake(pool).refusal
+    (lease,) = pool.acquire("c2", ["a"], test="2")
+    assert (lease.error, lease.launch) == (None, 2)
+    assert pool.incidents == []
+
+
+def test_a_server_that_was_killed_by_who_had_it_alone_counts_as_no_crash(make_pool) -> None:
+    pool = make_pool(restarts=0)
+    pool.plan({str(number): ["a"] for number in range(3)})
+    for number in range(2):
+        (lease,) = pool.acquire("c1", ["a"], test=str(number), exclusive=True)
+        fake(pool).die()
+        assert pool.death("a", lease.launch) is None
+        pool.release(lease.ticket, str(number))
+    (lease,) = pool.acquire("c1", ["a"], test="2")
+    assert (lease.error, lease.launch) == (None, 3)
+    assert pool.incidents == []
+
+
+def test_the_end_of_a_server_that_a_test_has_started_itself_is_noticed(pool) -> None:
+    pool.pin("a")
+    (lease,) = pool.acquire("c1", ["a"], exclusive=True)
+    fake(pool).stop()
+    fake(pool).start()
+    pool.release(lease.ticket)
+    told = threading.Event()
+    pool.on_end = lambda server: told.set()
+    (lease,) = pool.acquire("c2", ["a"])
+    assert lease.launch == 2
+    fake(pool).die()
+    assert told.wait(LIMIT)
+    assert pool.death("a", 2) == "a died"
+
+
+def test_nobody_else_has_it_meanwhile(pool) -> None:
+    pool.pin("a")
+    users: list[str] = []
+
+    def use(client: str, exclusive: bool) -> None:
+        (lease,) = pool.acquire(client, ["a"], exclusive=exclusive)
+        assert lease.error is None
+        assert not exclusive or not users
+        assert "alone" not in users
+        users.append("alone" if exclusive else "shared")
+        time.sleep(0.01)
+        users.remove("alone" if exclusive else "shared")
+        pool.release(lease.ticket)
+
+    ends = [in_thread(lambda n=n: use(f"c{n}", n % 3 == 0)) for n in range(12)]
+    assert [end() for end in ends] == [None] * 12
+
+
+def test_the_workers_hear_of_the_end_of_a_server_that_a_test_has_alone(pool) -> None:
+    pool.pin("a")
+    pool.acquire("c1", ["a"], exclusive=True)
+    told = threading.Event()
+    pool.on_end = lambda server: told.set()
+    fake(pool).die()
+    assert told.wait(LIMIT)
+    assert pool.death("a", 1) is None
+
+
+# Workers that end.
+
+
+def test_a_client_that_is_gone_gives_back_what_it_had_and_its_test_is_over(pool, tellers) -> None:
+    pool.plan({"1": ["a"], "2": ["b"]})
+    pool.acquire("c1", ["a"], test="1")
+    pool.leave("c1")
+    pool.leave("c1")
+    eventually(lambda: "stopped a stopped" in tellers.events)
+    assert fake(pool).launches == 1
+    assert not any(" b " in event and "stop" in event for event in tellers.events)
+
+
+def test_a_client_that_is_gone_waits_no_more_and_its_test_is_over(pool) -> None:
+    pool.plan({"1": ["a"]})
+    (lease,) = pool.acquire("c1", ["a"], exclusive=True)
+    result = in_thread(lambda: pool.acquire("c2", ["a"], test="1"))
+    eventually(lambda: pool._planner._waiting)
+    pool.leave("c2")
+    assert "c2 is gone" in str(result()[0].error)
+    pool.release(lease.ticket)
+    eventually(lambda: fake(pool).state == "stopped")
+
+
+def test_tests_without_a_lease_are_over_when_somebody_says_so_and_only_once(pool) -> None:
+    pool.plan({"1": ["a"], "2": ["a"]})
+    eventually(lambda: pool.is_ready("a"))
+    for _ in range(3):
+        pool.done("1")
+    assert pool.is_ready("a")
+    pool.done("2")
+    eventually(lambda: fake(pool).state == "stopped")
+
+
+def test_a_test_that_every_worker_runs_is_over_when_all_have_run_it(pool) -> None:
+    pool.plan({"1": ["a"]})
+    pool.plan({"1": ["a"]})
+    eventually(lambda: pool.is_ready("a"))
+    pool.done("1")
+    assert pool.is_ready("a")
+    pool.done("1")
+    eventually(lambda: fake(pool).state == "stopped")
+
+
+# Kept servers.
+
+
+def test_servers_are_kept_for_what_is_left_of_their_time(make_pool, tellers) -> None:
+    pool = make_pool(keep=100.0)
+    pool.plan({"1": ["a"], "2": ["b"]})
+    (lease,) = pool.acquire("c1", ["a"], test="1")
+    pool.acquire("c1", ["b"], test="2")
+    pool.release(lease.ticket, "1")
+    assert pool.is_ready("a")
+    fake(pool, "b").can_be_kept = False
+    fake(pool, "b").why_not_kept = "it has no fingerprint"
+    closed(pool)
+    assert 90 < fake(pool).kept_for <= 100
+    assert "stopping b ready" in tellers.events
+    assert not any("stopping a" in event for event in tellers.events)
+    assert pool.incidents == ["b is not kept: it has no fingerprint"]
+    closed(pool)
+
+
+def test_a_server_whose_time_is_over_is_stopped(make_pool) -> None:
+    pool = make_pool(keep=0.0)
+    pool.plan({"1": ["a"]})
+    (lease,) = pool.acquire("c1", ["a"], test="1")
+    pool.release(lease.ticket, "1")
+    closed(pool)
+    assert fake(pool).kept_for is None
+    assert fake(pool).state == "stopped"
+
+
+def test_a_kept_server_is_taken_over_when_tests_are_planned(pool, tellers) -> None:
+    fake(pool).kept_already = True
+    pool.plan({"1": ["a"]})
+    assert pool.is_ready("a")
+    (lease,) = pool.acquire("c1", ["a"], test="1")
+    assert (lease.error, lease.launch) == (None, 0)
+    assert tellers.events == ["started a ready"]
+    pool.release(lease.ticket, "1")
+    eventually(lambda: fake(pool).state == "stopped")
+
+
+def test_a_kept_server_on_the_same_port_gives_way(pool, kept_by_others) -> None:
+    class Kept:
+        name, port, log_path, device_keys = "old", 8000, FakeServer("x").log_path, ()
+        stopped = False
+
+        def stop(self) -> None:
+            self.stopped = True
+
+    old = Kept()
+    kept_by_others.append(old)
+    fake(pool).settings.port = 8000
+    assert pool.acquire("c1", ["a"])[0].error is None
+    assert old.stopped
+    assert pool.incidents == ["old, kept by an earlier run, was stopped to make room for a"]
+
+
+def test_kept_servers_are_not_looked_for_without_end_while_another_run_has_the_room(
+    make_pool, monkeypatch, kept_by_others
+) -> None:
+    pool = make_pool()
+    looks: list[str] = []
+    another_run_has_it = threading.Event()
+    another_run_has_it.set()
+    claim = pool._room.claim
+    monkeypatch.setattr(pool._room, "claim", lambda name, **rest: not another_run_has_it.is_set() and claim(name))
+    monkeypatch.setattr(pool._room, "candidates", lambda name: looks.append(name) or {"gpu"})
+    result = in_thread(lambda: pool.acquire("c1", ["a"]))
+    eventually(lambda: looks)
+    time.sleep(0.8)
+    assert looks == ["a"]
+    another_run_has_it.clear()
+    assert result()[0].error is None
 
 
 class Listener:
@@ -193,6 +546,7 @@ class Listener:
         self.port = port
         self.pid = pid
         self.server_url = f"http://127.0.0.1:{port}"
+        self.settings = SimpleNamespace(own_listener=True)
         self.waited = False
 
     def wait_death(self, timeout: float) -> None:

@@ -1,0 +1,89 @@
+"""How tests are given to xdist's workers: those of one server together, and those without one while it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from xdist.scheduler import LoadScheduling
+
+from pytest_infserver.pool.order import Group, Order
+
+if TYPE_CHECKING:
+    import pytest
+    from xdist.workermanage import WorkerController
+
+SHORT = 0.1
+"""Seconds under which a test counts as short: the next ones must lie ready."""
+AHEAD, AHEAD_SHORT = 2, 4
+"""How many tests a worker has: it needs the next one to begin one, and short ones are gone before more can come."""
+
+
+class ServerAffinity(LoadScheduling):
+    """xdist's load scheduling with another order: few tests at a time, chosen by the servers that run now."""
+
+    def __init__(
+        self,
+        config: pytest.Config,
+        log: Any,
+        servers_of: Callable[[str], Sequence[str]],
+        is_ready: Callable[[str], bool],
+    ) -> None:
+        """Make a scheduler.
+
+        Args:
+            config: pytest's configuration.
+            log: xdist's own log.
+            servers_of: Returns the servers that a test (node id) needs.
+            is_ready: Tells whether a server runs now.
+        """
+        super().__init__(config, log)
+        self._servers_of = servers_of
+        self._is_ready = is_ready
+        self.collection: list[str] | None = None
+        self._last: dict[WorkerController, Group] = {}
+        self._order: Order[int] = Order((), self._needs)
+
+    def schedule(self) -> None:
+        """Give the workers their first tests, and to one that has come later its own."""
+        if self.collection is None:
+            if not self._check_nodes_have_same_collection():
+                return
+            self.collection = next(iter(self.node2collection.values()))
+            self.pending[:] = range(len(self.collection))
+            if not self.pending:
+                return
+        # In turn: with few tests none is left without work.
+        for _ in range(AHEAD):
+            for node in self.nodes:
+                if len(self.node2pending[node]) < AHEAD and not node.shutting_down:
+                    self._send_tests(node, 1)
+        for node in self.nodes:
+            self.check_schedule(node)
+
+    def check_schedule(self, node: WorkerController, duration: float = 0) -> None:
+        """Give a worker what it needs to go on."""
+        if node.shutting_down:
+            return
+        ahead = AHEAD_SHORT if 0 < duration < SHORT else AHEAD
+        # Not more than its share: the last tests are for all workers.
+        ahead = max(AHEAD, min(ahead, len(self.pending) // max(1, len(self.nodes))))
+        while self.pending and len(self.node2pending[node]) < ahead:
+            self._send_tests(node, 1)
+        if not self.pending:
+            node.shutdown()
+
+    def _send_tests(self, node: WorkerController, num: int) -> None:
+        if len(self._order) != len(self.pending):
+            # At the beginning, and when a worker has crashed and its tests have come back.
+            self._order = Order(self.pending, self._needs)
+        for _ in range(min(num, len(self.pending))):
+            others = [self._last.get(other, ()) for other in self.nodes if other is not node]
+            index, self._last[node] = self._order.pop(self._last.get(node, ()), self._is_ready, others)
+            self.pending.remove(index)
+            self.node2pending[node].append(index)
+            node.send_runtest_some([index])
+
+    def _needs(self, index: int) -> Group:
+        assert self.collection is not None
+        return tuple(self._servers_of(self.collection[index]))

@@ -1,0 +1,157 @@
+"""How many servers may run at the same time: GPUs for those that need them, places for the others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pytest_infserver.launcher import machine
+
+if TYPE_CHECKING:
+    from pytest_infserver.config.model import ServerConfig
+    from pytest_infserver.launcher.devices import Demand, DeviceClaim, Visible
+
+CORES_PER_SERVER = 2
+MEMORY_PER_SERVER = 8 << 30
+"""Bytes of memory that one server without a GPU is expected to take."""
+
+
+def default_max_servers() -> int:
+    """Return how many servers without GPUs run at the same time unless the user says so, at least 2."""
+    return max(2, min(int(machine.cores()) // CORES_PER_SERVER, machine.memory() // MEMORY_PER_SERVER))
+
+
+def machine_room(configs: Mapping[str, ServerConfig], max_servers: int | None) -> MachineRoom:
+    """Return the machine's room for these servers.
+
+    Args:
+        configs: The servers by name.
+        max_servers: How many without GPUs may run at the same time; None if the user did not say.
+    """
+    from pytest_infserver.launcher.devices import demand_of, visible_devices
+    from pytest_infserver.launcher.factory import create_from_config
+
+    servers = {name: create_from_config(config) for name, config in configs.items()}
+    attached = [name for name, server in servers.items() if server.attached]
+    visible = visible_devices(os.environ)
+    demands = {name: demand_of(server, visible) for name, server in servers.items() if not server.attached}
+    return MachineRoom(max_servers, attached, demands, visible)
+
+
+class MachineRoom:
+    """The machine's room for servers, of which this run's servers take their shares."""
+
+    def __init__(
+        self, max_servers: int | None, attached: Iterable[str], demands: Mapping[str, Demand], visible: Visible
+    ) -> None:
+        """Begin with all of it free.
+
+        Args:
+            max_servers: How many servers without GPUs may run at the same time; None for what the machine allows.
+            attached: Servers that run elsewhere and take no room.
+            demands: What the others need.
+            visible: The GPUs that this run may use.
+        """
+        self._limit = max_servers
+        self.max_servers = max_servers or default_max_servers()
+        self.visible = visible
+        self._attached = frozenset(attached)
+        self._demands = demands
+        self._places: set[str] = set()
+        self._claims: dict[str, DeviceClaim] = {}
+        self._adopted: set[str] = set()
+
+    def claim(self, name: str, *, beyond: bool = False) -> bool:
+        """Take the room that a server needs; see `planner.Room`."""
+        if name in self._attached:
+            return True
+        if self._needs_devices(name):
+            return self._claim_devices(name)
+        if len(self._places) >= self.max_servers and not beyond:
+            return False
+        self._places.add(name)
+        return True
+
+    def adopt(self, name: str, keys: Sequence[str]) -> None:
+        """Note the room of a server that was running already; its supervisor holds the locks on its GPUs."""
+        if not keys:
+            self._places.add(name)
+            return
+        from pytest_infserver.launcher.devices import DeviceClaim
+
+        found = DeviceClaim()
+        found.devices = tuple(one for one in self._demands[name].candidates(self.visible) if one.key in keys)
+        self._claims[name] = found
+        self._adopted.add(name)
+
+    def renew(self, name: str) -> bool:
+        """Take the locks on the GPUs of a server that was taken over and has ended; tell whether that went well."""
+        if name not in self._adopted:
+            return True
+        self.release(name)
+        return self.claim(name)
+
+    def places_left(self) -> int:
+        """Return how many servers without GPUs may run beside those of this run."""
+        return self.max_servers - len(self._places)
+
+    def candidates(self, name: str) -> set[str]:
+        """Return the keys of the GPUs of which a server may get some."""
+        return {device.key for device in self._demands[name].candidates(self.visible)}
+
+    def release(self, name: str) -> None:
+        """Give a server's room back."""
+        self._adopted.discard(name)
+        self._places.discard(name)
+        claim = self._claims.pop(name, None)
+        if claim is not None:
+            claim.release()
+
+    def fits(self, name: str, without: Iterable[str]) -> bool:
+        """Tell whether this run would have room for a server if those were gone."""
+        gone = set(without)
+        if name in self._attached:
+            return True
+        if not self._needs_devices(name):
+            return len(self._places - gone) < self.max_servers
+        taken = {device.key for other in set(self._claims) - gone for device in self._claims[other].devices}
+        demand = self._demands[name]
+        return demand.count <= sum(device.key not in taken for device in demand.candidates(self.visible))
+
+    def shortage(self, names: Sequence[str]) -> str | None:
+        """Return, with the arithmetic, why these servers can never run at the same time; None if they can."""
+        demands = {name: self._demands[name] for name in names if name not in self._attached}
+        places = sum(demand.count == 0 for demand in demands.values())
+        if self._limit is None:
+            # The default is an estimate: it gives way to what a test asks for.
+            self.max_servers = max(self.max_servers, places)
+        if places > self.max_servers:
+            return (
+                f"needs {places} servers at the same time ({', '.join(names)}), and --infserver-max-servers allows"
+                f" {self.max_servers}"
+            )
+        if places == len(demands):
+            return None
+        from pytest_infserver.launcher.devices import shortage_together
+
+        return shortage_together(self.visible, demands)
+
+    def devices(self, name: str) -> DeviceClaim | None:
+        """Return the GPUs that a server has got, or None if it needs none."""
+        return self._claims.get(name)
+
+    def _needs_devices(self, name: str) -> bool:
+        return self._demands[name].count > 0
+
+    def _claim_devices(self, name: str) -> bool:
+        from pytest_infserver.launcher.devices import claim
+
+        demand = self._demands[name]
+        # Where there are no locks nobody else knows of those. Who names a GPU may share it then.
+        adopted = [device.key for one in self._adopted for device in self._claims[one].devices]
+        found = claim(self.visible, demand, frozenset(() if demand.variable else adopted))
+        if found is None:
+            return False
+        self._claims[name] = found
+        return True

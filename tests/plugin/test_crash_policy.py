@@ -1,0 +1,138 @@
+"""A server that dies: whom that fails, and what follows."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+WORKERS = [(), ("-n2",)]
+
+
+@pytest.fixture(params=WORKERS, ids=["alone", "n2"])
+def run(request, project):
+    """Run the project, alone or on two workers."""
+    if request.param:
+        pytest.importorskip("xdist")
+    plugins = ("xdist",) if request.param else ()
+    return lambda *arguments: project.run(*request.param, *arguments, plugins=plugins)
+
+
+def test_fail_fails_the_later_tests_at_once(project, servers_yaml, run) -> None:
+    servers_yaml(a=["--delay=1"])
+    project.files(
+        test_1="""
+        import pytest, time
+        from helpers import kill, note
+        @pytest.mark.parametrize("n", range(6))
+        def test_it(inference_server, n):
+            note("ran")
+            if n == 0: kill(inference_server)
+            elif n == 1: time.sleep(1)
+        """
+    )
+    result = run("--infserver-on-crash=fail")
+    outcomes = result.parseoutcomes()
+    ran = len(project.events("ran"))
+    assert ran in (1, 2)
+    assert outcomes == {"failed": ran, "errors": 6 - ran}
+    assert result.stdout.str().count("has died and is not restarted (--infserver-on-crash=fail)") >= 6 - ran
+    assert project.events("started", "stopped") == ["started a", "stopped a gone"]
+
+
+def test_restart_gives_the_same_port_and_three_of_them_at_most(project, servers_yaml, run) -> None:
+    servers_yaml(a=[], b=[])
+    project.files(
+        test_1="""
+        import pytest, time
+        from helpers import get, kill, note
+        @pytest.mark.infserver("a")
+        @pytest.mark.parametrize("n", range(12))
+        def test_dies(inference_server, n):
+            note("ran", n)
+            answer = get(inference_server, "/argv")
+            assert answer["pid"] == inference_server.pid
+            note("url", inference_server.server_url, inference_server.port)
+            kill(inference_server)
+        @pytest.mark.infserver("b")
+        @pytest.mark.parametrize("n", range(4))
+        def test_lives(inference_server, n):
+            if n == 1: kill(inference_server)
+            else: get(inference_server, "/health")
+        """
+    )
+    result = run("--infserver-max-servers=2", "-p", "no:randomly")
+    outcomes = result.parseoutcomes()
+    ran = len(project.events("ran"))
+    assert len(set(project.events("url"))) == 1
+    assert project.events().count("started a") == 4
+    assert project.events().count("started b") == 2
+    # Each of its four lives may have two users.
+    assert 4 <= ran <= 8
+    assert outcomes.get("errors", 0) == 12 - ran
+    assert outcomes["passed"] >= 2
+    assert outcomes["failed"] + outcomes["passed"] == ran + 4
+    result.stdout.fnmatch_lines(["*has died 4 times and is not restarted any more*"])
+
+
+def test_all_who_use_it_fail_with_its_reason_and_later_ones_pass(project, servers_yaml) -> None:
+    pytest.importorskip("xdist")
+    servers_yaml(a=["--delay=0.5"])
+    project.files(
+        test_1="""
+        import pytest, time
+        from helpers import kill, note
+        def meet():
+            note("here")
+            while open("events.txt").read().count("here") < 2: time.sleep(0.02)
+        def test_kills(inference_server):
+            meet()
+            kill(inference_server, "/exit?code=3&say=fatal:%20out%20of%20cheese")
+        """,
+        test_2="""
+        import time
+        from test_1 import meet
+        def test_beside(inference_server):
+            meet()
+            time.sleep(1)
+        """,
+        test_3="""
+        import pytest
+        from helpers import get
+        @pytest.mark.parametrize("n", range(6))
+        def test_later(inference_server, n): assert get(inference_server, "/argv")["pid"] == inference_server.pid
+        """,
+    )
+    result = project.run("-n2", "-rA", plugins=("xdist",))
+    result.assert_outcomes(passed=6, failed=2)
+    for name in ("test_1.py::test_kills", "test_2.py::test_beside"):
+        result.stdout.fnmatch_lines([f"FAILED {name}[[]a] - *a (command) exited with code 3*"])
+    assert result.stdout.str().count("out of cheese") >= 2
+    assert project.events("started", "stopped") == ["started a", "started a", "stopped a gone"]
+
+
+def test_rerunfailures_gets_a_living_server(project, servers_yaml, run) -> None:
+    pytest.importorskip("pytest_rerunfailures")
+    servers_yaml(a=[], b=[])
+    project.files(
+        test_1="""
+        import pytest
+        from helpers import get, kill
+        runs = []
+        def test_dies_first(inference_server):
+            runs.append(inference_server.name)
+            if runs.count(inference_server.name) == 1: kill(inference_server)
+            get(inference_server, "/health")
+        @pytest.mark.parametrize("n", range(3))
+        def test_fine(inference_server, n): get(inference_server, "/health")
+        """
+    )
+    begin = time.monotonic()
+    result = run("--reruns=1", "-p", "pytest_rerunfailures")
+    assert time.monotonic() - begin < 40
+    assert "INTERNALERROR" not in result.stdout.str()
+    outcomes = result.parseoutcomes()
+    assert outcomes["passed"] == 8
+    assert outcomes["rerun"] >= 2
+    assert sorted(project.events("started")) == ["started a"] * 2 + ["started b"] * 2
+    assert sorted(project.events("stopped")) == ["stopped a gone", "stopped b gone"]

@@ -1,0 +1,389 @@
+"""Workers that ask a controller for its servers: real sockets, servers that are only objects."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pool_fakes import LIMIT, FakeServer, eventually, in_thread, places
+
+from pytest_infserver import load_server_configs
+from pytest_infserver.errors import InferenceServerError, LeakError, ServerStartupError
+from pytest_infserver.pool import pool as pool_module
+from pytest_infserver.pool.desk import Desk
+from pytest_infserver.pool.lease import Lease
+from pytest_infserver.pool.pool import Hooks, Pool
+from pytest_infserver.pool.remote import RemoteMember
+
+pytestmark = pytest.mark.usefixtures("hard_limit")
+NAMES = "abc"
+
+
+@pytest.fixture
+def configs(tmp_path: Path) -> dict[str, Any]:
+    path = tmp_path / "servers.yaml"
+    blocks = "".join(f"  {name}: {{backend: command, launch_command: [run, '{{port}}'], gpus: 0}}\n" for name in NAMES)
+    path.write_text(f"servers:\n{blocks}")
+    return {str(one.name): one for one in load_server_configs(str(path))}
+
+
+@pytest.fixture
+def pool(configs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pool]:
+    monkeypatch.setattr(pool_module, "notice_death", lambda server: None)
+    monkeypatch.setenv("INFSERVER_STATE_DIR", str(tmp_path / "state"))
+    made = Pool(configs, places(3, NAMES), Hooks(*[lambda server: None] * 3))
+    for name in NAMES:
+        server = FakeServer(name)
+        server.log_path = tmp_path / name / "server.log"
+        made._servers[name] = server  # type: ignore[assignment]
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def make_desk(pool: Pool) -> Iterator[Callable[..., Desk]]:
+    made: list[Desk] = []
+
+    def make(each: bool = False) -> Desk:
+        made.append(Desk(pool, each=each, waiting=lambda server: None, progress=lambda text: None))
+        pool.on_end = made[-1].tell_end
+        return made[-1]
+
+    yield make
+    for desk in made:
+        desk.close()
+
+
+@pytest.fixture
+def desk(make_desk: Callable[..., Desk]) -> Desk:
+    return make_desk()
+
+
+@pytest.fixture
+def join(desk: Desk, configs: dict[str, Any]) -> Iterator[Callable[[str], RemoteMember]]:
+    made: list[RemoteMember] = []
+
+    def worker(name: str) -> RemoteMember:
+        made.append(RemoteMember(configs, desk.key, name))
+        eventually(lambda: name in desk._news)
+        return made[-1]
+
+    yield worker
+    for member in made:
+        member.close()
+
+
+def fake(pool: Pool, name: str = "a") -> Any:
+    return pool.server(name)
+
+
+def acquired(member: RemoteMember, *names: str, test: str | None = None, exclusive: bool = False) -> Lease:
+    (lease, *_) = in_thread(lambda: member.acquire(names, test, exclusive))()
+    return lease
+
+
+def test_workers_share_servers_and_see_where_they_are(pool, join) -> None:
+    first, second = join("gw0"), join("gw1")
+    for member in (first, second):
+        member.plan({"1": ["a"], "2": ["a"]})
+    one, other = acquired(first, "a", test="1"), acquired(second, "a", test="2")
+    assert (one.error, one.launch, one.log_start, one.exclusive) == (None, 1, 100, False)
+    assert one.server is first.server("a")
+    assert one.server is not other.server
+    assert first.servers() == [one.server]
+    for lease in (one, other):
+        assert lease.server.running
+        assert lease.server.server_url == "http://127.0.0.1:8000"
+        assert lease.server.pid == 123
+        assert lease.server.log_path == fake(pool).log_path
+        with pytest.raises(InferenceServerError, match="shared with other tests"):
+            lease.server.stop()
+    first.release(one.ticket, "1")
+    assert pool.is_ready("a")
+    second.release(other.ticket, "2")
+    eventually(lambda: fake(pool).state == "stopped")
+    assert fake(pool).launches == 1
+    assert first.take_problems() == []
+
+
+def test_the_desk_tells_the_scheduler_what_it_needs(pool, desk, join) -> None:
+    member = join("gw0")
+    assert desk.servers_of("1") == ()
+    member.plan({"1": ["a"], "2": ["b", "c"]})
+    assert list(desk.servers_of("2")) == ["b", "c"]
+    eventually(lambda: desk.is_ready("a"))
+
+
+@pytest.mark.parametrize(("each", "count"), [(False, 1), (True, 2)])
+def test_each_test_is_planned_once_or_for_every_worker(pool, make_desk, configs, each, count) -> None:
+    desk = make_desk(each)
+    members = [RemoteMember(configs, desk.key, f"gw{number}") for number in range(2)]
+    for member in members:
+        member.plan({"1": ["a"]})
+    eventually(lambda: pool.is_ready("a"))
+    for number, member in enumerate(members[:count]):
+        assert pool.is_ready("a"), number
+        member.done("1")
+    eventually(lambda: fake(pool).state == "stopped")
+    for member in members:
+        member.close()
+
+
+def test_a_plan_that_cannot_be_is_for_the_controller_to_say(pool, desk, join) -> None:
+    pool._room._limit = pool._room.max_servers = 1
+    join("gw0").plan({"t": ["a", "b"]})
+    assert str(desk.refusal).startswith("t: needs 2 servers at the same time")
+
+
+def test_a_failed_start_and_a_pin_reach_the_other_side(pool, join) -> None:
+    member = join("gw0")
+    fake(pool).start_error = ServerStartupError("no such model")
+    lease = acquired(member, "a")
+    assert str(lease.error) == "no such model"
+    assert lease.log_start == 40
+    assert not lease.server.running
+    member.release(lease.ticket)
+    member.pin("b")
+    lease = acquired(member, "b")
+    member.release(lease.ticket)
+    assert pool.is_ready("b")
+
+
+def test_what_goes_wrong_inside_is_an_error_and_not_the_end(pool, join, monkeypatch) -> None:
+    member = join("gw0")
+    monkeypatch.setattr(pool, "pin", lambda name: 1 / 0)
+    with pytest.raises(InferenceServerError, match="ZeroDivisionError"):
+        member.pin("a")
+    with pytest.raises(InferenceServerError, match="no_such_verb"):
+        member._ask("no_such_verb")
+    assert acquired(member, "a").error is None
+
+
+# A server alone.
+
+
+def test_who_has_a_server_alone_stops_and_starts_it_through_the_controller(pool, join) -> None:
+    member, other = join("gw0"), join("gw1")
+    member.plan({"1": ["a"], "2": ["a"]})
+    lease = acquired(member, "a", test="1", exclusive=True)
+    assert lease.exclusive
+    waiting = in_thread(lambda: other.acquire(["a"], "2", False))
+    lease.server.stop()
+    assert fake(pool).state == "stopped"
+    assert not lease.server.running
+    lease.server.start()
+    assert lease.server.running
+    assert lease.server.launches == fake(pool).launches == 2
+    lease.server.stop()
+    member.release(lease.ticket, "1")
+    with pytest.raises(InferenceServerError, match="shared with other tests"):
+        lease.server.stop()
+    (next_one,) = waiting()
+    assert (next_one.error, next_one.launch) == (None, 3)
+
+
+def test_who_has_it_not_alone_cannot_stop_it_whatever_it_says(pool, join) -> None:
+    member = join("gw0")
+    lease = acquired(member, "a")
+    lease.server.refuse_stop(None)
+    with pytest.raises(InferenceServerError, match="shared with other tests"):
+        lease.server.stop()
+    assert fake(pool).running
+
+
+def test_a_stop_that_finds_a_leak_has_stopped_it_all_the_same(pool, join) -> None:
+    member = join("gw0")
+    member.pin("a")
+    lease = acquired(member, "a", exclusive=True)
+    fake(pool).stop_error = LeakError("left something")
+    with pytest.raises(LeakError, match="left something"):
+        lease.server.stop()
+    assert not lease.server.running
+    fake(pool).stop_error = None
+    lease.server.start()
+    assert lease.server.running
+    assert fake(pool).launches == 2
+
+
+# Deaths.
+
+
+def test_all_workers_hear_of_a_death_and_why(pool, join) -> None:
+    members = [join(f"gw{number}") for number in range(3)]
+    for member in members:
+        member.pin("a")
+    leases = [acquired(member, "a") for member in members[:2]]
+    assert [member.death(lease) for member, lease in zip(members, leases, strict=False)] == [None, None]
+    fake(pool).die()
+    for member, lease in zip(members, leases, strict=False):
+        eventually(lambda member=member, lease=lease: member.death(lease))
+        assert "exited with code 1" in str(member.death(lease))
+        assert not lease.server.running
+    lease = acquired(members[2], "a")
+    assert (lease.launch, lease.server.running) == (2, True)
+    assert members[2].death(lease) is None
+
+
+def test_news_of_a_death_that_come_before_the_answer_count(pool, desk, join, monkeypatch) -> None:
+    member = join("gw0")
+    held = threading.Event()
+    acquire = pool.acquire
+
+    def slow(*arguments: Any, **rest: Any) -> Any:
+        leases = acquire(*arguments, **rest)
+        view = fake(pool).view()
+        monkeypatch.setattr(fake(pool), "view", lambda: view)
+        fake(pool).die()
+        assert held.wait(LIMIT)
+        return leases
+
+    monkeypatch.setattr(pool, "acquire", slow)
+    result = in_thread(lambda: member.acquire(["a"], None, False))
+    eventually(lambda: member._ends)
+    held.set()
+    (lease,) = result()
+    assert lease.error is None
+    assert not lease.server.running
+    assert "exited with code 1" in str(member.death(lease))
+
+
+def test_a_worker_that_has_gone_does_not_keep_the_others_from_the_news(pool, desk, join) -> None:
+    gone, member = join("gw0"), join("gw1")
+    member.pin("a")
+    lease = acquired(member, "a")
+    gone._news.close()
+    fake(pool).die()
+    eventually(lambda: member.death(lease))
+
+
+# Workers that end.
+
+
+def test_what_a_worker_had_is_free_when_it_hangs_up(pool, desk, join) -> None:
+    member, other = join("gw0"), join("gw1")
+    member.pin("a")
+    acquired(member, "a", exclusive=True)
+    waiting = in_thread(lambda: other.acquire(["a"], None, False))
+    eventually(lambda: pool._planner._waiting)
+    member.close()
+    assert waiting()[0].error is None
+
+
+def test_a_worker_that_is_gone_while_it_waits_is_taken_out_of_the_queue(pool, desk, join) -> None:
+    member, other = join("gw0"), join("gw1")
+    pool.plan({"1": ["a"], "2": ["a"]})
+    lease = acquired(member, "a", test="1", exclusive=True)
+    waiting = in_thread(lambda: other.acquire(["a"], "2", False))
+    eventually(lambda: pool._planner._waiting)
+    # As xdist tells when the process has ended.
+    desk.leave("gw1")
+    assert "gw1 is gone" in str(waiting()[0].error)
+    other.close()
+    member.release(lease.ticket, "1")
+    eventually(lambda: fake(pool).state == "stopped")
+
+
+def test_an_answer_that_nobody_waited_for_is_no_answer_to_the_next_question(pool, join) -> None:
+    member = join("gw0")
+    member.pin("a")
+    connection = member._desk
+
+    class Interrupted:
+        send = staticmethod(connection.send)
+
+        def recv(self) -> None:
+            raise KeyboardInterrupt
+
+    member._desk = Interrupted()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        member.acquire(["a"], None, True)
+    member._desk = connection
+    lease = acquired(member, "b")
+    assert (lease.name, lease.error) == ("b", None)
+    # Nor does it stay leased.
+    assert acquired(join("gw1"), "a", exclusive=True).error is None
+
+
+def test_the_end_of_the_run_answers_those_who_wait(pool, desk, join) -> None:
+    member = join("gw0")
+    fake(pool).gate.clear()
+    waiting = in_thread(lambda: member.acquire(["a"], None, False))
+    eventually(lambda: fake(pool).launches)
+    desk.refuse()
+    assert "the run ends" in str(waiting()[0].error)
+
+
+def test_a_controller_that_is_gone_is_said_so(pool, desk, join, configs) -> None:
+    member = join("gw0")
+    key = desk.key
+    desk.close()
+    assert not Path(key["path"]).parent.exists()
+    with pytest.raises(InferenceServerError, match="the controller of xdist cannot be reached"):
+        RemoteMember(configs, key, "gw9")
+    member._desk.close()
+    with pytest.raises(InferenceServerError, match="the controller of xdist is gone"):
+        member.pin("a")
+    desk.close()
+
+
+def test_another_process_must_not_ask_in_a_workers_name(join, monkeypatch) -> None:
+    member = join("gw0")
+    pid = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+    with pytest.raises(InferenceServerError, match=f"the server belongs to process {pid}: only that one may pin it"):
+        member.pin("a")
+
+
+# Strangers.
+
+
+def test_the_desk_is_private(desk) -> None:
+    folder = Path(desk.key["path"]).parent
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert desk.key["secret"] not in desk.key["path"]
+
+
+def test_nobody_gets_in_without_the_secret(desk, join) -> None:
+    with pytest.raises(AuthenticationError):
+        Client(desk.key["path"], family="AF_UNIX", authkey=b"wrong")
+    assert acquired(join("gw0"), "a").error is None
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"GET / HTTP/1.1\r\n\r\n", os.urandom(64), b"\xff\xff\xff\xff" * 8])
+def test_garbage_does_not_close_the_desk(desk, join, data) -> None:
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.settimeout(LIMIT)
+        stranger.connect(desk.key["path"])
+        stranger.sendall(data)
+    assert acquired(join("gw0"), "a").error is None
+
+
+def test_a_stranger_who_says_nothing_keeps_nobody_out(desk, join) -> None:
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(desk.key["path"])
+        assert acquired(in_thread(lambda: join("gw0"))(), "a").error is None
+
+
+@pytest.mark.parametrize("moment", ["hello", "half a question", "question"])
+def test_a_connection_that_closes_at_any_moment_frees_what_it_had(pool, desk, join, moment) -> None:
+    pool.pin("a")
+    connection = Client(desk.key["path"], family="AF_UNIX", authkey=bytes.fromhex(desk.key["secret"]))
+    connection.send(("gw7", "ask"))
+    question = (1, "acquire", {"names": ["a"], "test": None, "exclusive": True})
+    if moment == "half a question":
+        data = pickle.dumps(question)
+        os.write(connection.fileno(), len(data).to_bytes(4, "big") + data[:5])
+    elif moment == "question":
+        connection.send(question)
+        time.sleep(0.05)
+    connection.close()
+    assert acquired(join("gw0"), "a", exclusive=True).error is None
