@@ -114,6 +114,48 @@ def test_marker_block(tmp_path: Path) -> None:
     }
 
 
+TINY = """
+defaults: {backend: llamacpp, model: builtin:tiny}
+servers:
+  llama-tp1: {}
+  llama-tp2: {}
+  llama-tp8: {gpus: 8}
+"""
+
+
+def test_needs_and_exclusive_block(tmp_path: Path, nothing_left: None) -> None:
+    (tmp_path / "test_tp.py").write_text(f"import pytest\n{one_block('python', 'infserver_needs')}")
+    (tmp_path / "servers.yaml").write_text(TINY)
+    command = ["pytest", "--infserver-config=servers.yaml", "--infserver-server=llama-tp[12]", "-p", "no:cacheprovider"]
+    result = run(command, tmp_path)
+    assert "3 passed" in result.stdout, result.stdout + result.stderr
+
+
+def test_too_few_gpus_block(tmp_path: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    (tmp_path / "test_tp.py").write_text("def test_large(inference_server): pass\n")
+    (tmp_path / "servers.yaml").write_text(TINY)
+    result = run(["pytest", "--infserver-config=servers.yaml", "-p", "no:cacheprovider"], tmp_path)
+    assert result.returncode == 4
+    assert result.stderr.strip().splitlines()[-1] == one_block("text", "needs 8 GPUs")
+
+
+def test_keep_block(tmp_path: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFSERVER_STATE_DIR", str(tmp_path / "state"))
+    (tmp_path / "test_tp.py").write_text("def test_it(inference_server): pass\n")
+    (tmp_path / "servers.yaml").write_text("name: smollm2\nbackend: llamacpp\nmodel: builtin:tiny\n")
+    result = run(
+        ["pytest", "--infserver-config=servers.yaml", "--infserver-keep=1m", "-p", "no:cacheprovider"], tmp_path
+    )
+    assert "1 passed" in result.stdout, result.stdout + result.stderr
+    titles, row = (line.split() for line in run(["infserver", "ps"], tmp_path).stdout.splitlines())
+    shown_titles, shown_row = (line.split() for line in one_block("text", "USED BY").splitlines())
+    assert titles == shown_titles
+    assert row[:3] == shown_row[:3] == ["smollm2", "kept", "builtin:tiny"]
+    assert "smollm2 (pid" in run(["infserver", "stop", "--all"], tmp_path).stdout
+    assert run(["infserver", "ps"], tmp_path).stdout == "no server runs\n"
+
+
 def test_python_api_block(first_test: Path) -> None:
     result = run([sys.executable, "-c", one_block("python", "start_server_from_config")], first_test)
     assert result.returncode == 0, result.stderr
@@ -146,5 +188,11 @@ def test_backend_table_is_complete() -> None:
 
 
 def test_every_python_block_is_covered() -> None:
-    covered = ("def test_completion", "@pytest.mark.backend", "start_server_from_config", "class MyBackendServer")
+    covered = (
+        "def test_completion",
+        "@pytest.mark.backend",
+        "infserver_needs",
+        "start_server_from_config",
+        "class MyBackendServer",
+    )
     assert all(any(words in text for words in covered) for text in blocks("python"))
