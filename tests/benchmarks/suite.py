@@ -44,7 +44,9 @@ LIMIT = 900
 
 SERVER = """
 import http.server, os, signal, sys, time
-port, name, delay, exit_delay, note = int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), float(sys.argv[4]), sys.argv[5]
+port, name, delay, exit_delay, folder = int(sys.argv[1]), sys.argv[2], *map(float, sys.argv[3:5]), sys.argv[5]
+# Not the file itself: one that the command names counts for what is kept, and this one changes.
+note = folder + "/note"
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
@@ -76,7 +78,7 @@ import pytest
 NAMES = {names!r}
 
 def argv(port, name):
-    return [sys.executable, "-S", {script!r}, str(port), name, "{start}", "{stop}", {note!r}]
+    return [sys.executable, "-S", {script!r}, str(port), name, "{start}", "{stop}", {folder!r}]
 
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -195,10 +197,10 @@ def write_suite(folder: Path, manager: str, url: str | None = None) -> Path:
     script.write_text(SERVER)
     note.touch()
     (folder / "pytest.ini").write_text("[pytest]\n")
-    values = {"names": CONFIGURATIONS, "script": str(script), "note": str(note)}
+    values = {"names": CONFIGURATIONS, "script": str(script), "note": str(note), "folder": str(folder)}
     common = textwrap.dedent(COMMON).format(**values, start=START_SECONDS, stop=STOP_SECONDS)
     (folder / "conftest.py").write_text(common + FIXTURES[manager])
-    command = [sys.executable, "-S", str(script), "{port}", "NAME", str(START_SECONDS), str(STOP_SECONDS), str(note)]
+    command = [sys.executable, "-S", str(script), "{port}", "NAME", str(START_SECONDS), str(STOP_SECONDS), str(folder)]
     servers = {
         name: {"launch_command": [name if word == "NAME" else word for word in command]} for name in CONFIGURATIONS
     }
@@ -321,7 +323,8 @@ def keep() -> None:
             for number in (1, 2):
                 (folder / "asked").write_text("")
                 before = note.read_text().count("start ")
-                seconds = run_pytest(folder, "--infserver-config", "servers.yaml", option, "60s")
+                room = f"--infserver-max-servers={len(CONFIGURATIONS)}"
+                seconds = run_pytest(folder, "--infserver-config", "servers.yaml", room, option, "60s")
                 starts = note.read_text().count("start ") - before
                 waits = first_waits((folder / "asked").read_text())
                 shown = ", ".join(f"{server} {wait * 1000:.0f} ms" for server, wait in waits.items())
