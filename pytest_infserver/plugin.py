@@ -151,7 +151,11 @@ def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.It
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Put the tests of each server together, after everybody else who orders them, and start what they need."""
-    if RUN in session.config.stash and not session.config.option.collectonly:
+    option = session.config.option
+    # Where something cannot be collected pytest is about to give up; xdist's workers go on.
+    goes_on = option.continue_on_collection_errors or hasattr(session.config, "workerinput")
+    gives_up = session.testsfailed and not goes_on
+    if RUN in session.config.stash and not option.collectonly and not gives_up:
         session.config.stash[RUN].plan(session.items)
 
 

@@ -180,3 +180,12 @@ def test_a_project_that_overrides_the_fixture_is_left_alone(project, servers_yam
     )
     project.run("-n2", plugins=("xdist",)).assert_outcomes(passed=2)
     assert project.events("started") == []
+
+
+def test_nothing_starts_for_a_run_that_ends_with_its_collection(project, servers_yaml) -> None:
+    servers_yaml(a=[])
+    project.files(test_1="def test_1(inference_server): pass\n", test_2="import no_such_module\n")
+    project.run().assert_outcomes(errors=1)
+    assert project.events("started") == []
+    project.run("--continue-on-collection-errors").assert_outcomes(passed=1, errors=1)
+    assert project.events("started") == ["started a"]
