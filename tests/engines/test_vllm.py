@@ -78,14 +78,15 @@ def test_kill_of_the_engine_fails_the_test_that_runs_and_says_why(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "env", "code", "cause"),
+    ("arguments", "env", "codes", "cause"),
     [
-        ({"no-such-flag": True}, {}, 2, "vllm: error: unrecognized arguments: --no-such-flag"),
-        ({}, {"VLLM_CPU_KVCACHE_SPACE": "4000"}, None, "ERROR {} ValueError: Available memory on node 0"),
+        ({"no-such-flag": True}, {}, [2], "vllm: error: unrecognized arguments: --no-such-flag"),
+        # It ends by itself some 5 s after the fatal line, which is as long as it is given.
+        ({}, {"VLLM_CPU_KVCACHE_SPACE": "4000"}, [None, 1], "ERROR {} ValueError: Available memory on node 0"),
     ],
 )
 def test_a_start_that_fails_names_the_cause(
-    make_server: Make, arguments: dict[str, object], env: dict[str, str], code: int | None, cause: str
+    make_server: Make, arguments: dict[str, object], env: dict[str, str], codes: list[int | None], cause: str
 ) -> None:
     server = make_server("vllm", arguments, env_vars=env)
     begin = time.monotonic()
@@ -93,7 +94,7 @@ def test_a_start_that_fails_names_the_cause(
         server.start()
     line = str(caught.value).splitlines()[1]
     assert all(part in line for part in cause.split(" {} ")), str(caught.value)
-    assert caught.value.exit_code == code
+    assert caught.value.exit_code in codes
     assert time.monotonic() - begin < FAR_BELOW_THE_TIMEOUT
 
 
