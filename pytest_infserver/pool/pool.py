@@ -402,9 +402,9 @@ class Pool:
     def _give_back(self, ticket: int, done: str | None) -> None:
         now = time.monotonic()
         request = self._planner.lease(ticket)
-        for name in request.names if request is not None else ():
-            self._used[name] = now
-            if request is not None and request.exclusive:
+        if request is not None:
+            self._used.update(dict.fromkeys(request.names, now))
+            for name in request.names if request.exclusive else ():
                 self._end_exclusive(name)
         self._planner.give_back(ticket, now)
         self._running.pop(ticket, None)

@@ -111,6 +111,15 @@ def project(
     return Project(pytester, run_pytest)
 
 
+@pytest.fixture(params=[(), ("-n2",)], ids=["alone", "n2"])
+def run(request: pytest.FixtureRequest, project: Project) -> Callable[..., pytest.RunResult]:
+    """Run the project, alone or on two workers."""
+    if request.param:
+        pytest.importorskip("xdist")
+    plugins = ("xdist",) if request.param else ()
+    return lambda *arguments: project.run(*request.param, *arguments, plugins=plugins)
+
+
 def quiet(result: pytest.RunResult) -> str:
     """Return what a run showed; it must not show the inside of the plugin or of pytest."""
     text = result.stdout.str() + result.stderr.str()

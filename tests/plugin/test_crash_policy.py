@@ -7,17 +7,6 @@ import time
 
 import pytest
 
-WORKERS = [(), ("-n2",)]
-
-
-@pytest.fixture(params=WORKERS, ids=["alone", "n2"])
-def run(request, project):
-    """Run the project, alone or on two workers."""
-    if request.param:
-        pytest.importorskip("xdist")
-    plugins = ("xdist",) if request.param else ()
-    return lambda *arguments: project.run(*request.param, *arguments, plugins=plugins)
-
 
 def test_fail_fails_the_later_tests_at_once(project, servers_yaml, run) -> None:
     servers_yaml(a=["--delay=1"])
