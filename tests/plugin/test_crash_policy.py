@@ -123,7 +123,9 @@ def test_rerunfailures_gets_a_living_server(project, servers_yaml, run) -> None:
     assert time.monotonic() - begin < 40
     assert "INTERNALERROR" not in result.stdout.str()
     outcomes = result.parseoutcomes()
-    assert outcomes["passed"] == 8
+    assert not {"failed", "errors"} & outcomes.keys()
     assert outcomes["rerun"] >= 2
+    # A test beside the one that kills may pass, have its server die before its teardown, and pass once more.
+    assert 8 <= outcomes["passed"] <= 8 + outcomes["rerun"] - 2
     assert sorted(project.events("started")) == ["started a"] * 2 + ["started b"] * 2
     assert sorted(project.events("stopped")) == ["stopped a gone", "stopped b gone"]
