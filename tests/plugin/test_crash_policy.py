@@ -26,7 +26,8 @@ def test_fail_fails_the_later_tests_at_once(project, servers_yaml, run) -> None:
     ran = len(project.events("ran"))
     assert ran in (1, 2)
     assert outcomes == {"failed": ran, "errors": 6 - ran}
-    assert result.stdout.str().count("has died and is not restarted (--infserver-on-crash=fail)") >= 6 - ran
+    # Two tests at most had it when it died.
+    assert result.stdout.str().count("has died and is not restarted (--infserver-on-crash=fail)") >= 6 - max(ran, 2)
     assert project.events("started", "stopped") == ["started a", "stopped a gone"]
 
 
@@ -47,8 +48,12 @@ def test_restart_gives_the_same_port_and_three_of_them_at_most(project, servers_
         @pytest.mark.infserver("b")
         @pytest.mark.parametrize("n", range(4))
         def test_lives(inference_server, n):
-            if n == 1: kill(inference_server)
-            else: get(inference_server, "/health")
+            if n == 0:
+                kill(inference_server)
+                note("killed")
+            end = time.monotonic() + 20
+            while "killed" not in open("events.txt").read() and time.monotonic() < end: time.sleep(0.02)
+            get(inference_server, "/health")
         """
     )
     result = run("--infserver-max-servers=2", "-p", "no:randomly")
@@ -59,9 +64,10 @@ def test_restart_gives_the_same_port_and_three_of_them_at_most(project, servers_
     assert project.events().count("started b") == 2
     # Each of its four lives may have two users.
     assert 4 <= ran <= 8
-    assert outcomes.get("errors", 0) == 12 - ran
-    assert outcomes["passed"] >= 2
-    assert outcomes["failed"] + outcomes["passed"] == ran + 4
+    # Whoever of b had it when it died fails in its call, or already in its setup.
+    assert outcomes["errors"] in (12 - ran, 13 - ran)
+    assert outcomes["passed"] in (2, 3)
+    assert sum(outcomes.values()) == 16
     result.stdout.fnmatch_lines(["*has died 4 times and is not restarted any more*"])
 
 
