@@ -17,10 +17,10 @@ from pytest_infserver.launcher.command import PLACEHOLDERS
 from pytest_infserver.models.builtin import builtin_path, is_builtin
 
 if TYPE_CHECKING:
-    from pytest_infserver.launcher.server import InferenceServer
+    from pytest_infserver.launcher.configured import ConfiguredServer
 
 
-def check_settings(server: InferenceServer) -> None:
+def check_settings(server: ConfiguredServer) -> None:
     """Make sure that a server's settings fit its backend.
 
     Raises:
@@ -47,7 +47,7 @@ def check_settings(server: InferenceServer) -> None:
         _check_reserved(server)
 
 
-def missing_model(server: InferenceServer) -> list[str]:
+def missing_model(server: ConfiguredServer) -> list[str]:
     """Return a note if the model is a path on which there is nothing, for an engine that runs here."""
     if not server.requires_model or not is_model_path(server.model):
         return []
@@ -69,7 +69,7 @@ def _check_placeholders(settings: ServerConfig, key: str) -> None:
                 raise settings.error(f"unknown placeholder {{{name}}}; did you mean {{{near[0]}}}?", key, index)
 
 
-def _check_engine(server: InferenceServer, known: frozenset[str]) -> None:
+def _check_engine(server: ConfiguredServer, known: frozenset[str]) -> None:
     settings = server.settings
     if settings.launch_command is not None:
         message = f"'launch_command' is for backend 'command': '{server.get_backend_name()}' knows its own"
@@ -79,7 +79,7 @@ def _check_engine(server: InferenceServer, known: frozenset[str]) -> None:
             raise settings.error(f"unknown key '{key}' in 'config'{nearest(key, known)}", "config", key)
 
 
-def _check_reserved(server: InferenceServer) -> None:
+def _check_reserved(server: ConfiguredServer) -> None:
     argv = server.server_args()
     for flag, key in server.reserved_options.items():
         configured = getattr(server.settings, key)

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import logging
 import os
-import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-from pytest_infserver.config.flags import ARGUMENT_KEYS
-from pytest_infserver.config.loading import build_server
 from pytest_infserver.config.model import ServerConfig
-from pytest_infserver.config.tree import Tree
-from pytest_infserver.config.validation import build_config
 from pytest_infserver.errors import (
     InferenceServerError,
     LeakError,
-    PortInUseError,
     ProfileError,
     ServerDiedError,
     ServerStartupError,
 )
-from pytest_infserver.launcher import diagnosis, handover, messages, ports
-from pytest_infserver.launcher.arguments import ArgumentsError, option_values, to_argv
+from pytest_infserver.launcher import handover, launching, messages, ports
 from pytest_infserver.launcher.attach import wait_for_url
-from pytest_infserver.launcher.changed_options import OutdatedOption, up_to_date
-from pytest_infserver.launcher.checks import check_settings, missing_model, place_of_flag
-from pytest_infserver.launcher.command import Command, filled, make_command, require_binary
-from pytest_infserver.launcher.devices import DeviceClaim, claim_for
+from pytest_infserver.launcher.configured import ConfiguredServer
+from pytest_infserver.launcher.devices import DeviceClaim
 from pytest_infserver.launcher.endpoints import existing
-from pytest_infserver.launcher.engine_facts import EngineFacts
-from pytest_infserver.launcher.engine_version import installed_version
 from pytest_infserver.launcher.follower import FollowedProcess, Keeper, View
 from pytest_infserver.launcher.hang import write_hang_report
 from pytest_infserver.launcher.heartbeat import Heartbeat
@@ -47,17 +34,14 @@ from pytest_infserver.launcher.leaks.check import LeakCheck
 from pytest_infserver.launcher.leaks.report import LeakReport, as_known_text, as_text, is_allowed
 from pytest_infserver.launcher.leaks.temporary_files import PYTORCH_CACHES
 from pytest_infserver.launcher.log import MAX_READ, ServerLog
-from pytest_infserver.launcher.process import Exit, Launch, LaunchFailed, ServerProcess, Survivor
-from pytest_infserver.launcher.readiness import NotReady, ReadinessCheck, wait_until_ready
+from pytest_infserver.launcher.process import Exit, ServerProcess, Survivor
 from pytest_infserver.launcher.redaction import redact
 from pytest_infserver.launcher.state import ServerState
-from pytest_infserver.models.builtin import builtin_path, ensure_builtin, is_builtin
 
 logger = logging.getLogger("pytest_infserver")
 
 Self = TypeVar("Self", bound="InferenceServer")
 
-_PORT_ATTEMPTS = 3
 _MEMORY_LIMIT = 10.0
 """Seconds that the driver gets to take a server's GPU memory back before its devices are released."""
 
@@ -69,16 +53,13 @@ class _StartToken:
     cancelled: bool = False
 
 
-class InferenceServer(EngineFacts):
+class InferenceServer(ConfiguredServer):
     """One inference server.
 
     A backend overrides `get_backend_name`, `get_binary_path`, `get_launch_command`, `get_health_endpoint` and
     `list_endpoints`; the attributes of `EngineFacts` are what it may say beyond that.
 
     Attributes:
-        name: Name in test ids, reports and log folders.
-        settings: Everything that was configured.
-        output_dir: Directory that holds the server's log folder.
         survivors: Processes that had to be killed at the last stop.
         leak_report: Debug mode: what the server was found to have left behind at its last end.
         start_seconds: How long the last start took.
@@ -91,7 +72,6 @@ class InferenceServer(EngineFacts):
         taken_over: Whether it was running already when `take_over` made it this object's.
         why_not_kept: Why the last `keep` did not keep it, in words.
         holds_port: Whether its port is held between its end and its next start, until `release_port`.
-        device_keys: Names of the devices that were reserved for it; others are told.
     """
 
     def __init__(self, model: str | None = None, **settings: Any) -> None:
@@ -104,15 +84,7 @@ class InferenceServer(EngineFacts):
         Raises:
             ConfigError: A setting is unknown or has a wrong value.
         """
-        origins = settings.pop("origins", None)
-        backend = settings.pop("backend", None) or self.get_backend_name()
-        data = {**settings, "model": model, "backend": backend}
-        if origins is None:
-            self.settings = build_server(data, f"{type(self).__name__}()")
-        else:
-            self.settings = build_config(Tree(data, origins))
-        self.name: str = self.settings.name or self.get_backend_name()
-        self.output_dir = Path(self.settings.output_dir).expanduser().absolute()
+        super().__init__(model, settings)
         self.survivors: tuple[Survivor, ...] = ()
         self.leak_report: LeakReport | None = None
         self.start_seconds: float | None = None
@@ -122,16 +94,12 @@ class InferenceServer(EngineFacts):
         self.phase = ""
         self._start_began: float | None = None
         self._start_token: _StartToken | None = None
-        self._port = self.settings.port
         self._log = ServerLog(self.output_dir, self.name)
         self.launch_log_start = 0
         self._process: ServerProcess | None = None
         self._leak_check: LeakCheck | None = None
         self._heartbeat: Heartbeat | None = None
-        self._given_devices: DeviceClaim | None = None
-        self._own_devices: DeviceClaim | None = None
         self._state = ServerState.NEW
-        self._command: Command | None = None
         self._hang: str | None = None
         self._stop_refusal: str | None = None
         self._keeper: Keeper | None = None
@@ -142,7 +110,6 @@ class InferenceServer(EngineFacts):
         self.holds_port = False
         self._reservation: ports.Reservation | None = None
         self.why_not_kept: str | None = None
-        self.device_keys: Sequence[str] = ()
         self._check_settings()
 
     @classmethod
@@ -154,88 +121,12 @@ class InferenceServer(EngineFacts):
         """
         return cls(**config.keywords(), backend=config.backend, origins=config.origins)
 
-    # What a backend overrides.
-
-    def get_backend_name(self) -> str:
-        """Return the backend's name, as in ``backend:`` and ``@pytest.mark.backend``."""
-        raise NotImplementedError
-
-    def get_binary_path(self) -> str:
-        """Return the engine's binary: a path, or a name that is looked up on PATH."""
-        raise NotImplementedError
-
-    def get_launch_command(self) -> list[str]:
-        """Return the command that starts the server."""
-        raise NotImplementedError
-
-    def get_health_endpoint(self) -> str:
-        """Return the URL that answers 200 when the server is ready."""
-        return self.url_for(self.settings.health_endpoint or self.endpoint_paths.get("health", "/health"))
-
     def list_endpoints(self) -> dict[str, str]:
         """Return name to URL of the endpoints; while the server runs only of those that exist."""
         paths = dict(self.endpoint_paths)
         if self.state is ServerState.READY:
             paths = existing(self.server_url, paths, self.mounted_endpoints, self._headers())
         return {name: self.url_for(path) for name, path in {**paths, **self.settings.endpoints}.items()}
-
-    # What everybody uses.
-
-    @property
-    def model(self) -> str:
-        """The model as configured, or "" for a backend that needs none."""
-        return self.settings.model or ""
-
-    @property
-    def model_path(self) -> str:
-        """The model as the engine is told: for a built-in one the path of its file."""
-        return str(builtin_path(self.model)) if is_builtin(self.model) else self.model
-
-    @property
-    def host(self) -> str:
-        """The address that the server listens on."""
-        return self.settings.host if not self.attached else urlsplit(self.server_url).hostname or ""
-
-    @property
-    def port(self) -> int:
-        """The port; before the start the one that it gets if nobody else has it."""
-        if self.attached:
-            parts = urlsplit(self.server_url)
-            return parts.port or {"https": 443}.get(parts.scheme, 80)
-        return self._port or ports.DEFAULT_PORT
-
-    @property
-    def server_url(self) -> str:
-        """The URL under which clients on this machine reach the server, without a slash at the end."""
-        if self.settings.url:
-            return self.settings.url
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
-
-    @property
-    def binary_path(self) -> str:
-        """The engine's binary: the configured one, else the backend's."""
-        return self.settings.binary_path or self.get_binary_path()
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The engine's own settings, as configured."""
-        return self.settings.config
-
-    @property
-    def env_vars(self) -> Mapping[str, str | None]:
-        """The environment variables of the server, as configured."""
-        return self.settings.env_vars
-
-    @property
-    def debug_mode(self) -> bool:
-        """Whether what the server leaves behind is an error."""
-        return self.settings.debug_mode
-
-    @property
-    def attached(self) -> bool:
-        """Whether the server was running already and is not ours to start or stop."""
-        return self.settings.url is not None
 
     @property
     def pid(self) -> int | None:
@@ -270,33 +161,6 @@ class InferenceServer(EngineFacts):
         """Whether there is something to stop: it runs, or has died."""
         return self._state not in (ServerState.NEW, ServerState.STOPPED, ServerState.FAILED)
 
-    @property
-    def api_key(self) -> str | None:
-        """The API key that the server was given with ``--api-key`` or in the environment, or None."""
-        argv = self.server_args() if self.attached else self._as_configured().argv
-        values = option_values(argv, "--api-key")
-        if values and values[0]:
-            return values[0][0]
-        return next(filter(None, map(self.env_vars.get, self.api_key_variables)), None)
-
-    @property
-    def devices(self) -> DeviceClaim | None:
-        """The GPUs that were claimed for it, or None: before its start, or if nothing is known of its needs."""
-        return self._given_devices or self._own_devices
-
-    def use_devices(self, claim: DeviceClaim | None) -> None:
-        """Give the server GPUs for its next starts; they stay the caller's to release.
-
-        Args:
-            claim: The GPUs; None lets it claim its own at each start and release them at its end.
-        """
-        self._given_devices = claim
-        self.device_keys = () if claim is None else tuple(device.key for device in claim.devices)
-
-    def url_for(self, path: str) -> str:
-        """Return the URL of a path on the server."""
-        return f"{self.server_url}/{path.lstrip('/')}"
-
     def read_log(self, start: int = 0, limit: int = MAX_READ) -> str:
         """Return the log from byte ``start`` on, at most its last ``limit`` bytes, secrets included."""
         # Before the first launch the file is that of an earlier server.
@@ -306,55 +170,6 @@ class InferenceServer(EngineFacts):
     def log_size(self) -> int:
         """The size of the log in bytes."""
         return self._log.size() if self.launches or self.taken_over else 0
-
-    def command(self) -> Command:
-        """Return the command that the server was launched with, or that `start` would run, with its environment.
-
-        Raises:
-            ConfigError: It has an option that the installed version of the engine does not have any more.
-        """
-        return self.command_and_notes()[0] if self._command is None else self._command
-
-    def command_and_notes(self) -> tuple[Command, list[str]]:
-        """Return the command that `start` would run, and what is left out of it because the engine has dropped it.
-
-        Raises:
-            ConfigError: It has an option that the installed version of the engine does not have any more.
-        """
-        claimed = {} if self.devices is None else self.devices.env_vars
-        command = make_command(self.get_launch_command(), {**self.env_vars, **claimed})
-        if not self.changed_options:
-            return command, []
-        try:
-            argv, notes = up_to_date(
-                command.argv,
-                self.server_args(),
-                self.changed_options,
-                self.get_backend_name(),
-                lambda: installed_version(command.argv[0], self.packages, command.env),
-            )
-        except OutdatedOption as error:
-            raise self.settings.error(str(error), *place_of_flag(self.settings, error.flag)) from None
-        return dataclasses.replace(command, argv=tuple(argv)), notes
-
-    @property
-    def secrets(self) -> frozenset[str]:
-        """Values of the server's command and environment that must not be shown."""
-        return self._as_configured().secrets
-
-    def fill(self, words: Sequence[str]) -> list[str]:
-        """Return the words of a command with ``{model}``, ``{host}`` and ``{port}`` filled in."""
-        return filled(words, {"model": self.model_path, "host": self.host, "port": str(self.port)})
-
-    def server_args(self) -> list[str]:
-        """Return the engine's arguments from ``config``, as words."""
-        for key in ARGUMENT_KEYS:
-            if self.config.get(key) is not None:
-                try:
-                    return to_argv(self._argument_block(key))
-                except ArgumentsError as error:
-                    raise self.settings.error(f"'config.{key}': {error}", "config", key, error.key) from None
-        return []
 
     def check_health(self, timeout: float | None = None) -> bool:
         """Ask the server now whether it is healthy.
@@ -397,7 +212,7 @@ class InferenceServer(EngineFacts):
                 if self.attached:
                     wait_for_url(self.server_url, self._ask_attached, self.settings.startup_timeout, str(self))
                 else:
-                    self._start_process()
+                    launching.launch(self)
                 self._raise_if_cancelled()
                 self._state = ServerState.READY
                 self._start_heartbeat()
@@ -518,7 +333,9 @@ class InferenceServer(EngineFacts):
         if self.state is not ServerState.DIED or self._process is None:
             return None
         how = self._hang or str(self._process.exit)
-        return messages.death(str(self), how, self._root_cause(self.cause_patterns), self.log_path, self.secrets)
+        return messages.death(
+            str(self), how, launching.root_cause(self, self.cause_patterns), self.log_path, self.secrets
+        )
 
     def raise_if_dead(self) -> None:
         """Raise if the server has died.
@@ -635,10 +452,6 @@ class InferenceServer(EngineFacts):
             # What went wrong in the block comes first.
             self.on_warning(str(leak))
 
-    def __str__(self) -> str:
-        backend = self.get_backend_name()
-        return self.name if self.name == backend else f"{self.name} ({backend})"
-
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} {self.state} {self.server_url}>"
 
@@ -647,19 +460,6 @@ class InferenceServer(EngineFacts):
     def _require_owner(self, deed: str) -> None:
         if os.getpid() != self._owner:
             raise InferenceServerError(f"{self} belongs to process {self._owner}: only that one may {deed}")
-
-    def _check_settings(self) -> None:
-        check_settings(self)
-
-    def _as_configured(self) -> Command:
-        return self._command or make_command(self.get_launch_command(), self.env_vars)
-
-    def _argument_block(self, key: str) -> Mapping[str, Any] | Sequence[Any]:
-        value = self.config[key]
-        if isinstance(value, (Mapping, list, tuple)):
-            return value
-        message = f"'config.{key}' must be a mapping or a list: nothing is passed to a shell"
-        raise self.settings.error(message, "config", key)
 
     def _ask_health(self, limit: float | None = None) -> Answer:
         limit = limit or self.settings.heartbeat_timeout
@@ -677,144 +477,6 @@ class InferenceServer(EngineFacts):
     def _raise_if_cancelled(self) -> None:
         if self._start_is_cancelled():
             raise ServerStartupError(f"{self}: its start was cancelled", log_path=self.log_path)
-
-    def _headers(self) -> dict[str, str]:
-        key = self.api_key
-        return {"Authorization": f"Bearer {key}"} if key else {}
-
-    def _start_process(self) -> None:
-        if self.settings.profile is not None and self.settings.profile.enabled:
-            raise ProfileError(
-                f"{self}: 'profile' is enabled, but this version of pytest-infserver cannot profile; set"
-                " 'enabled: false' under 'profile:' to run without."
-            )
-        if not ports.is_loopback(self.host) and self.api_key is None:
-            self.on_warning(
-                f"{self}: listens on {self.host}, where others may reach it, and has no API key; set one with the"
-                " engine's --api-key, or leave 'host' at 127.0.0.1"
-            )
-        self.require_engine()
-        for note in self.command_and_notes()[1]:
-            self.on_warning(f"{self}: {note}")
-        if is_builtin(self.model):
-            try:
-                ensure_builtin(self.model, self._note_download)
-            except RuntimeError as error:
-                raise ServerStartupError(f"{self} cannot start: {error}") from None
-        if self.devices is None:
-            self._own_devices = claim_for(self)
-        tried: list[int] = []
-        for attempt in range(_PORT_ATTEMPTS):
-            try:
-                self._launch(tried)
-                return
-            except PortInUseError:
-                launched = self._process is not None
-                self._end_process()
-                if attempt == _PORT_ATTEMPTS - 1:
-                    raise
-                if self.settings.port is None:
-                    self._port = None
-                elif not (launched and self._reports_port_taken(self._is_drawn)):
-                    # The port is the user's choice.
-                    raise
-
-    def require_engine(self) -> None:
-        """Make sure that the engine is installed, before anything is started.
-
-        Raises:
-            ServerStartupError: It is not; the message says what to do.
-        """
-        require_binary(self._as_configured(), str(self), self.install_hint)
-        stop_command = self.settings.stop_command
-        if stop_command is not None:
-            hint = "It is the first word of 'stop_command'."
-            require_binary(make_command(self.fill(stop_command), self.env_vars), str(self), hint)
-
-    def _launch(self, tried: list[int]) -> None:
-        self._raise_if_cancelled()
-        try:
-            self.release_port()
-            reservation = ports.reserve_port(self.host, self._port, avoid=tried, further=self.derived_ports)
-        except ServerStartupError as error:
-            raise type(error)(f"{self} cannot start: {error}") from None
-        with contextlib.ExitStack() as stack:
-            if self.holds_port:
-                self._reservation = reservation
-            else:
-                stack.callback(reservation.release)
-            self._port = reservation.port
-            tried.append(reservation.port)
-            try:
-                output, folder_lock = self._log.open()
-            except OSError as error:
-                raise ServerStartupError(
-                    f"{self} cannot start: its log cannot be written: {error}. Set 'output_dir' to a place that can."
-                ) from None
-            stack.callback(os.close, output)
-            stack.callback(os.close, folder_lock)
-            self.launch_log_start = self._log.size()
-            self.launches += 1
-            self.taken_over = False
-            self._command = command = self.command_and_notes()[0]
-            self._process = process = ServerProcess()
-            self.leak_report = None
-            self._leak_check = check = LeakCheck(self.env_vars) if self.debug_mode else None
-            holders = [holder for holder in (reservation, check, self.devices) if holder is not None]
-            locks = [lock for holder in holders for lock in holder.lock_fds]
-            stop_command = self.settings.stop_command
-            launch = Launch(
-                argv=command.argv,
-                env=command.env if check is None else check.environment(command.env),
-                log_fd=output,
-                stop_timeout=self.settings.stop_timeout,
-                keep_fds=[folder_lock, *locks],
-                stop_command=None if stop_command is None else self.fill(stop_command),
-                tmpdir=None if check is None else check.tmpdir,
-                private_tmpdir=check is not None and check.private_tmpdir,
-                **handover.door_and_info(self),
-            )
-            if check is not None:
-                stack.callback(check.release)
-            try:
-                process.launch(launch)
-            except LaunchFailed as error:
-                raise ServerStartupError(
-                    f"{self} cannot start: {error}\n  command: {command}\n  log:     {self.log_path}",
-                    log_path=self.log_path,
-                ) from None
-        self._wait_until_ready(process, command)
-        process.mark_ready()
-
-    def _wait_until_ready(self, process: ServerProcess, command: Command) -> None:
-        check = ReadinessCheck(
-            health_url=self.get_health_endpoint(),
-            startup_timeout=self.settings.startup_timeout,
-            download_timeout=self.settings.download_timeout,
-            request_timeout=self.settings.heartbeat_timeout,
-            fatal=self.fatal_patterns,
-            downloading=self.download_patterns,
-            phases=self.phases,
-            on_wait=self._note_phase,
-            owns_port=self._owns_port,
-            cancelled=self._start_is_cancelled,
-            headers=self._headers(),
-        )
-        outcome = wait_until_ready(check, process, self._log, self.launch_log_start)
-        self._raise_if_cancelled()
-        if isinstance(outcome, NotReady):
-            # The rest of the tree may still be writing its reasons.
-            self._end_process(keep=True)
-            cause = self._root_cause((*self.cause_patterns, *self.fatal_patterns))
-            # Engines take a path that does not exist for a name on the hub, and complain about its form.
-            advice = missing_model(self) if self.model in (cause or "") else []
-            taken = not outcome.timed_out and self._reports_port_taken(self._is_exchangeable)
-            raise messages.startup_error(
-                str(self), outcome, cause, command, self._log, self.launch_log_start, taken, advice
-            )
-
-    def _root_cause(self, patterns: Sequence[re.Pattern[bytes]]) -> str | None:
-        return diagnosis.root_cause(self._log, patterns, self.launch_log_start, self.secrets, self.noise_patterns)
 
     def _note_download(self, text: str) -> None:
         self._raise_if_cancelled()
@@ -834,21 +496,6 @@ class InferenceServer(EngineFacts):
         except Exception:
             # Whoever watches must not keep the server from starting.
             logger.exception("%s: on_wait failed", self)
-
-    def _reports_port_taken(self, relevant: Callable[[int | None], bool]) -> bool:
-        return diagnosis.reports_port_taken(self._log, relevant, self.launch_log_start, self.noise_patterns)
-
-    def _is_exchangeable(self, port: int | None) -> bool:
-        """Tell whether another launch may take another port instead; None is one that the log does not name."""
-        return port is None or port in (self.port, *self.derived_ports(self.port)) or self._is_drawn(port)
-
-    def _is_drawn(self, port: int | None) -> bool:
-        """Tell whether the engine has drawn a port by itself: another launch draws another one."""
-        if port is None or port == self.port:
-            return False
-        command = self._as_configured()
-        named = any(str(port) in word for word in (*command.argv, *filter(None, command.env_vars.values())))
-        return not named and (port >= ports.FIRST_EPHEMERAL or port in self.drawn_ports)
 
     def _owns_port(self) -> bool | None:
         process = self._process

@@ -338,7 +338,7 @@ def test_cancelled_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, not
             progress("1 of 2 MB")
             time.sleep(0.01)
 
-    monkeypatch.setattr("pytest_infserver.launcher.server.ensure_builtin", endless)
+    monkeypatch.setattr("pytest_infserver.launcher.launching.ensure_builtin", endless)
     server = CommandServer(
         launch_command=[sys.executable, "{model}", "{port}"], model="builtin:smollm2", output_dir=tmp_path
     )

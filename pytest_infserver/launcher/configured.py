@@ -1,0 +1,241 @@
+"""ConfiguredServer: what is known of a server from its settings. Nothing in it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pytest_infserver.config.flags import ARGUMENT_KEYS
+from pytest_infserver.config.loading import build_server
+from pytest_infserver.config.tree import Tree
+from pytest_infserver.config.validation import build_config
+from pytest_infserver.launcher import ports
+from pytest_infserver.launcher.arguments import ArgumentsError, option_values, to_argv
+from pytest_infserver.launcher.changed_options import OutdatedOption, up_to_date
+from pytest_infserver.launcher.checks import check_settings, place_of_flag
+from pytest_infserver.launcher.command import Command, filled, make_command, require_binary
+from pytest_infserver.launcher.devices import DeviceClaim
+from pytest_infserver.launcher.engine_facts import EngineFacts
+from pytest_infserver.launcher.engine_version import installed_version
+from pytest_infserver.models.builtin import builtin_path, is_builtin
+
+
+class ConfiguredServer(EngineFacts):
+    """The name, address, command and environment of a server.
+
+    Attributes:
+        name: Name in test ids, reports and log folders.
+        settings: Everything that was configured.
+        output_dir: Directory that holds the server's log folder.
+        device_keys: Names of the devices that were reserved for it; others are told.
+    """
+
+    def __init__(self, model: str | None, settings: Mapping[str, Any]) -> None:
+        """Read the settings, fields of `ServerConfig`; see `InferenceServer`.
+
+        Raises:
+            ConfigError: A setting is unknown or has a wrong value.
+        """
+        data = {**settings, "model": model, "backend": settings.get("backend") or self.get_backend_name()}
+        origins = data.pop("origins", None)
+        if origins is None:
+            self.settings = build_server(data, f"{type(self).__name__}()")
+        else:
+            self.settings = build_config(Tree(data, origins))
+        self.name: str = self.settings.name or self.get_backend_name()
+        self.output_dir = Path(self.settings.output_dir).expanduser().absolute()
+        self.device_keys: Sequence[str] = ()
+        self._port = self.settings.port
+        self._command: Command | None = None
+        self._given_devices: DeviceClaim | None = None
+        self._own_devices: DeviceClaim | None = None
+
+    # What a backend overrides, together with `InferenceServer.list_endpoints`.
+
+    def get_backend_name(self) -> str:
+        """Return the backend's name, as in ``backend:`` and ``@pytest.mark.backend``."""
+        raise NotImplementedError
+
+    def get_binary_path(self) -> str:
+        """Return the engine's binary: a path, or a name that is looked up on PATH."""
+        raise NotImplementedError
+
+    def get_launch_command(self) -> list[str]:
+        """Return the command that starts the server."""
+        raise NotImplementedError
+
+    def get_health_endpoint(self) -> str:
+        """Return the URL that answers 200 when the server is ready."""
+        return self.url_for(self.settings.health_endpoint or self.endpoint_paths.get("health", "/health"))
+
+    # What everybody uses.
+
+    @property
+    def model(self) -> str:
+        """The model as configured, or "" for a backend that needs none."""
+        return self.settings.model or ""
+
+    @property
+    def model_path(self) -> str:
+        """The model as the engine is told: for a built-in one the path of its file."""
+        return str(builtin_path(self.model)) if is_builtin(self.model) else self.model
+
+    @property
+    def host(self) -> str:
+        """The address that the server listens on."""
+        return self.settings.host if not self.attached else urlsplit(self.server_url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """The port; before the start the one that it gets if nobody else has it."""
+        if self.attached:
+            parts = urlsplit(self.server_url)
+            return parts.port or {"https": 443}.get(parts.scheme, 80)
+        return self._port or ports.DEFAULT_PORT
+
+    @property
+    def server_url(self) -> str:
+        """The URL under which clients on this machine reach the server, without a slash at the end."""
+        if self.settings.url:
+            return self.settings.url
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def binary_path(self) -> str:
+        """The engine's binary: the configured one, else the backend's."""
+        return self.settings.binary_path or self.get_binary_path()
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The engine's own settings, as configured."""
+        return self.settings.config
+
+    @property
+    def env_vars(self) -> Mapping[str, str | None]:
+        """The environment variables of the server, as configured."""
+        return self.settings.env_vars
+
+    @property
+    def debug_mode(self) -> bool:
+        """Whether what the server leaves behind is an error."""
+        return self.settings.debug_mode
+
+    @property
+    def attached(self) -> bool:
+        """Whether the server was running already and is not ours to start or stop."""
+        return self.settings.url is not None
+
+    @property
+    def api_key(self) -> str | None:
+        """The API key that the server was given with ``--api-key`` or in the environment, or None."""
+        argv = self.server_args() if self.attached else self._as_configured().argv
+        values = option_values(argv, "--api-key")
+        if values and values[0]:
+            return values[0][0]
+        return next(filter(None, map(self.env_vars.get, self.api_key_variables)), None)
+
+    @property
+    def devices(self) -> DeviceClaim | None:
+        """The GPUs that were claimed for it, or None: before its start, or if nothing is known of its needs."""
+        return self._given_devices or self._own_devices
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """Values of the server's command and environment that must not be shown."""
+        return self._as_configured().secrets
+
+    def use_devices(self, claim: DeviceClaim | None) -> None:
+        """Give the server GPUs for its next starts; they stay the caller's to release.
+
+        Args:
+            claim: The GPUs; None lets it claim its own at each start and release them at its end.
+        """
+        self._given_devices = claim
+        self.device_keys = () if claim is None else tuple(device.key for device in claim.devices)
+
+    def url_for(self, path: str) -> str:
+        """Return the URL of a path on the server."""
+        return f"{self.server_url}/{path.lstrip('/')}"
+
+    def fill(self, words: Sequence[str]) -> list[str]:
+        """Return the words of a command with ``{model}``, ``{host}`` and ``{port}`` filled in."""
+        return filled(words, {"model": self.model_path, "host": self.host, "port": str(self.port)})
+
+    def server_args(self) -> list[str]:
+        """Return the engine's arguments from ``config``, as words."""
+        for key in ARGUMENT_KEYS:
+            if self.config.get(key) is not None:
+                try:
+                    return to_argv(self._argument_block(key))
+                except ArgumentsError as error:
+                    raise self.settings.error(f"'config.{key}': {error}", "config", key, error.key) from None
+        return []
+
+    def command(self) -> Command:
+        """Return the command that the server was launched with, or that `start` would run, with its environment.
+
+        Raises:
+            ConfigError: It has an option that the installed version of the engine does not have any more.
+        """
+        return self.command_and_notes()[0] if self._command is None else self._command
+
+    def command_and_notes(self) -> tuple[Command, list[str]]:
+        """Return the command that `start` would run, and what is left out of it because the engine has dropped it.
+
+        Raises:
+            ConfigError: It has an option that the installed version of the engine does not have any more.
+        """
+        claimed = {} if self.devices is None else self.devices.env_vars
+        command = make_command(self.get_launch_command(), {**self.env_vars, **claimed})
+        if not self.changed_options:
+            return command, []
+        try:
+            argv, notes = up_to_date(
+                command.argv,
+                self.server_args(),
+                self.changed_options,
+                self.get_backend_name(),
+                lambda: installed_version(command.argv[0], self.packages, command.env),
+            )
+        except OutdatedOption as error:
+            raise self.settings.error(str(error), *place_of_flag(self.settings, error.flag)) from None
+        return dataclasses.replace(command, argv=tuple(argv)), notes
+
+    def require_engine(self) -> None:
+        """Make sure that the engine is installed, before anything is started.
+
+        Raises:
+            ServerStartupError: It is not; the message says what to do.
+        """
+        require_binary(self._as_configured(), str(self), self.install_hint)
+        stop_command = self.settings.stop_command
+        if stop_command is not None:
+            hint = "It is the first word of 'stop_command'."
+            require_binary(make_command(self.fill(stop_command), self.env_vars), str(self), hint)
+
+    def __str__(self) -> str:
+        backend = self.get_backend_name()
+        return self.name if self.name == backend else f"{self.name} ({backend})"
+
+    # The inside.
+
+    def _check_settings(self) -> None:
+        check_settings(self)
+
+    def _as_configured(self) -> Command:
+        return self._command or make_command(self.get_launch_command(), self.env_vars)
+
+    def _argument_block(self, key: str) -> Mapping[str, Any] | Sequence[Any]:
+        value = self.config[key]
+        if isinstance(value, (Mapping, list, tuple)):
+            return value
+        message = f"'config.{key}' must be a mapping or a list: nothing is passed to a shell"
+        raise self.settings.error(message, "config", key)
+
+    def _headers(self) -> dict[str, str]:
+        key = self.api_key
+        return {"Authorization": f"Bearer {key}"} if key else {}

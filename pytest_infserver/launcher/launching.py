@@ -1,0 +1,187 @@
+"""How a server's process is launched: its port, its log, its supervisor, and the wait until it is ready."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from pytest_infserver.errors import PortInUseError, ProfileError, ServerStartupError
+from pytest_infserver.launcher import diagnosis, handover, messages, ports
+from pytest_infserver.launcher.checks import missing_model
+from pytest_infserver.launcher.command import Command
+from pytest_infserver.launcher.devices import claim_for
+from pytest_infserver.launcher.leaks.check import LeakCheck
+from pytest_infserver.launcher.process import Launch, LaunchFailed, ServerProcess
+from pytest_infserver.launcher.readiness import NotReady, ReadinessCheck, wait_until_ready
+from pytest_infserver.models.builtin import ensure_builtin, is_builtin
+
+if TYPE_CHECKING:
+    from pytest_infserver.launcher.server import InferenceServer
+
+_PORT_ATTEMPTS = 3
+
+
+def launch(server: InferenceServer) -> None:
+    """Launch a server's process and return when the server is ready; part of `InferenceServer.start`.
+
+    Raises:
+        ServerStartupError: It did not become ready. What runs of it is left to the caller.
+        ConfigError: It has an option that the installed version of the engine does not have any more.
+        ProfileError: The profile that is configured cannot be made.
+    """
+    _prepare(server)
+    tried: list[int] = []
+    for attempt in range(_PORT_ATTEMPTS):
+        try:
+            _launch_once(server, tried)
+            return
+        except PortInUseError:
+            launched = server._process is not None
+            server._end_process()
+            if attempt == _PORT_ATTEMPTS - 1:
+                raise
+            if server.settings.port is None:
+                server._port = None
+            elif not (launched and _reports_port_taken(server, functools.partial(_is_drawn, server))):
+                # The port is the user's choice.
+                raise
+
+
+def root_cause(server: InferenceServer, patterns: Sequence[re.Pattern[bytes]]) -> str | None:
+    """Return what the log of the last launch says of why it failed, or None."""
+    return diagnosis.root_cause(server._log, patterns, server.launch_log_start, server.secrets, server.noise_patterns)
+
+
+def _prepare(server: InferenceServer) -> None:
+    """Do what is done once per start."""
+    if server.settings.profile is not None and server.settings.profile.enabled:
+        raise ProfileError(
+            f"{server}: 'profile' is enabled, but this version of pytest-infserver cannot profile; set"
+            " 'enabled: false' under 'profile:' to run without."
+        )
+    if not ports.is_loopback(server.host) and server.api_key is None:
+        server.on_warning(
+            f"{server}: listens on {server.host}, where others may reach it, and has no API key; set one with the"
+            " engine's --api-key, or leave 'host' at 127.0.0.1"
+        )
+    server.require_engine()
+    for note in server.command_and_notes()[1]:
+        server.on_warning(f"{server}: {note}")
+    if is_builtin(server.model):
+        try:
+            ensure_builtin(server.model, server._note_download)
+        except RuntimeError as error:
+            raise ServerStartupError(f"{server} cannot start: {error}") from None
+    if server.devices is None:
+        server._own_devices = claim_for(server)
+
+
+def _launch_once(server: InferenceServer, tried: list[int]) -> None:
+    server._raise_if_cancelled()
+    with contextlib.ExitStack() as stack:
+        reservation = _reserve_port(server, tried, stack)
+        try:
+            output, folder_lock = server._log.open()
+        except OSError as error:
+            raise ServerStartupError(
+                f"{server} cannot start: its log cannot be written: {error}. Set 'output_dir' to a place that can."
+            ) from None
+        stack.callback(os.close, output)
+        stack.callback(os.close, folder_lock)
+        server.launch_log_start = server._log.size()
+        server.launches += 1
+        server.taken_over = False
+        server._command = command = server.command_and_notes()[0]
+        server._process = process = ServerProcess()
+        server.leak_report = None
+        server._leak_check = check = LeakCheck(server.env_vars) if server.debug_mode else None
+        holders = [holder for holder in (reservation, check, server.devices) if holder is not None]
+        locks = [lock for holder in holders for lock in holder.lock_fds]
+        stop_command = server.settings.stop_command
+        launch = Launch(
+            argv=command.argv,
+            env=command.env if check is None else check.environment(command.env),
+            log_fd=output,
+            stop_timeout=server.settings.stop_timeout,
+            keep_fds=[folder_lock, *locks],
+            stop_command=None if stop_command is None else server.fill(stop_command),
+            tmpdir=None if check is None else check.tmpdir,
+            private_tmpdir=check is not None and check.private_tmpdir,
+            **handover.door_and_info(server),
+        )
+        if check is not None:
+            stack.callback(check.release)
+        try:
+            process.launch(launch)
+        except LaunchFailed as error:
+            raise ServerStartupError(
+                f"{server} cannot start: {error}\n  command: {command}\n  log:     {server.log_path}",
+                log_path=server.log_path,
+            ) from None
+    _wait_until_ready(server, process, command)
+    process.mark_ready()
+
+
+def _reserve_port(server: InferenceServer, tried: list[int], stack: contextlib.ExitStack) -> ports.Reservation:
+    try:
+        server.release_port()
+        reservation = ports.reserve_port(server.host, server._port, avoid=tried, further=server.derived_ports)
+    except ServerStartupError as error:
+        raise type(error)(f"{server} cannot start: {error}") from None
+    if server.holds_port:
+        server._reservation = reservation
+    else:
+        stack.callback(reservation.release)
+    server._port = reservation.port
+    tried.append(reservation.port)
+    return reservation
+
+
+def _wait_until_ready(server: InferenceServer, process: ServerProcess, command: Command) -> None:
+    check = ReadinessCheck(
+        health_url=server.get_health_endpoint(),
+        startup_timeout=server.settings.startup_timeout,
+        download_timeout=server.settings.download_timeout,
+        request_timeout=server.settings.heartbeat_timeout,
+        fatal=server.fatal_patterns,
+        downloading=server.download_patterns,
+        phases=server.phases,
+        on_wait=server._note_phase,
+        owns_port=server._owns_port,
+        cancelled=server._start_is_cancelled,
+        headers=server._headers(),
+    )
+    outcome = wait_until_ready(check, process, server._log, server.launch_log_start)
+    server._raise_if_cancelled()
+    if isinstance(outcome, NotReady):
+        # The rest of the tree may still be writing its reasons.
+        server._end_process(keep=True)
+        cause = root_cause(server, (*server.cause_patterns, *server.fatal_patterns))
+        # Engines take a path that does not exist for a name on the hub, and complain about its form.
+        advice = missing_model(server) if server.model in (cause or "") else []
+        taken = not outcome.timed_out and _reports_port_taken(server, functools.partial(_is_exchangeable, server))
+        raise messages.startup_error(
+            str(server), outcome, cause, command, server._log, server.launch_log_start, taken, advice
+        )
+
+
+def _reports_port_taken(server: InferenceServer, relevant: Callable[[int | None], bool]) -> bool:
+    return diagnosis.reports_port_taken(server._log, relevant, server.launch_log_start, server.noise_patterns)
+
+
+def _is_exchangeable(server: InferenceServer, port: int | None) -> bool:
+    """Tell whether another launch may take another port instead; None is one that the log does not name."""
+    return port is None or port in (server.port, *server.derived_ports(server.port)) or _is_drawn(server, port)
+
+
+def _is_drawn(server: InferenceServer, port: int | None) -> bool:
+    """Tell whether the engine has drawn a port by itself: another launch draws another one."""
+    if port is None or port == server.port:
+        return False
+    command = server.command()
+    named = any(str(port) in word for word in (*command.argv, *filter(None, command.env_vars.values())))
+    return not named and (port >= ports.FIRST_EPHEMERAL or port in server.drawn_ports)
