@@ -18,6 +18,7 @@ import pytest
 
 from pytest_infserver import CommandServer, LeakError
 from pytest_infserver.launcher import processes, supervisor
+from pytest_infserver.launcher.owner import Owner
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 
@@ -257,7 +258,7 @@ def test_nothing_is_said_to_an_owner_that_is_gone() -> None:
     with ours, theirs:
         handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
         try:
-            alone = supervisor.Supervisor(ours, supervisor.Owner(os.getppid()))
+            alone = supervisor.Supervisor(ours, Owner(os.getppid()))
         finally:
             signal.set_wakeup_fd(-1)
             for number, handler in handlers.items():
@@ -279,7 +280,7 @@ def test_end_of_the_owner_is_seen(
     """Also where there is no pidfd, and a fork of the owner holds its socket open."""
     package = Path(supervisor.__file__).parents[1]
     copy = shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("__pycache__"))
-    script = copy / "launcher" / "supervisor.py"
+    script = copy / "launcher" / "owner.py"
     source = script.read_text()
     assert 'hasattr(os, "pidfd_open")' in source
     script.write_text(source if system_tells else source.replace('hasattr(os, "pidfd_open")', "False"))
