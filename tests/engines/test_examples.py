@@ -17,6 +17,7 @@ ROOT = HERE.parent.parent
 FOR_CPU = {
     "HF_HUB_OFFLINE": "1",
     "DEVICE": "cpu",
+    "DTYPE": "float32",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",

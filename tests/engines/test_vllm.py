@@ -41,7 +41,7 @@ def test_plain_api_with_tensor_parallel_in_debug_mode(make_server: Make) -> None
     assert all_gone(processes, 5)
     assert server.leak_report is not None
     assert not server.leak_report.failed
-    assert {finding.kind for finding in server.leak_report.findings} <= {"socket", "file"}
+    assert {finding.kind for finding in server.leak_report.findings} <= {"socket", "file", "shm"}
 
 
 def test_kill_of_the_main_process(make_server: Make) -> None:

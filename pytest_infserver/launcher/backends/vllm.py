@@ -96,8 +96,9 @@ class VLLMServer(InferenceServer):
         Phase(re.compile(rb"Initializing a V1 LLM engine"), "starting the engine"),
         Phase(re.compile(rb"Starting vLLM server|Application startup complete"), "nearly ready"),
     )
-    # A clean exit leaves its ZeroMQ sockets, each named by a UUID, and the file through which its workers met.
-    known_leftovers = ("socket:????????-????-????-????-????????????", "file:vllm_dist_*")
+    # A clean exit leaves its ZeroMQ sockets, each named by a UUID, and the file through which its workers met. Workers
+    # on a CPU with AVX-512 also leave what tensor parallel shares there.
+    known_leftovers = ("socket:????????-????-????-????-????????????", "file:vllm_dist_*", "shm:vllm_dist_*-cpushm_*")
 
     def get_backend_name(self) -> str:
         """Return ``vllm``."""
