@@ -360,7 +360,7 @@ def lease(runs: int, worker_counts: list[int]) -> None:
     """Print what a test pays for taking `inference_server` rather than a session fixture that returns a constant."""
     tests = "\n".join(f"def test_{number}(FIXTURE): pass" for number in range(LEASE_TESTS)) + "\n"
     constant = "import pytest\n@pytest.fixture(scope='session')\ndef constant(): return 1\n"
-    server = [sys.executable, "-S", "server.py", "{port}", "a", "0", "0", os.devnull]
+    server = [sys.executable, "-S", "server.py", "{port}", "a", "0", "0", "."]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "server.py").write_text(SERVER)
