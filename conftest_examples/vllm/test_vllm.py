@@ -1,6 +1,7 @@
 """vLLM on two GPUs and on one: pytest conftest_examples/vllm
 
-With one GPU: --infserver-server one-gpu. MODEL=... names another model, VLLM_BINARY=... the vllm command.
+With one GPU: --infserver-server one-gpu. MODEL=... names another model, DTYPE=... another type of its weights,
+VLLM_BINARY=... the vllm command.
 """
 
 import psutil

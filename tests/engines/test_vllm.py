@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,7 +42,10 @@ def test_plain_api_with_tensor_parallel_in_debug_mode(make_server: Make) -> None
     assert all_gone(processes, 5)
     assert server.leak_report is not None
     assert not server.leak_report.failed
-    assert {finding.kind for finding in server.leak_report.findings} <= {"socket", "file", "shm"}
+    # Where the CPU has AVX-512, two objects more: one for each worker, and nothing else in /dev/shm.
+    shared = [finding.name for finding in server.leak_report.findings if finding.kind == "shm"]
+    assert [re.sub(r".*-cpushm_", "", name) for name in sorted(shared)] in ([], ["0", "1"]), shared
+    assert {finding.kind for finding in server.leak_report.findings} - {"shm"} <= {"socket", "file"}
 
 
 def test_kill_of_the_main_process(make_server: Make) -> None:
