@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_infserver.config.flags import ARGUMENT_KEYS, to_flag
-from pytest_infserver.config.model import ServerConfig, keys
+from pytest_infserver.config.model import ProfileConfig, ServerConfig, keys
 from pytest_infserver.config.paths import resolve_paths
 from pytest_infserver.config.tree import Origins, Tree, labelled
 from pytest_infserver.config.validation import build_config, nearest
@@ -47,7 +47,7 @@ def merge_server(*layers: Tree) -> Tree:
     """Return the settings of one server from several layers; a later one counts more."""
     merged = Tree({})
     for layer in layers:
-        merged = _spelled_like(layer, merged).merged_under(layer)
+        merged = _spelled_like(layer, _retooled(layer, merged)).merged_under(layer)
     return merged
 
 
@@ -130,6 +130,18 @@ def _spelled_like(upper: Tree, lower: Tree) -> Tree:
             names = {key: spelling[to_flag(key)] for key in map(str, old) if to_flag(key) in spelling}
             lower = _renamed(lower, ("config", block), names)
     return lower
+
+
+def _retooled(upper: Tree, lower: Tree) -> Tree:
+    """Return ``lower`` without what is about another profiler than the one that ``upper`` names."""
+    below, above = lower.data.get("profile"), upper.data.get("profile")
+    if not isinstance(below, Mapping) or not isinstance(above, Mapping) or "tool" not in above:
+        return lower
+    # null takes it back.
+    if (above["tool"] or ProfileConfig.tool) == (below.get("tool") or ProfileConfig.tool):
+        return lower
+    kept = {key: value for key, value in below.items() if key not in ("args", "binary_path")}
+    return Tree({**lower.data, "profile": kept}, lower.origins)
 
 
 def _renamed(tree: Tree, block: tuple[str, ...], names: Mapping[str, str]) -> Tree:

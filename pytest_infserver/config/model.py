@@ -20,15 +20,24 @@ def _key(kind: Kind, doc: str, default: Any = None) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+PROFILERS = ("nsys", "pytorch", "amd", "py-spy")
+
+
 @dataclass(frozen=True)
 class ProfileConfig:
     """The ``profile:`` block of a server."""
 
     enabled: bool = _key(kinds.FLAG, "Whether the server is profiled.", True)
-    tool: str = _key(kinds.choice("nsys", "pytorch", "amd", "py-spy"), "The profiler.", "nsys")
-    output_dir: str = _key(kinds.PATH, "Directory for the traces.", "./profiles")
-    args: tuple[str, ...] = _key(kinds.STRINGS, "Further arguments of the profiler.", ())
+    on_demand: bool = _key(
+        kinds.FLAG, "Whether only what tests and scripts ask for is profiled, not the server's whole life.", False
+    )
+    tool: str = _key(kinds.choice(*PROFILERS), "The profiler.", "nsys")
+    output_dir: str = _key(kinds.PATH, "Directory for the traces, one folder per server.", "./profiles")
+    args: tuple[str, ...] = _key(
+        kinds.STRINGS, "Further arguments of the profiler; of pytorch settings such as with_stack=true.", ()
+    )
     binary_path: str | None = _key(kinds.PATH, "The profiler's binary, when it is not on PATH.")
+    flush_timeout: float = _key(kinds.SECONDS, "Time to write a trace.", 1200)
 
 
 PROFILE = Kind(lambda value: value, {})

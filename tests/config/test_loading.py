@@ -63,7 +63,9 @@ def test_one_server(load: Load, tmp_path: Path) -> None:
             output_dir=str(tmp_path / "server_logs"),
             env_vars={"CUDA_VISIBLE_DEVICES": "0"},
             config={"api_server_args": {"tensor-parallel-size": 1}},
-            profile=ProfileConfig(True, "nsys", str(tmp_path / "profiles"), ("--trace=cuda,nvtx",)),
+            profile=ProfileConfig(
+                enabled=True, tool="nsys", output_dir=str(tmp_path / "profiles"), args=("--trace=cuda,nvtx",)
+            ),
             debug_mode=True,
         )
     ]
@@ -260,3 +262,64 @@ def test_choose() -> None:
         with pytest.raises(ConfigError) as caught:
             choose([one, two], name, "f")
         assert str(caught.value) == message
+
+
+NSYS = {"tool": "nsys", "args": ["--trace=cuda"], "binary_path": "/x/nsys", "output_dir": "/traces", "flush_timeout": 9}
+ABOUT_ANY = {"output_dir": "/traces", "flush_timeout": 9}
+
+
+@pytest.mark.parametrize(
+    ("below", "above", "merged"),
+    [
+        (NSYS, {"tool": "py-spy"}, {**ABOUT_ANY, "tool": "py-spy"}),
+        (NSYS, {"tool": "py-spy", "args": ["--idle"]}, {**ABOUT_ANY, "tool": "py-spy", "args": ["--idle"]}),
+        (NSYS, {"tool": "nsys", "enabled": True}, {**NSYS, "enabled": True}),
+        (NSYS, {"on_demand": True}, {**NSYS, "on_demand": True}),
+        # nsys is the default.
+        ({"args": ["-t", "cuda"]}, {"tool": "nsys"}, {"args": ["-t", "cuda"], "tool": "nsys"}),
+        ({"args": ["-t", "cuda"]}, {"tool": "amd"}, {"tool": "amd"}),
+        ({"args": ["-t", "cuda"]}, {"tool": None}, {"args": ["-t", "cuda"], "tool": None}),
+        ({"tool": "amd", "args": ["--stats"]}, {"tool": None}, {"tool": None}),
+        (NSYS, None, None),
+        (None, NSYS, NSYS),
+    ],
+)
+def test_arguments_of_another_profiler_are_left_out(below: Any, above: Any, merged: Any) -> None:
+    layers = [labelled({"profile": block}, "x") for block in (below, above)]
+    assert merge_server(*layers).data == {"profile": merged}
+    # The layers themselves stay as they are.
+    assert [layer.data["profile"] for layer in layers] == [below, above]
+
+
+def test_profiler_of_a_layer_in_between_counts() -> None:
+    layers = [{"tool": "nsys", "args": ["--trace=cuda"]}, {"tool": "py-spy", "args": ["--idle"]}, {"tool": "nsys"}]
+    assert merge_server(*(labelled({"profile": block}, "x") for block in layers)).data == {"profile": {"tool": "nsys"}}
+
+
+def test_profiler_of_a_server_takes_no_arguments_from_the_defaults(load: Load, tmp_path: Path) -> None:
+    servers = load(
+        "defaults:\n  backend: vllm\n  model: m\n  profile: {tool: nsys, args: [--trace=cuda], output_dir: ./t}\n"
+        "servers:\n  a: {}\n  b: {profile: {tool: py-spy, on_demand: true}}\n  c: {profile: null}\n"
+        "  d: {profile: {args: [--trace=nvtx], flush_timeout: 7}}\n"
+    )
+    folder = str(tmp_path / "t")
+    assert [one.profile for one in servers] == [
+        ProfileConfig(tool="nsys", args=("--trace=cuda",), output_dir=folder),
+        ProfileConfig(tool="py-spy", on_demand=True, output_dir=folder),
+        None,
+        ProfileConfig(tool="nsys", args=("--trace=nvtx",), output_dir=folder, flush_timeout=7),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("{on_demand: 3}", "'profile.on_demand'"),
+        ("{flush_timeout: -1}", "'profile.flush_timeout'"),
+        ("{flush_timeout: soon}", "'profile.flush_timeout'"),
+        ("{tool: perf}", "'profile.tool'"),
+        ("{ondemand: true}", "unknown key 'ondemand' in 'profile'; did you mean 'on_demand'?"),
+    ],
+)
+def test_a_mistake_in_a_profile(load: Load, tmp_path: Path, block: str, message: str) -> None:
+    assert message in refused(load, tmp_path, f"backend: vllm\nmodel: m\nprofile: {block}\n")
