@@ -66,6 +66,12 @@ def parse():
     add("--drip", action="store_true", help="answer one byte a second")
     add("--need-key", default="", help="answer 401 to who does not bring this key")
     add("--openapi", default="", help="comma-separated paths of /openapi.json")
+    add("--profiler-config", default="", help="profile as vLLM 0.13 does; before, that is VLLM_TORCH_PROFILER_DIR")
+    add("--sglang-profiler", action="store_true", help="profile as SGLang does, to the folder that the request names")
+    add("--trace-delay", type=float, default=0.0, help="seconds in which a trace is written")
+    add("--trace-late", action="store_true", help="answer before the trace is written")
+    add("--no-trace", action="store_true", help="write no trace")
+    add("--refuse-profile", default="", metavar="PATH", help="answer 500 to this request")
     add("--version", action="store_true")
     return parser.parse_known_args()[0]
 
@@ -84,6 +90,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     options = None
     ready_at = 0.0
     sick = False
+    trace_folder = None
+    in_range = False
 
     def log_message(self, *_):
         pass
@@ -148,8 +156,78 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.reply(
                 200, {"id": "1", "object": "chat.completion", "created": 1, "model": "fake", "choices": [choice]}
             )
+        elif self.path in ("/start_profile", "/stop_profile"):
+            note(f"POST {self.path}")
+            if self.path == self.options.refuse_profile:
+                self.reply(500, {"error": "no profile today"})
+            else:
+                self.profile(body)
         else:
             self.reply(404, {})
+
+    def profile(self, body):
+        start = self.path == "/start_profile"
+        settings = json.loads(self.options.profiler_config or "{}")
+        folder = settings.get("torch_profiler_dir") or os.environ.get("VLLM_TORCH_PROFILER_DIR")
+        if self.options.sglang_profiler:
+            folder = body.get("output_dir") if start else Handler.trace_folder
+        if settings.get("profiler") == "cuda" or "CUDA_PROFILER" in body.get("activities", []):
+            Handler.in_range = start
+            if start:
+                # What cudaProfilerStart() tells the nsys around this process.
+                with open(os.path.join(os.environ["FAKE_NSYS_SESSION"], "range"), "w"):
+                    pass
+            self.reply(200, {})
+        elif Handler.in_range and not start:
+            Handler.in_range = False
+            self.reply(200, {})
+        elif not folder and not self.options.sglang_profiler:
+            self.reply(404, {})
+        elif start:
+            Handler.trace_folder = folder
+            if "num_steps" in body:
+                self.write_trace()
+            self.reply(200, {})
+        elif Handler.trace_folder is None:
+            if self.options.sglang_profiler:
+                self.reply(400, {"error": "Profiling is not in progress"})
+            else:
+                os._exit(1)
+        elif self.options.trace_late:
+            self.reply(200, {})
+            self.write_trace()
+        else:
+            self.write_trace()
+            self.reply(200, {})
+
+    def write_trace(self):
+        import gzip
+
+        folder, Handler.trace_folder = Handler.trace_folder, None
+        data = gzip.compress(json.dumps({"traceEvents": []}).encode())
+        name = "1.5-TP-0.trace.json.gz" if self.options.sglang_profiler else "rank0.1.pt.trace.json.gz"
+        if not self.options.no_trace:
+            os.makedirs(folder, exist_ok=True)
+            with open(os.path.join(folder, name), "wb", buffering=0) as file:
+                file.write(data[:10])
+                time.sleep(self.options.trace_delay)
+                file.write(data[10:])
+
+
+def note(event):
+    """Write down what has happened, for a test of the order."""
+    if "FAKE_EVENTS" in os.environ:
+        with open(os.environ["FAKE_EVENTS"], "a") as file:
+            file.write(event + "\n")
+
+
+def write_rocprof():
+    """Do at the end of the process what the library does that rocprofv3 loads."""
+    folder = os.environ.get("FAKE_ROCPROF_OUTPUT")
+    if folder:
+        os.makedirs(f"{folder}/host", exist_ok=True)
+        with open(f"{folder}/host/{os.getpid()}_results.pftrace", "w") as file:
+            file.write("trace")
 
 
 def bad_listener(options):
@@ -362,8 +440,10 @@ def main():
         if stops:
             return
         stops.append(1)
+        note("SIGTERM")
         time.sleep(options.stop_delay)
         tidy_up()
+        write_rocprof()
         if options.fork_chain:
             fork_chain(options.fork_chain)
         if options.fork_tree:

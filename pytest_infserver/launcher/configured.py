@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pytest_infserver.config.flags import ARGUMENT_KEYS
 from pytest_infserver.config.loading import build_server
+from pytest_infserver.config.model import ProfileConfig
 from pytest_infserver.config.tree import Tree
 from pytest_infserver.config.validation import build_config
+from pytest_infserver.errors import ProfileError
 from pytest_infserver.launcher import ports
 from pytest_infserver.launcher.arguments import ArgumentsError, option_values, to_argv
 from pytest_infserver.launcher.changed_options import OutdatedOption, up_to_date
@@ -20,7 +22,12 @@ from pytest_infserver.launcher.command import Command, filled, make_command, req
 from pytest_infserver.launcher.devices import DeviceClaim
 from pytest_infserver.launcher.engine_facts import EngineFacts
 from pytest_infserver.launcher.engine_version import installed_version
+from pytest_infserver.launcher.profiling.profiler import SHOWN, Place
+from pytest_infserver.launcher.profiling.tools import TOOLS
 from pytest_infserver.models.builtin import builtin_path, is_builtin
+
+if TYPE_CHECKING:
+    from pytest_infserver.launcher.profiling.profiler import Profiler
 
 
 class ConfiguredServer(EngineFacts):
@@ -52,6 +59,8 @@ class ConfiguredServer(EngineFacts):
         self._command: Command | None = None
         self._given_devices: DeviceClaim | None = None
         self._own_devices: DeviceClaim | None = None
+        self._profiler: Profiler | None = None
+        self._place: Place | None = None
 
     # What a backend overrides, together with `InferenceServer.list_endpoints`.
 
@@ -144,6 +153,100 @@ class ConfiguredServer(EngineFacts):
         return self._given_devices or self._own_devices
 
     @property
+    def profiler(self) -> Profiler | None:
+        """The profiler that the server is started for, or None."""
+        settings = self.settings.profile
+        if settings is None or not settings.enabled:
+            return None
+        if self._profiler is None or self._profiler.settings is not settings:
+            self._profiler = TOOLS[settings.tool](self, settings)
+        return self._profiler
+
+    @property
+    def profile_dir(self) -> Path:
+        """The folder for the server's traces."""
+        folder = (self.settings.profile or ProfileConfig()).output_dir
+        # What is configured is absolute by now; the default is beside the logs.
+        return self.output_dir.parent / Path(folder).expanduser() / self.name
+
+    @property
+    def profiler_env_vars(self) -> Mapping[str, str]:
+        """The environment variables that the profiler adds."""
+        return {} if self.profiler is None else self.profiler.env_vars(self._place or SHOWN)
+
+    @property
+    def profiled_at_launch(self) -> bool:
+        """Whether it is started for a profiler, or profiled for its whole life: then it is no server for others."""
+        profiler = self.profiler
+        return profiler is not None and (profiler.at_launch or not profiler.settings.on_demand)
+
+    @property
+    def has_engine_below(self) -> bool:
+        """Whether what is launched is a profiler, below which the engine runs."""
+        return self.profiler is not None and self.profiler.has_engine_below
+
+    def use_profiler(self, tool: str) -> None:
+        """Have the next starts made for a profiler, which then profiles what it is asked for.
+
+        Args:
+            tool: The profiler. If it is configured already nothing changes.
+
+        Raises:
+            ProfileError: The server is configured for another one.
+        """
+        profiler = self.profiler
+        if profiler is None:
+            settings = dataclasses.replace(self.profile_settings(tool), enabled=True, on_demand=True)
+            self.settings = dataclasses.replace(self.settings, profile=settings)
+        elif profiler.name != tool:
+            raise profiler.error(f"a server is started for one profiler, and {tool} is asked for as well")
+
+    def check_profiler(self, tool: str) -> None:
+        """Make sure that the server can be profiled with a tool, if it is started for it where that needs it.
+
+        Raises:
+            ProfileError: It cannot.
+        """
+        profiler = TOOLS[tool](self, self.profile_settings(tool))
+        if not profiler.parts:
+            raise profiler.error(
+                "it can profile a server's whole life only: 'profile: {tool: amd}' or --infserver-profile"
+            )
+        if profiler.at_launch:
+            self.use_profiler(tool)
+        profiler.check()
+
+    def profile_problem(self, *, also_on_demand: bool = True) -> str | None:
+        """Return why the server cannot be profiled as configured, or None.
+
+        Args:
+            also_on_demand: Look also at what is profiled only when somebody asks for it.
+        """
+        if self.profiler is None or (self.profiler.settings.on_demand and not also_on_demand):
+            return None
+        try:
+            self.profiler.check()
+        except ProfileError as error:
+            return str(error).removeprefix(f"{self}: ")
+        return None
+
+    def profile_settings(self, tool: str) -> ProfileConfig:
+        """Return the settings of a profiler: the configured ones as far as they are about this one."""
+        configured = self.settings.profile or ProfileConfig()
+        if configured.tool == tool:
+            return configured
+        return dataclasses.replace(configured, tool=tool, args=(), binary_path=None)
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the engine while it runs, else None."""
+        return None
+
+    def process_tree(self) -> list[int]:
+        """Return the process ids of the server while it runs."""
+        return []
+
+    @property
     def secrets(self) -> frozenset[str]:
         """Values of the server's command and environment that must not be shown."""
         return self._as_configured().secrets
@@ -190,9 +293,17 @@ class ConfiguredServer(EngineFacts):
             ConfigError: It has an option that the installed version of the engine does not have any more.
         """
         claimed = {} if self.devices is None else self.devices.env_vars
-        command = make_command(self.get_launch_command(), {**self.env_vars, **claimed})
+        profiler, place = self.profiler, self._place or SHOWN
+        added = self.profiler_env_vars
+        argv, notes = self._engine_argv({**self.env_vars, **claimed})
+        if profiler is not None:
+            argv = profiler.wrap([*argv, *profiler.flags(place)], place)
+        return make_command(argv, {**added, **self.env_vars, **claimed, **_own_tmpdir(added)}), notes
+
+    def _engine_argv(self, env_vars: Mapping[str, str | None]) -> tuple[Sequence[str], list[str]]:
+        command = make_command(self.get_launch_command(), env_vars)
         if not self.changed_options:
-            return command, []
+            return command.argv, []
         try:
             argv, notes = up_to_date(
                 command.argv,
@@ -203,7 +314,11 @@ class ConfiguredServer(EngineFacts):
             )
         except OutdatedOption as error:
             raise self.settings.error(str(error), *place_of_flag(self.settings, error.flag)) from None
-        return dataclasses.replace(command, argv=tuple(argv)), notes
+        return argv, notes
+
+    def why_not_profiled(self, tool: str) -> str | None:
+        """Return why this server cannot be profiled with a tool, in words, or None."""
+        return None
 
     def require_engine(self) -> None:
         """Make sure that the engine is installed, before anything is started.
@@ -239,3 +354,8 @@ class ConfiguredServer(EngineFacts):
     def _headers(self) -> dict[str, str]:
         key = self.api_key
         return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _own_tmpdir(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the profiler's TMPDIR, which counts more than the user's: the server gets that one back."""
+    return {name: value for name, value in variables.items() if name == "TMPDIR"}

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from pytest_infserver.launcher.changed_options import ChangedOption
 from pytest_infserver.launcher.phases import Phase
+from pytest_infserver.launcher.profiling.endpoints import ProfileEndpoints
 
 
 class EngineFacts:
@@ -31,6 +32,10 @@ class EngineFacts:
         first_phase: What the engine does before its log tells of a phase.
         phases: Log lines that tell what the engine is doing while it starts.
         known_leftovers: What the engine is known to leave behind, as in ``allow_leaks``.
+        torch_endpoints: How it is told to use PyTorch's profiler, or None.
+        cuda_endpoints: How it is told to call cudaProfilerStart and cudaProfilerStop, or None.
+        nsys_variables: Environment variables that it needs under nsys.
+        py_spy_args: What py-spy needs to see it at work.
         uses_gpus: Whether the engine takes all GPUs that it sees if its arguments do not say how many.
         parallel_sizes: Options whose product is the number of GPUs; each with all its spellings, the name first.
         inner_sizes: The name of such an option to a flag with which it is a part of the others.
@@ -54,6 +59,10 @@ class EngineFacts:
     first_phase: ClassVar[str] = "starting"
     phases: ClassVar[Sequence[Phase]] = ()
     known_leftovers: ClassVar[Sequence[str]] = ()
+    torch_endpoints: ClassVar[ProfileEndpoints | None] = None
+    cuda_endpoints: ClassVar[ProfileEndpoints | None] = None
+    nsys_variables: ClassVar[Mapping[str, str]] = {}
+    py_spy_args: ClassVar[Sequence[str]] = ()
     uses_gpus: ClassVar[bool] = False
     parallel_sizes: ClassVar[Sequence[Sequence[str]]] = ()
     inner_sizes: ClassVar[Mapping[str, str]] = {}

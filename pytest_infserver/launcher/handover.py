@@ -32,7 +32,7 @@ def door_and_info(server: InferenceServer) -> dict[str, Any]:
     if folder is None:
         return {"door": None, "info": {}}
     # Now and not when it is kept: a file that changes meanwhile is not what this server was started from.
-    mark = "" if server.debug_mode else fingerprint(server)
+    mark = "" if server.debug_mode or server.profiled_at_launch else fingerprint(server)
     info = {
         "name": server.name,
         "backend": server.get_backend_name(),
@@ -54,6 +54,8 @@ def keep(server: InferenceServer, seconds: float) -> bool:
     server.why_not_kept = _obstacle(server, seconds)
     if server.why_not_kept is not None or process is None:
         return False
+    for problem in server._profiling.before_stop():
+        server.on_warning(str(problem))
     if not process.keep(seconds):
         server.why_not_kept = "its supervisor did not agree: it is about to end"
         return False
@@ -76,6 +78,8 @@ def _obstacle(server: InferenceServer, seconds: float) -> str | None:
         return "it was not started by us"
     if server.debug_mode:
         return "in debug mode each run ends with a look at what its servers leave behind"
+    if server.profiler is not None and server.profiled_at_launch:
+        return f"it is profiled with {server.profiler.name}"
     if server.state is not ServerState.READY or server._process is None:
         return f"it does not run: its state is {server.state}"
     if server._process.door is None:
@@ -90,7 +94,7 @@ def _obstacle(server: InferenceServer, seconds: float) -> str | None:
 
 def take_over(server: InferenceServer) -> bool:
     """See `InferenceServer.take_over`."""
-    if server.attached or server.debug_mode:
+    if server.attached or server.debug_mode or server.profiled_at_launch:
         return False
     backend = server.get_backend_name()
     # Two of another name may be the same to a client, but their logs are not.

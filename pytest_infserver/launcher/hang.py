@@ -15,6 +15,7 @@ from typing import IO
 
 from pytest_infserver.launcher.bounded_run import run_bounded
 from pytest_infserver.launcher.processes import Process, command_line, descendants, read_file
+from pytest_infserver.launcher.ptrace import ADVICE
 from pytest_infserver.launcher.redaction import redact
 
 LIMIT = 20.0
@@ -33,13 +34,10 @@ _NO_BACKTRACE = {"RUST_BACKTRACE": "0", "RUST_LIB_BACKTRACE": "0"}
 """Keeps py-spy from adding the stack of itself to each error."""
 _GPU_TOOLS = (["nvidia-smi"], ["amd-smi", "monitor"], ["rocm-smi"])
 
-_PTRACE_ADVICE = """\
+_PTRACE_ADVICE = f"""\
 py-spy may not look into the server: Linux allows that to a process's ancestors only (kernel.yama.ptrace_scope=1),
 and py-spy is none of them. To get Python stacks next time, do one of these:
-  sudo sysctl kernel.yama.ptrace_scope=0
-  sudo setcap cap_sys_ptrace=ep {py_spy}
-  in a container: docker run --cap-add SYS_PTRACE ...
-"""
+{ADVICE}"""
 
 
 def write_hang_report(heading: str, supervisor: int | None, folder: Path, secrets: frozenset[str]) -> str:

@@ -25,6 +25,7 @@ class Heartbeat:
         interval: float,
         hang_timeout: float,
         on_hang: Callable[[float], None],
+        is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
         """Prepare a heartbeat; `start` starts it.
 
@@ -33,11 +34,13 @@ class Heartbeat:
             interval: Seconds between two checks.
             hang_timeout: Seconds of failing checks after which ``on_hang`` is called, once.
             on_hang: Called in the heartbeat's thread with the seconds since the first failing check began.
+            is_busy: Tells whether the server has a reason to be slow, so that it is not asked.
         """
         self._check = check
         self._interval = interval
         self._hang_timeout = hang_timeout
         self._on_hang = on_hang
+        self._is_busy = is_busy
         self._ended = threading.Event()
         self._paused = 0
         self._failing_since: float | None = None
@@ -67,7 +70,8 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._ended.wait(self._interval):
-            if self._paused:
+            if self._paused or self._is_busy():
+                self._failing_since = None
                 continue
             begin = time.monotonic()
             answer = self._checked()

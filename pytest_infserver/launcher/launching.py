@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from pytest_infserver.errors import PortInUseError, ProfileError, ServerStartupError
+from pytest_infserver.errors import PortInUseError, ServerStartupError
 from pytest_infserver.launcher import diagnosis, handover, messages, ports
 from pytest_infserver.launcher.checks import missing_model
 from pytest_infserver.launcher.command import Command
@@ -58,17 +58,13 @@ def root_cause(server: InferenceServer, patterns: Sequence[re.Pattern[bytes]]) -
 
 def _prepare(server: InferenceServer) -> None:
     """Do what is done once per start."""
-    if server.settings.profile is not None and server.settings.profile.enabled:
-        raise ProfileError(
-            f"{server}: 'profile' is enabled, but this version of pytest-infserver cannot profile; set"
-            " 'enabled: false' under 'profile:' to run without."
-        )
     if not ports.is_loopback(server.host) and server.api_key is None:
         server.on_warning(
             f"{server}: listens on {server.host}, where others may reach it, and has no API key; set one with the"
             " engine's --api-key, or leave 'host' at 127.0.0.1"
         )
     server.require_engine()
+    server._profiling.check()
     for note in server.command_and_notes()[1]:
         server.on_warning(f"{server}: {note}")
     if is_builtin(server.model):
@@ -95,10 +91,12 @@ def _launch_once(server: InferenceServer, tried: list[int]) -> None:
         server.launch_log_start = server._log.size()
         server.launches += 1
         server.taken_over = False
-        server._command = command = server.command_and_notes()[0]
-        server._process = process = ServerProcess()
         server.leak_report = None
         server._leak_check = check = LeakCheck(server.env_vars) if server.debug_mode else None
+        tmpdir = check.tmpdir if check is not None and check.private_tmpdir else None
+        server._place = place = server._profiling.prepare(server.env_vars.get("TMPDIR") or tmpdir)
+        server._command = command = server.command_and_notes()[0]
+        server._process = process = ServerProcess()
         holders = [holder for holder in (reservation, check, server.devices) if holder is not None]
         locks = [lock for holder in holders for lock in holder.lock_fds]
         stop_command = server.settings.stop_command
@@ -110,7 +108,10 @@ def _launch_once(server: InferenceServer, tried: list[int]) -> None:
             keep_fds=[folder_lock, *locks],
             stop_command=None if stop_command is None else server.fill(stop_command),
             tmpdir=None if check is None else check.tmpdir,
-            private_tmpdir=check is not None and check.private_tmpdir,
+            # nsys has its own, and gives the engine this one.
+            private_tmpdir=tmpdir is not None and "TMPDIR" not in server.profiler_env_vars,
+            pid_file=place.pid_file if place is not None and server.has_engine_below else None,
+            scratch=None if place is None else place.scratch,
             **handover.door_and_info(server),
         )
         if check is not None:
@@ -122,6 +123,7 @@ def _launch_once(server: InferenceServer, tried: list[int]) -> None:
                 f"{server} cannot start: {error}\n  command: {command}\n  log:     {server.log_path}",
                 log_path=server.log_path,
             ) from None
+        server._profiling.launched()
     _wait_until_ready(server, process, command)
     process.mark_ready()
 

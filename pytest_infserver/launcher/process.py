@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pytest_infserver.launcher import supervisor
@@ -44,6 +45,8 @@ class Launch:
         private_tmpdir: Whether the server gets that directory as its TMPDIR.
         door: Private folder for the socket on which others may ask about the server, or None.
         info: What they are told.
+        pid_file: Where the engine leaves its process id, if the command is that of a profiler which starts it.
+        scratch: A folder that the supervisor removes at the end, or None.
     """
 
     argv: Sequence[str]
@@ -56,6 +59,8 @@ class Launch:
     private_tmpdir: bool = True
     door: str | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+    pid_file: str | None = None
+    scratch: str | None = None
 
 
 class LaunchFailed(Exception):
@@ -76,6 +81,7 @@ class ServerProcess:
         self._supervisor: subprocess.Popen[bytes] | ForeignProcess | None = None
         self._kept: bool | None = None
         self._left = False
+        self._pid_file: str | None = None
         self._channel: socket.socket | None = None
         self._reader: threading.Thread | None = None
         self._changed = threading.Condition()
@@ -102,7 +108,10 @@ class ServerProcess:
                 "private_tmpdir": launch.private_tmpdir,
                 "door": launch.door,
                 "info": dict(launch.info),
+                "pid_file": launch.pid_file,
+                "scratch": launch.scratch,
             }
+            self._pid_file = launch.pid_file
             reap_left_behind()
             self._start_supervisor(launch)
         except (OSError, UnicodeError) as error:
@@ -183,6 +192,16 @@ class ServerProcess:
     def mark_ready(self) -> None:
         """Tell the supervisor that the server now obeys SIGTERM, so that it gets its full time to end."""
         self._send(do="ready")
+
+    @property
+    def engine_pid(self) -> int | None:
+        """The engine's process: below a profiler another one than that which was launched."""
+        if self._pid_file is None:
+            return self.pid
+        try:
+            return int(Path(self._pid_file).read_text())
+        except (OSError, ValueError):
+            return self.pid
 
     @property
     def cut_short(self) -> bool:

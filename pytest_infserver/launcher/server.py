@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -35,6 +36,8 @@ from pytest_infserver.launcher.leaks.report import LeakReport, as_known_text, as
 from pytest_infserver.launcher.leaks.temporary_files import PYTORCH_CACHES
 from pytest_infserver.launcher.log import MAX_READ, ServerLog
 from pytest_infserver.launcher.process import Exit, ServerProcess, Survivor
+from pytest_infserver.launcher.processes import descendants
+from pytest_infserver.launcher.profiling.profiling import Profiling
 from pytest_infserver.launcher.redaction import redact
 from pytest_infserver.launcher.state import ServerState
 
@@ -103,8 +106,10 @@ class InferenceServer(ConfiguredServer):
         self._hang: str | None = None
         self._stop_refusal: str | None = None
         self._keeper: Keeper | None = None
+        self._profiling = Profiling(self)
         self._lifecycle = threading.RLock()
         self._owner = os.getpid()
+        self._profile_problems: list[ProfileError] = []
         self.launches = 0
         self.taken_over = False
         self.holds_port = False
@@ -132,7 +137,13 @@ class InferenceServer(ConfiguredServer):
     def pid(self) -> int | None:
         """The process id of the server's root process while it runs, else None."""
         process = self._process
-        return process.pid if process is not None and process.exit is None else None
+        return process.engine_pid if process is not None and process.exit is None else None
+
+    def process_tree(self) -> list[int]:
+        """Return the process ids of the server while it runs, as far as this machine knows them."""
+        process = self._process
+        above = None if process is None else process.supervisor_pid
+        return [] if above is None else [one.pid for one in descendants(above)]
 
     @property
     def log_path(self) -> Path:
@@ -203,6 +214,7 @@ class InferenceServer(ConfiguredServer):
             try:
                 if self._process is not None:
                     self._end_process()
+                    self._warn_of_profiles(self._take_profile_problems())
                     self._await_memory(self.devices)
                     self._warn_of_leftovers()
                 self._owner = os.getpid()
@@ -210,12 +222,14 @@ class InferenceServer(ConfiguredServer):
                 self._command = None
                 self._hang = None
                 if self.attached:
+                    self._profiling.check()
                     wait_for_url(self.server_url, self._ask_attached, self.settings.startup_timeout, str(self))
                 else:
                     launching.launch(self)
                 self._raise_if_cancelled()
                 self._state = ServerState.READY
                 self._start_heartbeat()
+                self._profiling.ready()
                 self.start_seconds = time.monotonic() - begin
                 # Not in a finally: an interrupt in it would leave the server running.
                 self._end_waiting()
@@ -225,6 +239,7 @@ class InferenceServer(ConfiguredServer):
                 try:
                     self._end_process()
                 finally:
+                    self._profiling.forget()
                     self._release_devices()
                     self.release_port()
                 self._warn_of_leftovers()
@@ -254,6 +269,7 @@ class InferenceServer(ConfiguredServer):
 
         Raises:
             LeakError: Debug mode: it left something behind; that is gone by now.
+            ProfileError: The trace of its whole life is not complete. The server is gone.
             InferenceServerError: The server is shared with other tests, or belongs to another process.
         """
         if self._stop_refusal is not None:
@@ -267,11 +283,16 @@ class InferenceServer(ConfiguredServer):
             if self._state is ServerState.NEW:
                 return
             had_process = self._process is not None
+            problems: list[ProfileError] = []
             try:
+                if orderly:
+                    problems = self._profiling.before_stop()
                 self._state = ServerState.STOPPING
                 orderly = self._end_process(orderly=orderly)
+                problems += self._take_profile_problems()
                 self._await_memory(self._own_devices)
             except BaseException:
+                self._end_heartbeat()
                 if self._process is not None:
                     self._process.close()
                 raise
@@ -281,9 +302,10 @@ class InferenceServer(ConfiguredServer):
                 if not self.holds_port:
                     self.release_port()
             if orderly:
-                self._report_leftovers()
+                self._report_leftovers(problems)
             elif had_process:
                 self._warn_of_leftovers()
+                self._warn_of_profiles(problems)
 
     def keep(self, seconds: float) -> bool:
         """Let go of the running server without stopping it, for a later run that needs the same one.
@@ -314,11 +336,12 @@ class InferenceServer(ConfiguredServer):
         with self._lifecycle:
             return not self.launched and handover.take_over(self)
 
-    def _report_leftovers(self) -> None:
+    def _report_leftovers(self, problems: list[ProfileError]) -> None:
         report = self.leak_report
         if report is not None and report.findings:
             text = as_text(str(self), report.findings)
             if report.failed:
+                self._warn_of_profiles(problems)
                 raise LeakError(text, report.findings)
             known = [*PYTORCH_CACHES, *self.known_leftovers]
             if all(is_allowed(finding, known) for finding in report.findings):
@@ -327,6 +350,9 @@ class InferenceServer(ConfiguredServer):
         elif report is None and self.survivors:
             text = messages.survivors(str(self), self.survivors, self.settings.stop_timeout)
             self.on_warning(redact(text, self.secrets))
+        if problems:
+            self._warn_of_profiles(problems[1:])
+            raise problems[0]
 
     def why_died(self) -> str | None:
         """Return how and why the server died, or None if it did not."""
@@ -353,21 +379,60 @@ class InferenceServer(ConfiguredServer):
             self._process.wait_exit(timeout)
         return self.state is ServerState.DIED
 
-    def start_profile(self) -> None:
-        """Begin to profile.
+    @property
+    def profiles(self) -> list[Path]:
+        """The files of all profiles of this server that were made here, in order."""
+        return list(self._profiling.made)
+
+    @property
+    def profiles_asked_for(self) -> list[Path]:
+        """Those of them that were begun and ended here, on demand."""
+        return list(self._profiling.asked_for)
+
+    def start_profile(self, name: str = "profile", tool: str | None = None) -> None:
+        """Begin to profile; `stop_profile` ends that.
+
+        Args:
+            name: What the trace is called.
+            tool: The profiler; if None the configured one, else py-spy. All but py-spy need a server that was started
+                for them: ``profile: {tool: nsys, on_demand: true}``.
 
         Raises:
-            ProfileError: Always: this version cannot profile.
+            ProfileError: It cannot be done, or a profile is being made already.
         """
-        raise ProfileError(f"{self}: this version of pytest-infserver cannot profile")
+        self._profiling.begin(name, tool)
 
-    def stop_profile(self) -> None:
-        """End a profile.
+    def stop_profile(self) -> list[Path]:
+        """End the profile that `start_profile` has begun, and return its files, which are complete.
 
         Raises:
-            ProfileError: Always: no profile is running.
+            ProfileError: There is none, or it is not complete.
         """
-        raise ProfileError(f"{self}: no profile is running")
+        return self._profiling.end()
+
+    @contextlib.contextmanager
+    def profiling(self, name: str = "profile", tool: str | None = None) -> Iterator[list[Path]]:
+        """Profile what is done inside of a ``with`` block; the value is the list of files, filled at its end.
+
+        Args:
+            name: What the trace is called.
+            tool: The profiler, as in `start_profile`.
+
+        Raises:
+            ProfileError: It cannot be done, or the profile is not complete.
+        """
+        self.start_profile(name, tool)
+        files: list[Path] = []
+        try:
+            yield files
+        except BaseException:
+            try:
+                files += self.stop_profile()
+            except ProfileError as problem:
+                # What went wrong in the block comes first.
+                self.on_warning(str(problem))
+            raise
+        files += self.stop_profile()
 
     def pause_heartbeat(self) -> None:
         """Keep the server from being taken for hung, as under a debugger, until `resume_heartbeat`."""
@@ -446,11 +511,11 @@ class InferenceServer(ConfiguredServer):
     ) -> None:
         try:
             self.stop()
-        except LeakError as leak:
+        except (LeakError, ProfileError) as problem:
             if error is None:
                 raise
             # What went wrong in the block comes first.
-            self.on_warning(str(leak))
+            self.on_warning(str(problem))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} {self.state} {self.server_url}>"
@@ -511,8 +576,14 @@ class InferenceServer(ConfiguredServer):
             interval=self.settings.heartbeat_interval,
             hang_timeout=self.settings.hang_timeout,
             on_hang=functools.partial(self._kill_hung, self._process),
+            is_busy=self._profiling.is_running,
         )
         self._heartbeat.start()
+
+    def _end_heartbeat(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.end()
+            self._heartbeat = None
 
     def _kill_hung(self, process: ServerProcess | None, seconds: float) -> None:
         # A server that was started again meanwhile is another one, and one that is being stopped has no heartbeat.
@@ -536,14 +607,12 @@ class InferenceServer(ConfiguredServer):
         Returns:
             Whether it came to its end in order, so that what it leaves behind is its own fault.
         """
-        if self._heartbeat is not None:
-            self._heartbeat.end()
-            self._heartbeat = None
+        self._end_heartbeat()
         process = self._process
         if process is None:
             return False
         try:
-            process.stop(self.settings.stop_timeout)
+            process.stop(self._end_limit)
         except BaseException:
             # An interrupted stop: the supervisor ends the tree by itself.
             process.close()
@@ -555,10 +624,18 @@ class InferenceServer(ConfiguredServer):
         check, self._leak_check = self._leak_check, None
         if check is not None:
             allowed = [*self.known_leftovers, *self.settings.allow_leaks]
-            self.leak_report = check.report(process, allowed, self.secrets)
+            report = check.report(process, allowed, self.secrets)
+            self.leak_report = report if self.profiler is None else report.without(self.profiler.leftovers)
+        self._profile_problems = self._profiling.after_end()
         if orderly and process.stop_problem is not None:
             self.on_warning(f"{self}: its stop_command {process.stop_problem}; log: {self.log_path}")
         return orderly and not process.cut_short
+
+    @property
+    def _end_limit(self) -> float:
+        """Seconds that it gets to end: a profiler inside of it may have to write its files then."""
+        profiler, limit = self.profiler, self.settings.stop_timeout
+        return limit if profiler is None or profiler.parts else max(limit, profiler.settings.flush_timeout)
 
     def _await_memory(self, claim: DeviceClaim | None) -> None:
         """Wait until the memory of GPUs is back: whoever gets them next needs it."""
@@ -577,6 +654,15 @@ class InferenceServer(ConfiguredServer):
         own, self._own_devices = self._own_devices, None
         if own is not None:
             own.release()
+
+    def _take_profile_problems(self) -> list[ProfileError]:
+        """Return what is wrong with the traces that the last end has written; once."""
+        problems, self._profile_problems = self._profile_problems, []
+        return problems
+
+    def _warn_of_profiles(self, problems: list[ProfileError]) -> None:
+        for problem in problems:
+            self.on_warning(str(problem))
 
     def _warn_of_leftovers(self) -> None:
         """Say what a server has left behind that had no chance to clean up."""

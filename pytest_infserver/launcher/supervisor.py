@@ -4,13 +4,13 @@ Runs under ``python -I -S`` and imports only the standard library and modules of
 20 ms and cannot be broken by the environment of the server or of the owner. The owner is the process
 that uses `pytest_infserver.launcher.process`; both talk in JSON lines over one socket.
 
-To the supervisor: {"do": "launch", "argv", "env", "stop_timeout", "stop_command", "private_tmpdir", "door", "info"},
-then {"do": "ready"}, {"do": "stop", "timeout"}, {"do": "keep", "seconds"}, {"do": "update", "info"}. From it: {"event":
-"launched", "pid", "supervisor", "door"} or {"event": "failed", "message"}, then {"event": "exited", "code", "max_rss",
-"stopped_by"}, {"event": "stop_command", "problem"} if that failed, {"event": "kept", "ok"} as answer to "keep", and
-last {"event": "gone", "survivors", "stuck", "leaks"}. The words of the commands and of the environment are bytes,
-sent as latin-1: the two processes may differ in their encodings. The server's output goes where the
-supervisor's own goes.
+To the supervisor: {"do": "launch", "argv", "env", "stop_timeout", "stop_command", "private_tmpdir", "door", "info",
+"pid_file", "scratch"}, then {"do": "ready"}, {"do": "stop", "timeout"}, {"do": "keep", "seconds"}, {"do": "update",
+"info"}. From it: {"event": "launched", "pid", "supervisor", "door"} or {"event": "failed", "message"}, then {"event":
+"exited", "code", "max_rss", "stopped_by"}, {"event": "stop_command", "problem"} if that failed, {"event": "kept", "ok"}
+as answer to "keep", and last {"event": "gone", "survivors", "stuck", "leaks"}. The words of the commands and of the
+environment are bytes, sent as latin-1: the two processes may differ in their encodings. The server's output goes where
+the supervisor's own goes.
 
 Other processes of the same user ask at its door (`pytest_infserver.launcher.door`): {"do": "describe"}, {"do": "stop",
 "timeout"}, {"do": "take_over", "fingerprint", "stop_timeout", "info"}. The last one is for a server that is kept: its
@@ -46,6 +46,7 @@ from pytest_infserver.launcher.processes import (
     handles_sigterm,
     ignores_sigterm,
     is_alive,
+    read_file,
     read_process,
     send_signal,
     wait_until_stopped,
@@ -139,6 +140,8 @@ class Supervisor:
         self.guard: int | None = None
         self.door: Door | None = None
         self.info: dict[str, Any] = {}  # what the owner says of the server
+        self.pid_file: str | None = None  # if the root is a profiler, where the engine below it has left its pid
+        self.scratch: str | None = None  # a folder that goes with the server
         self.kept_until: float | None = None  # while there is no owner
         self.stopped_by: str | None = None
         self.waiting: list[Visitor] = []  # until the server is gone
@@ -170,6 +173,7 @@ class Supervisor:
             self._drain()
             self._kill_when_due()
         left = [describe(process) for process in descendants(os.getpid())]
+        self._remove_scratch()
         leaks = None if self.tracker is None else self.tracker.finish([process["pid"] for process in left])
         self._send(event="gone", survivors=list(self.survivors.values()), stuck=left, leaks=leaks)
         self._close_door({"gone": not left, "survivors": len(self.survivors)})
@@ -199,7 +203,7 @@ class Supervisor:
         One that handles SIGTERM goes on: whichever of its threads woke first would get the signal, and Python, for
         one, then leaves a first thread asleep that waits for it.
         """
-        stands = self.tracker is not None and self.root and not handles_sigterm(self.root)
+        stands = self.tracker is not None and self.root and not handles_sigterm(self._engine())
         tree = self._tree() if stands else []
         for process in tree:
             send_signal(process, signal.SIGSTOP)
@@ -211,9 +215,31 @@ class Supervisor:
                 send_signal(process, signal.SIGCONT)
 
     def _terminate_root(self) -> None:
+        engine = self._engine()
+        if engine != self.root:
+            # A profiler ends with its engine, and not the other way round.
+            process = read_process(engine)
+            if process is not None:
+                send_signal(process, signal.SIGTERM)
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             # Only we reap the root, so that its pid is still its own.
             os.kill(self.root, signal.SIGTERM)
+
+    def _engine(self) -> int:
+        """Return the engine's process: the root, or what a profiler there has started."""
+        if self.pid_file is not None:
+            text = read_file(self.pid_file, 32).strip()
+            # Whoever wrote it: only a process of ours is signalled.
+            if text.isdigit() and any(process.pid == int(text) for process in self._tree()):
+                return int(text)
+        return self.root
+
+    def _remove_scratch(self) -> None:
+        if self.scratch is not None:
+            import shutil
+
+            shutil.rmtree(self.scratch, ignore_errors=True)
 
     def _run_stop_command(self) -> bool:
         """Start the command that stops what is not our descendant; tell whether there is one."""
@@ -501,9 +527,13 @@ class Supervisor:
         private_tmpdir: bool,
         door: str | None,
         info: dict[str, Any],
+        pid_file: str | None,
+        scratch: str | None,
     ) -> None:
         self.stop_timeout = stop_timeout
         self.info = info
+        self.pid_file = pid_file
+        self.scratch = scratch
         if stop_command is not None:
             self.stop_command = [word.encode("latin-1") for word in stop_command]
         self.env = {name.encode("latin-1"): value.encode("latin-1") for name, value in env.items()}
@@ -546,6 +576,9 @@ class Supervisor:
 
     def _root_ended(self, code: int, max_rss: int) -> None:
         self.root_exited = True
+        if self.pid_file is not None and 128 < code <= 128 + signal.SIGRTMAX:
+            # How nsys and shells say by which signal the engine was killed.
+            code = 128 - code
         bytes_used = max_rss if sys.platform == "darwin" else max_rss * 1024
         self._send(event="exited", code=code, max_rss=bytes_used, stopped_by=self.stopped_by)
         if not self.stopping:

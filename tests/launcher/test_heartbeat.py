@@ -66,6 +66,26 @@ def watch(patient: Patient) -> Iterator[Callable[..., Heartbeat]]:
         assert not heartbeat._thread.is_alive()
 
 
+def test_busy_server_is_not_asked_and_its_time_does_not_run(patient: Patient) -> None:
+    busy = threading.Event()
+    busy.set()
+    patient.answer = BAD
+    heartbeat = Heartbeat(patient.check, interval=0.01, hang_timeout=0.3, on_hang=patient.on_hang, is_busy=busy.is_set)
+    heartbeat.start()
+    try:
+        assert not patient.asked.acquire(timeout=0.5)
+        busy.clear()
+        patient.wait_checks(2)
+        busy.set()
+        assert not patient.hung.wait(0.5)
+        busy.clear()
+        # From now on only.
+        assert patient.hung.wait(30)
+        assert patient.hangs[0] >= 0.3
+    finally:
+        heartbeat.end()
+
+
 def test_good_answers_are_noted(patient: Patient, watch: Callable[..., Heartbeat]) -> None:
     heartbeat = watch()
     patient.wait_checks(3)

@@ -402,8 +402,16 @@ def test_who_waits_for_a_stop_may_leave(fake_server: FakeServer) -> None:
 # What cannot be kept, and who does not get it.
 
 
+PROFILE = {"tool": "py-spy", "args": ["--idle"]}
+
+
 @pytest.mark.parametrize(
-    ("settings", "words"), [({"debug_mode": True}, "debug mode"), ({"url": "http://127.0.0.1:9"}, "not started by us")]
+    ("settings", "words"),
+    [
+        ({"debug_mode": True}, "debug mode"),
+        ({"url": "http://127.0.0.1:9"}, "not started by us"),
+        ({"profile": PROFILE}, "profiled with py-spy"),
+    ],
 )
 def test_what_cannot_be_kept(fake_server: FakeServer, settings: dict[str, Any], words: str) -> None:
     server = fake_server(**settings)
@@ -415,7 +423,34 @@ def test_what_cannot_be_kept(fake_server: FakeServer, settings: dict[str, Any], 
     if "url" not in settings:
         assert server.running
         [found] = all_servers()
-        assert (found.debug_mode, found.state) == (True, "running")
+        assert (found.debug_mode, found.state) == (server.debug_mode, "running")
+
+
+def test_one_that_is_profiled_when_somebody_asks_can_be_kept(fake_server: FakeServer) -> None:
+    server = fake_server(profile={**PROFILE, "on_demand": True}).start()
+    with server.profiling("first"):
+        pid = server.pid
+    assert server.keep(KEEP), server.why_not_kept
+    # It is no other server to one who does not profile it.
+    between = fake_server()
+    assert between.take_over()
+    assert between.keep(KEEP), between.why_not_kept
+    later = fake_server(profile={**PROFILE, "on_demand": True})
+    assert later.take_over()
+    with later.profiling("second") as files:
+        assert later.pid == pid
+    assert files
+    later.stop()
+
+
+def test_a_profile_that_nobody_has_ended_ends_when_its_server_is_kept(fake_server: FakeServer) -> None:
+    server = fake_server(profile={**PROFILE, "on_demand": True}).start()
+    server.start_profile("forgotten")
+    assert server.keep(KEEP), server.why_not_kept
+    [trace] = server.profiles
+    assert trace.name == "forgotten.svg"
+    assert trace.stat().st_size
+    assert not [one for one in psutil.Process().children() if one.name() == "py-spy"]
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan")])

@@ -20,6 +20,7 @@ from pytest_infserver import load_server_config
 
 HERE = Path(__file__).parent
 FAKE_ENGINE = HERE.parent / "fake_engine.py"
+PROFILERS = HERE.parent / "launcher" / "profiling"
 LIMIT = 60
 
 BLOCKS = {
@@ -64,12 +65,28 @@ class Seed:
         record = self.folder / "record"
         return [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
 
+    def install_profilers(self) -> None:
+        """Put stand-ins for nsys and rocprofv3 on PATH."""
+        for name in ("nsys", "rocprofv3"):
+            path = self.folder / "bin" / name
+            path.write_text(f'#!/bin/sh\nexec {sys.executable} -S {PROFILERS / f"fake_{name}.py"} "$@"\n')
+            path.chmod(0o755)
+
+    def traces(self) -> list[Path]:
+        """Return the files in the folder for traces, relative to that."""
+        folder = self.folder / "profiles"
+        return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
     def _execute(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
         env = {
             **os.environ,
             "PATH": f"{self.folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(self.folder / "packages"),
+            # With what the tests themselves run with: a checkout need not be what is installed.
+            "PYTHONPATH": os.pathsep.join(
+                [str(self.folder / "packages"), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
             "RECORD": str(self.folder / "record"),
+            "FAKE_EVENTS": str(self.folder / "events"),
         }
         return subprocess.run(
             argv, cwd=self.folder, env=env, capture_output=True, text=True, timeout=LIMIT, check=False
@@ -157,11 +174,23 @@ def test_commented_sglang_block_in_yaml(seed: Seed) -> None:
     assert seed.commands() == [expected(seed.port, words)]
 
 
-def test_yaml_with_profile_is_accepted_and_refused_at_the_start(seed: Seed) -> None:
+def test_yaml_with_profile(seed: Seed) -> None:
+    seed.install_profilers()
     config = load_server_config(seed.write_yaml("yaml format"))
     assert config.profile is not None
     assert (config.profile.enabled, config.profile.tool, config.profile.args) == (True, "nsys", ("--trace=cuda,nvtx",))
     assert config.profile.output_dir == str(seed.folder / "profiles")
+    result = seed.run(seed.text("start from yaml"))
+    assert result.returncode == 0, result.stderr
+    # nsys is around the engine, whose command is the same.
+    assert seed.commands() == [expected(seed.port, YAML_COMMANDS["yaml format"])]
+    assert [str(path) for path in seed.traces()] == ["vllm/server.nsys-rep"]
+    assert "--trace=cuda,nvtx" in (seed.folder / "events").read_text()
+
+
+def test_yaml_with_profile_is_refused_without_the_profiler(seed: Seed) -> None:
+    path = seed.write_yaml("yaml format")
+    path.write_text(f"{path.read_text()}\n  binary_path: {seed.folder / 'no-nsys'}\n")
     result = seed.run(seed.text("start from yaml"))
     assert result.returncode == 1
     assert "ProfileError" in result.stderr
@@ -177,15 +206,30 @@ def test_yaml_defaults(seed: Seed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("title", "tool"), [("profile nsys", "nsys"), ("profile pytorch", "pytorch"), ("profile amd", "amd")]
+    ("title", "tool", "trace"),
+    [
+        ("profile nsys", "nsys", "vllm/server.nsys-rep"),
+        ("profile pytorch", "pytorch", "vllm/server/rank0.1.pt.trace.json.gz"),
+        ("profile amd", "amd", "vllm/server/host/*_results.pftrace"),
+    ],
 )
-def test_profile_block(seed: Seed, title: str, tool: str) -> None:
+def test_profile_block(seed: Seed, title: str, tool: str, trace: str) -> None:
+    seed.install_profilers()
     path = seed.folder / "config.yaml"
-    path.write_text(f"backend: vllm\nmodel: m\n{seed.text(title)}\n")
+    path.write_text(f"backend: vllm\nmodel: m\nport: {seed.port}\n{seed.text(title)}\n")
     profile = load_server_config(path).profile
     assert profile is not None
     assert profile.tool == tool
     assert list(profile.args) == yaml.safe_load(seed.text(title))["profile"].get("args", [])
+    result = seed.run(seed.text("start from yaml"))
+    assert result.returncode == 0, result.stderr
+    (made,) = seed.traces()
+    assert made.match(trace)
+    if tool == "nsys":
+        # YAML has taken the comma for one between two words.
+        assert "--trace=cuda,nvtx" in (seed.folder / "events").read_text()
+    (command,) = seed.commands()
+    assert command[: len(command) if tool != "pytorch" else -2] == expected(seed.port, "vllm serve m ADDRESS")
 
 
 def test_command_line_block(seed: Seed) -> None:

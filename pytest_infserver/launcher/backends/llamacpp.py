@@ -45,6 +45,8 @@ class LlamaCppServer(InferenceServer):
         re.compile(rb"gguf_init_from_file.*: failed|error loading model|failed to load model"),
     )
 
+    # It works in native threads while its Python waits.
+    py_spy_args = ("--idle",)
     phases = (
         Phase(re.compile(rb"load_model: loading model|llama_model_loader: loaded meta"), "loading weights"),
         Phase(re.compile(rb"warming up the model"), "warming up"),
@@ -85,6 +87,12 @@ class LlamaCppServer(InferenceServer):
             "slots": "--no-slots" not in arguments,
         }
         return {name: url for name, url in super().list_endpoints().items() if optional.get(name, True)}
+
+    def why_not_profiled(self, tool: str) -> str | None:
+        """Return why not: a ``llama-server`` has no Python."""
+        if tool == "py-spy" and not self._embedded():
+            return f"{self.binary_path} is no Python program; nsys can profile it"
+        return None
 
     def require_engine(self) -> None:
         """Make sure that there is a llama-server or the embedded one.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pytest_infserver.config.flags import ARGUMENT_KEYS
 from pytest_infserver.errors import ServerStartupError
@@ -14,7 +15,21 @@ from pytest_infserver.launcher.arguments import option_values
 from pytest_infserver.launcher.backends.hub import HUB_DOWNLOADS
 from pytest_infserver.launcher.changed_options import ChangedOption
 from pytest_infserver.launcher.phases import Phase
+from pytest_infserver.launcher.profiling.endpoints import Options, ProfileEndpoints
 from pytest_infserver.launcher.server import InferenceServer
+
+
+def _nothing(folder: str, version: str | None, options: Options) -> tuple[Sequence[str], Mapping[str, str]]:
+    """Return that SGLang needs no setting: each request says where its traces go."""
+    return [], {}
+
+
+def _profile_request(folder: str, options: Options) -> Mapping[str, Any]:
+    return {"output_dir": folder, **options}
+
+
+def _capture_request(folder: str, options: Options) -> Mapping[str, Any]:
+    return {"output_dir": folder, "activities": ["CUDA_PROFILER"]}
 
 
 class SGLangServer(InferenceServer):
@@ -47,6 +62,8 @@ class SGLangServer(InferenceServer):
         "--model": "model",
     }
     drawn_ports = range(22000, 30000)
+    torch_endpoints = ProfileEndpoints(_nothing, _profile_request)
+    cuda_endpoints = ProfileEndpoints(_nothing, _capture_request)
     endpoint_paths = {  # noqa: RUF012
         "health": "/health",
         "health_generate": "/health_generate",

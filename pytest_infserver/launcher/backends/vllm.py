@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping, Sequence
 
 from pytest_infserver.config.flags import ARGUMENT_KEYS
 from pytest_infserver.launcher.backends.hub import HUB_DOWNLOADS
 from pytest_infserver.launcher.changed_options import ChangedOption
+from pytest_infserver.launcher.engine_version import is_at_least
 from pytest_infserver.launcher.phases import Phase
+from pytest_infserver.launcher.profiling.endpoints import Options, ProfileEndpoints
 from pytest_infserver.launcher.server import InferenceServer
 
 _DEVELOPMENT = {
@@ -21,6 +25,25 @@ _DEVELOPMENT = {
     "is_paused": "/is_paused",
 }
 """What vLLM has only with VLLM_SERVER_DEV_MODE=1."""
+
+
+def _torch_profiler(folder: str, version: str | None, options: Options) -> tuple[Sequence[str], Mapping[str, str]]:
+    """Return how vLLM is told where PyTorch's traces go: a variable before 0.13, an option since."""
+    if version is None or is_at_least(version, "0.13"):
+        settings = {"profiler": "torch", "torch_profiler_dir": folder, **options}
+        return ["--profiler-config", json.dumps(settings)], {}
+    if options:
+        raise ValueError(
+            f"vLLM {version} takes its settings from VLLM_TORCH_PROFILER_* in 'env_vars:', not from 'args:'"
+        )
+    return [], {"VLLM_TORCH_PROFILER_DIR": folder}
+
+
+def _cuda_profiler(folder: str, version: str | None, options: Options) -> tuple[Sequence[str], Mapping[str, str]]:
+    """Return how vLLM is told to begin and end nsys's capture range."""
+    if version is None or is_at_least(version, "0.13"):
+        return ["--profiler-config", json.dumps({"profiler": "cuda"})], {}
+    raise ValueError(f"vLLM {version} cannot begin a capture range, 0.13 and later can; leave out --capture-range")
 
 
 class VLLMServer(InferenceServer):
@@ -76,6 +99,11 @@ class VLLMServer(InferenceServer):
         **_DEVELOPMENT,
     }
     api_key_variables = ("VLLM_API_KEY",)
+    # Requests without a body: what vLLM takes in one differs from version to version.
+    torch_endpoints = ProfileEndpoints(_torch_profiler, flags=("--profiler-config",))
+    cuda_endpoints = ProfileEndpoints(_cuda_profiler, flags=("--profiler-config",))
+    # A forked worker would not be seen.
+    nsys_variables = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}  # noqa: RUF012
     fatal_patterns = (re.compile(rb"Engine core initialization failed|EngineCore failed to start"),)
     # An engine failure ends in generic lines; the cause is an earlier line of the engine process.
     cause_patterns = (

@@ -49,6 +49,11 @@ class LeakReport:
         """Whether any of it is an error."""
         return any(finding.fails for finding in self.findings)
 
+    def without(self, patterns: Sequence[str]) -> LeakReport:
+        """Return it without what is of no interest, as ``kind:glob``."""
+        findings = tuple(finding for finding in self.findings if not is_allowed(finding, patterns))
+        return LeakReport(findings, self.not_checked)
+
 
 def from_message(entries: Sequence[Mapping[str, Any]]) -> list[Finding]:
     """Return the findings that a supervisor has sent."""

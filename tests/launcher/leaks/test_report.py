@@ -9,6 +9,7 @@ import yaml
 
 from pytest_infserver.launcher.leaks.finding import Finding
 from pytest_infserver.launcher.leaks.report import LeakReport, as_text, from_message, is_allowed, judged
+from pytest_infserver.launcher.profiling.nsys import Nsys
 
 NOTHING: frozenset[str] = frozenset()
 COMMAND = "python worker.py --rank 1"
@@ -208,3 +209,15 @@ def test_a_flood_of_one_kind_is_cut() -> None:
 def test_only_paths_are_allowed_by_their_last_part() -> None:
     assert is_allowed(Finding("shm", "/dev/shm/x"), ["shm:x"])
     assert not is_allowed(Finding("process", "python /srv/x"), ["process:x"])
+
+
+def test_what_a_profiler_leaves_is_no_leak_of_the_servers() -> None:
+    nsys = [
+        Finding("shm", "/dev/shm/NSys-2022.4.2.1", "175 KiB", 8, COMMAND, removed=True),
+        Finding("shm", "/dev/shm/quadd-agent-instance-16010", "4 KiB", 8, COMMAND, removed=True),
+        Finding("semaphore", "/dev/shm/sem.nsys_sem_13060", "32 bytes", 8, COMMAND, removed=True),
+    ]
+    report = LeakReport((*nsys, SHM), ("ports: unknown",)).without(Nsys.leftovers)
+    assert report == LeakReport((SHM,), ("ports: unknown",))
+    assert report.failed
+    assert not LeakReport(tuple(nsys), ()).without(Nsys.leftovers).failed

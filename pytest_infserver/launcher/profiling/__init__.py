@@ -1,0 +1,1 @@
+"""Profilers: one file per tool, and what they have in common."""

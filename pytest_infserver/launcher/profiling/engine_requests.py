@@ -1,0 +1,65 @@
+"""Prepares an engine for profiles, and asks its server to begin and to end one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pytest_infserver.launcher.engine_version import installed_version
+from pytest_infserver.launcher.profiling.patience import patiently
+
+if TYPE_CHECKING:
+    from pytest_infserver.launcher.profiling.endpoints import Options, ProfileEndpoints
+    from pytest_infserver.launcher.profiling.profiler import Profiler, Waiting
+
+_MAX_SHOWN = 2000
+
+
+def start_settings(
+    profiler: Profiler, endpoints: ProfileEndpoints, folder: str, options: Options
+) -> tuple[Sequence[str], Mapping[str, str]]:
+    """Return the flags and the environment variables with which the installed engine has to be started.
+
+    Raises:
+        ProfileError: Its version has no such options.
+    """
+    server = profiler.server
+    version = installed_version(server.get_launch_command()[0], server.packages, server._as_configured().env)
+    try:
+        return endpoints.setup(folder, version, options)
+    except ValueError as error:
+        raise profiler.error(str(error)) from None
+
+
+def given_flag(profiler: Profiler, endpoints: ProfileEndpoints) -> str | None:
+    """Return a flag of the user's that does the same as ours would, also one such as ``--profiler-config.profiler``."""
+    stems = {word.partition("=")[0].partition(".")[0] for word in profiler.server.server_args()}
+    return next((flag for flag in endpoints.flags if flag in stems), None)
+
+
+def post(profiler: Profiler, path: str, body: Mapping[str, Any] | None, waiting: Waiting) -> None:
+    """Send such a request.
+
+    Raises:
+        ProfileError: It was not answered, or refused.
+    """
+    import requests
+
+    server = profiler.server
+
+    def send() -> requests.Response:
+        with requests.Session() as session:
+            # A proxy of the environment would be asked for 127.0.0.1.
+            session.trust_env = False
+            return session.post(server.url_for(path), json=body, headers=server._headers(), timeout=waiting.limit)
+
+    try:
+        answer = patiently(send, waiting)
+    except requests.RequestException as error:
+        raise profiler.error(f"POST {path} failed: {error}") from None
+    if isinstance(answer, str):
+        raise profiler.error(f"{answer} during POST {path}")
+    if answer.status_code == 404:
+        raise profiler.error(f"the server has no {path}: it was not started for this profiler")
+    if not answer.ok:
+        raise profiler.error(f"POST {path} was answered {answer.status_code}", answer.text[:_MAX_SHOWN])

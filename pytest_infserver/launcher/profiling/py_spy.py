@@ -1,0 +1,205 @@
+"""py-spy: samples the Python stacks of a running server and of its subprocesses. Facts from py-spy 0.4.3."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pytest_infserver.launcher.bounded_run import run_bounded
+from pytest_infserver.launcher.processes import read_process, send_signal
+from pytest_infserver.launcher.profiling.patience import wait_patiently
+from pytest_infserver.launcher.profiling.profiler import NothingSeenError, Place, Profiler, Waiting
+from pytest_infserver.launcher.profiling.tool_arguments import grouped, name_of, options_in, value_of
+from pytest_infserver.launcher.ptrace import may_trace
+
+_SUFFIXES = {"flamegraph": ".svg", "speedscope": ".speedscope.json", "chrometrace": ".trace.json", "raw": ".txt"}
+_BEGIN_LIMIT = 30.0
+_SHORTEST = 0.1
+_STEP = 0.02
+_KILL_LIMIT = 5.0
+_ASK_LIMIT = 20.0
+_MAX_OUTPUT = 1024 * 1024
+_OURS = {"-o", "--output", "-p", "--pid", "-d", "--duration"}
+
+
+class PySpy(Profiler):
+    """py-spy, attached to the engine's process."""
+
+    name = "py-spy"
+
+    @property
+    def suffix(self) -> str:
+        """How the name of the file ends, by its format."""
+        return _SUFFIXES.get(self._format, ".txt")
+
+    @cached_property
+    def binary(self) -> str:
+        """The py-spy command."""
+        return self.find_binary(
+            "py-spy",
+            hint="Install it with 'pip install pytest-infserver[profile]'.",
+            beside=[str(Path(sys.executable).parent)],
+        )
+
+    def check(self) -> None:
+        """Make sure that py-spy is there and may look into other processes."""
+        super().check()
+        output = run_bounded([self.binary, "record", "--help"], _ASK_LIMIT, _MAX_OUTPUT)
+        known = options_in(output.data.decode("utf-8", "replace"))
+        if not known:
+            raise self.error(f"'{self.binary} record --help': {output.problem or 'it names no options'}", output.data)
+        for option in map(name_of, grouped(self.settings.args)):
+            if option in _OURS:
+                raise self.error(f"{option} is set by pytest-infserver; leave it out of 'args:'")
+            if option not in known:
+                raise self.error(f"'py-spy record' has no option {option}: see '{self.binary} record --help'")
+        if self._format not in _SUFFIXES:
+            raise self.error(f"its formats are {', '.join(_SUFFIXES)}, not '{self._format}'")
+        problem = may_trace(self.binary)
+        if problem is not None:
+            raise self.error(problem)
+
+    def begin(self, target: Path, place: Place | None, waiting: Waiting, *, whole_life: bool) -> Mapping[str, Any]:
+        """Attach, and return when it samples."""
+        pid = self.server.pid
+        if pid is None:
+            raise self.error("the server does not run")
+        _reap()
+        notes = _notes(target)
+        command = [self.binary, "record", "--subprocesses", *self._args, "-o", str(target), "-p", str(pid)]
+        # Without the stack of py-spy itself below its errors.
+        env = {**os.environ, "RUST_BACKTRACE": "0", "RUST_LIB_BACKTRACE": "0"}
+        process = None
+        try:
+            with notes.open("wb") as output:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=env,
+                    # Ctrl-C is for pytest, which then stops it.
+                    start_new_session=True,
+                )
+            deadline = time.monotonic() + min(_BEGIN_LIMIT, waiting.limit)
+            while b"Sampling process" not in _read(notes):
+                if process.poll() is not None:
+                    raise self.error("py-spy has ended", _read(notes))
+                if time.monotonic() > deadline:
+                    raise self.error(f"py-spy does not sample after {_BEGIN_LIMIT:g} s", _read(notes))
+                time.sleep(_STEP)
+        except BaseException:
+            if process is not None:
+                process.kill()
+                process.wait()
+            notes.unlink(missing_ok=True)
+            raise
+        _children[process.pid] = process
+        found = read_process(process.pid)
+        return {
+            "pid": process.pid,
+            "start": "" if found is None else found.start,
+            "began": time.monotonic(),
+        }
+
+    def end(self, target: Path, place: Place | None, running: Mapping[str, Any], waiting: Waiting) -> bytes:
+        """Interrupt it, which has it write the file; SIGTERM would not."""
+        notes = _notes(target)
+        process = read_process(running["pid"])
+        if process is not None and process.start == running["start"]:
+            # However short the test, a few samples of it: py-spy takes 100 a second.
+            time.sleep(min(_SHORTEST, max(0.0, running["began"] + _SHORTEST - time.monotonic())))
+            send_signal(process, signal.SIGINT)
+
+        def has_ended(seconds: float) -> bool:
+            running_still = _is_running(running["pid"], running["start"])
+            if running_still:
+                time.sleep(min(seconds, _STEP))
+            return not running_still
+
+        # When the server ends it writes its file, too.
+        problem = wait_patiently(has_ended, waiting.to_the_end())
+        if problem is not None:
+            _kill(running["pid"], running["start"])
+            raise self.error(f"py-spy has not written its file: {problem}", _take(notes))
+        output = _take(notes)
+        samples = re.search(rb"Samples: (\d+)", output)
+        if b"No stack counts found" in output or (samples is not None and samples[1] == b"0"):
+            raise self.error(
+                "py-spy saw no Python code run; a server that waits or works outside of Python shows with"
+                " 'args: [--idle]' or 'args: [--native]' under 'profile:'",
+                output,
+                NothingSeenError,
+            )
+        if b"Wrote " not in output:
+            raise self.error("py-spy has ended without its file", output)
+        return output
+
+    @property
+    def _args(self) -> Sequence[str]:
+        args = self.settings.args
+        return [*(word for word in self.server.py_spy_args if word not in args), *args]
+
+    @property
+    def _format(self) -> str:
+        return value_of(self.settings.args, "-f", "--format") or "flamegraph"
+
+
+_children: dict[int, subprocess.Popen[bytes]] = {}
+"""Those that this process has started, and has to reap."""
+
+
+def _notes(target: Path) -> Path:
+    """Return the file for what it says."""
+    return target.with_name(f".{target.name}.log")
+
+
+def _is_running(pid: int, start: str) -> bool:
+    child = _children.get(pid)
+    if child is not None:
+        if child.poll() is None:
+            return True
+        del _children[pid]
+        return False
+    process = read_process(pid)
+    return process is not None and process.start == start and not process.zombie
+
+
+def _kill(pid: int, start: str) -> None:
+    process = read_process(pid)
+    if process is not None and process.start == start:
+        send_signal(process, signal.SIGKILL)
+    child = _children.pop(pid, None)
+    if child is not None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_KILL_LIMIT)
+
+
+def _reap() -> None:
+    """Reap those that another process has ended."""
+    for pid, child in list(_children.items()):
+        if child.poll() is not None:
+            del _children[pid]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _take(path: Path) -> bytes:
+    data = _read(path)
+    with contextlib.suppress(OSError):
+        path.unlink()
+    return data

@@ -1,0 +1,15 @@
+"""Which class stands for which tool."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_infserver.launcher.profiling.amd import Amd
+from pytest_infserver.launcher.profiling.nsys import Nsys
+from pytest_infserver.launcher.profiling.py_spy import PySpy
+from pytest_infserver.launcher.profiling.pytorch import PyTorch
+
+if TYPE_CHECKING:
+    from pytest_infserver.launcher.profiling.profiler import Profiler
+
+TOOLS: dict[str, type[Profiler]] = {tool.name: tool for tool in (Nsys, PyTorch, Amd, PySpy)}
