@@ -41,10 +41,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Skip what needs an engine that is not there, or fail it with --require-engines."""
     for item in items:
         engines = _engines(item) if HERE in item.path.parents else []
-        command = missing(*engines) if engines else None
-        if command is None:
+        problem = missing(*engines) if engines else None
+        if problem is None:
             continue
-        reason = f"not provisioned: {' '.join(engines)}; {command}"
+        reason = f"not provisioned: {' '.join(engines)}; {problem}"
         if config.getoption("require_engines"):
             raise pytest.UsageError(f"--require-engines: {item.nodeid}: {reason}")
         item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,7 +1,7 @@
-"""Installs the engines that `tests/engines` runs, and makes their models, in the user's cache.
+"""Installs the engines that `tests/engines` runs, their models, and the profiler nsys, in the user's cache.
 
     python -m tests.engines.provision                        all of them
-    python -m tests.engines.provision vllm transformers
+    python -m tests.engines.provision vllm transformers nsys
 
 Each engine gets a virtual environment of its own, keyed by version, which is reused by the next run. An installation
 that was cut short does not count, and one that fails is tried again. `INFSERVER_CACHE_DIR` names another place.
@@ -25,6 +25,7 @@ from pathlib import Path
 
 from pytest_infserver.models.builtin import _megabytes, _tree_size, cache_dir, ensure_builtin
 
+from . import nsight
 from .recipes import ENGINES, HERE, Engine
 
 ATTEMPTS = 3
@@ -33,6 +34,8 @@ PAUSE = 10.0
 REPORT_EVERY = 15.0
 STEP_LIMIT = 1800.0
 """Seconds after which one command counts as hung."""
+NSYS = "nsys"
+"""The profiler's name beside those of the engines."""
 
 _COMPLETE = ".complete"
 
@@ -47,8 +50,13 @@ def engines_dir() -> Path:
 
 
 def environment(engine: str) -> Path:
-    """Return where the environment of an engine is, or will be."""
-    return engines_dir() / ENGINES[engine].key
+    """Return where the environment of an engine, or nsys, is, or will be."""
+    return engines_dir() / (nsight.key() if engine == NSYS else ENGINES[engine].key)
+
+
+def nsys_binary() -> Path:
+    """Return where the nsys command is, or will be."""
+    return nsight.binary(environment(NSYS))
 
 
 def models_dir() -> Path:
@@ -57,10 +65,17 @@ def models_dir() -> Path:
     return engines_dir() / f"models-{hashlib.sha256(recipe).hexdigest()[:8]}"
 
 
-def missing(*engines: str) -> str | None:
-    """Return the command that installs what these engines' tests need, or None if all of it is there."""
-    absent = [name for name in engines if not _is_complete(environment(name))]
-    if not absent and _is_complete(models_dir()):
+def missing(*names: str) -> str | None:
+    """Return what is in the way of the tests of these engines, or None if all of it is there.
+
+    That is the command that installs them; or a sentence, where nsys cannot be installed.
+    """
+    absent = [name for name in names if not _is_complete(environment(name))]
+    engines = [name for name in names if name != NSYS]
+    problem = nsight.unsupported() if NSYS in absent else None
+    if problem is not None:
+        return problem
+    if not absent and (not engines or _is_complete(models_dir())):
         return None
     return f"python -m tests.engines.provision {' '.join(absent or engines[:1])}"
 
@@ -71,11 +86,15 @@ def provision(names: Sequence[str]) -> None:
     Raises:
         ProvisionError: Something could not be made.
     """
+    engines = [name for name in names if name != NSYS]
     engines_dir().mkdir(parents=True, exist_ok=True)
     with _lock(engines_dir() / ".lock"):
-        for name in names:
+        for name in engines:
             _make(environment(name), partial(_install, ENGINES[name]))
-        _make(models_dir(), partial(_make_models, environment(names[0])))
+        if engines:
+            _make(models_dir(), partial(_make_models, environment(engines[0])))
+        if NSYS in names:
+            _make(environment(NSYS), _install_nsys)
 
 
 def _make(folder: Path, action: Callable[[Path], None]) -> None:
@@ -109,11 +128,11 @@ def _install(engine: Engine, folder: Path) -> None:
     python = folder / "bin" / "python"
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input"]
     install = [*pip, "install", "--progress-bar", "off", "--retries", "5", "--timeout", "60"]
-    _run([*install, *engine.packages], folder)
+    _run(folder, [*install, *engine.packages])
     if engine.alone:
-        _run([*install, "--no-deps", *engine.alone], folder)
+        _run(folder, [*install, "--no-deps", *engine.alone])
     if engine.unwanted:
-        _run([*pip, "uninstall", "--yes", *engine.unwanted], folder)
+        _run(folder, [*pip, "uninstall", "--yes", *engine.unwanted])
     [packages] = folder.glob("lib/python3.*/site-packages")
     for name in engine.emptied:
         (packages / name).write_text("")
@@ -126,16 +145,25 @@ def _install(engine: Engine, folder: Path) -> None:
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
+def _install_nsys(folder: Path) -> None:
+    problem = nsight.unsupported()
+    if problem is not None:
+        raise ProvisionError(problem)
+    _say("nsys: downloading it from Debian's non-free section")
+    folder.mkdir()
+    nsight.install(folder, partial(_run, folder))
+
+
 def _make_models(engine: Path, folder: Path) -> None:
     gguf = ensure_builtin("builtin:smollm2", _say)
     script = [str(engine / "bin" / "python"), str(HERE / "make_models.py")]
     folder.mkdir()
     for words in (["tiny", folder / "tiny"], ["smollm2", folder / "smollm2", gguf]):
         _say(f"making the model {words[0]}")
-        _run([*script, *map(str, words)], folder)
+        _run(folder, [*script, *map(str, words)])
 
 
-def _run(command: Sequence[str], folder: Path) -> None:
+def _run(folder: Path, command: Sequence[str], cwd: Path | None = None) -> None:
     """Run a command, saying now and then how large the folder has become.
 
     Raises:
@@ -147,6 +175,7 @@ def _run(command: Sequence[str], folder: Path) -> None:
         offset = output.tell()
         process = subprocess.Popen(
             command,
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -190,12 +219,18 @@ def _say(text: str) -> None:
 
 
 def main() -> int:
+    known = [*ENGINES, NSYS]
     parser = argparse.ArgumentParser(prog="python -m tests.engines.provision", description=__doc__.splitlines()[0])
-    parser.add_argument("engine", nargs="*", help=f"{', '.join(ENGINES)} (default: all)")
-    names = parser.parse_args().engine or list(ENGINES)
-    unknown = sorted(set(names) - set(ENGINES))
+    parser.add_argument("name", nargs="*", help=f"{', '.join(known)} (default: all)")
+    names = parser.parse_args().name
+    unknown = sorted(set(names) - set(known))
     if unknown:
-        parser.error(f"unknown engine {', '.join(unknown)}; there are: {', '.join(ENGINES)}")
+        parser.error(f"unknown engine {', '.join(unknown)}; there are: {', '.join(known)}")
+    if not names:
+        problem = nsight.unsupported()
+        if problem is not None:
+            _say(f"left out: {problem}")
+        names = known if problem is None else list(ENGINES)
     try:
         provision(names)
     except (ProvisionError, OSError, RuntimeError) as error:

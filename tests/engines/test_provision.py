@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from . import provision
+from . import nsight, provision
 from .provision import ProvisionError, missing
 from .recipes import ENGINES, Engine
 
@@ -76,13 +80,13 @@ def test_missing_names_the_command(cache: Path) -> None:
 def test_a_failing_command_shows_what_it_said(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "print('first'); print('no space left'); raise SystemExit(3)"]
     with pytest.raises(ProvisionError, match=r"(?s)exit status 3: .*no space left$"):
-        provision._run(command, tmp_path)
+        provision._run(tmp_path, command)
 
 
 def test_a_command_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provision, "STEP_LIMIT", 0.5)
     with pytest.raises(ProvisionError, match="took longer than"):
-        provision._run([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path)
+        provision._run(tmp_path, [sys.executable, "-c", "import time; time.sleep(60)"])
 
 
 def test_two_at_once_wait_for_each_other(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,5 +119,107 @@ def test_an_unknown_engine_is_refused_with_the_known_ones(cache: Path) -> None:
     command = [sys.executable, "-m", "tests.engines.provision", "vlm"]
     result = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 2
-    assert "unknown engine vlm; there are: vllm, sglang, transformers" in result.stderr
+    assert "unknown engine vlm; there are: vllm, sglang, transformers, nsys" in result.stderr
     assert not cache.exists()
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Pretend to be on another machine."""
+
+    def be(codename: str | None = "bookworm", processor: str = "x86_64") -> None:
+        release = {"ID": "arch"} if codename is None else {"ID": "debian", "VERSION_CODENAME": codename}
+        monkeypatch.setattr(platform, "freedesktop_os_release", lambda: release)
+        monkeypatch.setattr(platform, "machine", lambda: processor)
+
+    return be
+
+
+@pytest.mark.parametrize(("codename", "processor"), [("noble", "x86_64"), ("bookworm", "aarch64"), (None, "x86_64")])
+def test_where_nsys_cannot_be_installed_its_tests_say_why(
+    cache: Path, machine: Callable[..., None], codename: str | None, processor: str
+) -> None:
+    machine(codename, processor)
+    reason = f"nsys is installed from Debian (bookworm or trixie) on amd64; this is {codename or 'arch'} {processor}"
+    assert missing("nsys") == reason
+    with pytest.raises(ProvisionError, match=re.escape(reason)):
+        provision.provision(["nsys"])
+    # Not its place, but what is there: it may have been copied.
+    provision._make(provision.environment("nsys"), Maker())
+    assert missing("nsys") is None
+
+
+def test_without_apt_nsys_cannot_be_installed(
+    cache: Path, machine: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert missing("nsys") == "nsys is installed with apt-get, which is not here"
+
+
+def test_all_without_nsys_where_it_cannot_be_installed(
+    cache: Path, machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[list[str]] = []
+    monkeypatch.setattr(provision, "provision", lambda names: made.append(list(names)))
+    monkeypatch.setattr(sys, "argv", ["provision"])
+    monkeypatch.setattr(provision.nsight, "unsupported", lambda: None)
+    assert provision.main() == 0
+    monkeypatch.setattr(provision.nsight, "unsupported", lambda: "no Debian")
+    assert provision.main() == 0
+    assert made == [[*ENGINES, "nsys"], list(ENGINES)]
+    assert "left out: no Debian" in capsys.readouterr().out
+
+
+def test_nsys_needs_no_models(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provision.nsight, "unsupported", lambda: None)
+    assert missing("nsys") == "python -m tests.engines.provision nsys"
+    maker = Maker(failures=1)
+    monkeypatch.setattr(provision, "_install_nsys", maker)
+    provision.provision(["nsys"])
+    # It is tried again, too.
+    assert maker.seen == [False, False]
+    assert missing("nsys") is None
+    assert missing("vllm", "nsys") == "python -m tests.engines.provision vllm"
+
+
+def test_another_debian_has_another_nsys(machine: Callable[..., None]) -> None:
+    machine("bookworm")
+    old = nsight.key()
+    machine("trixie")
+    assert old.startswith("nsys-2022.4.2-")
+    assert nsight.key().startswith("nsys-2023.4.4-")
+
+
+@pytest.mark.parametrize(
+    ("lines", "url"),
+    [
+        ("https://apt.example.com/debian/ bookworm main\n", "https://apt.example.com/debian"),
+        # Other suites, other sections and what others publish.
+        ("http://a/debian/ bookworm-updates main\nhttp://docker/linux/debian bookworm stable\n", None),
+        ("http://packages.example.com/apt bookworm main\nhttp://b/debian bookworm main\n", "http://b/debian"),
+        ("", None),
+    ],
+)
+def test_packages_come_from_the_machines_own_mirror(lines: str, url: str | None) -> None:
+    assert nsight.mirror_among(lines, "bookworm") == (url or nsight.USUAL_MIRROR)
+
+
+@pytest.mark.skipif(shutil.which("apt-config") is None, reason="needs apt")
+def test_apt_keeps_to_the_folder_and_to_the_machines_proxy(tmp_path: Path) -> None:
+    own = tmp_path / "own.conf"
+    own.write_text(nsight.settings(tmp_path))
+    machines = tmp_path / "machine.conf"
+    machines.write_text('Acquire::http::Proxy "http://proxy:3128";\nAPT::Update::Post-Invoke { "touch /hook"; };\n')
+    result = subprocess.run(
+        ["apt-config", "-c", str(own), "dump"],
+        env={**os.environ, "APT_CONFIG": str(machines)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = result.stdout.splitlines()
+    assert 'Acquire::http::Proxy "http://proxy:3128";' in said
+    assert f'Dir::State::lists "{tmp_path / "lists"}";' in said
+    assert f'Dir::Cache "{tmp_path / "cache"}";' in said
+    assert "/hook" not in result.stdout
