@@ -17,6 +17,7 @@ from pytest_infserver.config.loading import choose
 from pytest_infserver.config.model import ServerConfig
 from pytest_infserver.launcher.factory import create_from_config, load_server_configs
 from pytest_infserver.launcher.log_follower import LogFollower
+from pytest_infserver.launcher.profiling.viewers import with_viewer
 from pytest_infserver.launcher.redaction import redact
 from pytest_infserver.launcher.server import InferenceServer
 from pytest_infserver.launcher.state import ServerState
@@ -213,6 +214,8 @@ class _Life:
             elif wanted:
                 self.failed = self.failed or self.killed
                 self._tell(f"{'killed' if self.killed else 'stopped'} in {seconds:.1f} s")
+            for path in self.server.profiles:
+                self._tell(f"  profile: {with_viewer(path)}")
 
 
 class _Ending:

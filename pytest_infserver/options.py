@@ -52,6 +52,7 @@ OPTIONS = (
     Option("env", "Environment variable of every server.", "list", "", "KEY=VALUE"),
     Option("set", "Setting of every server, e.g. config.server_args.ctx-size=4096.", "list", "", "KEY=VALUE"),
     Option("url", "Attach to a server that runs already.", metavar="URL"),
+    Option("profile", "Profile every server with nsys, pytorch, amd or py-spy.", "value", "", "TOOL"),
     Option("debug", "Debug mode: what a server leaves behind is an error.", "flag"),
     Option("output-dir", "Directory for logs, one folder per server.", metavar="PATH"),
     Option("startup-timeout", "Seconds until a server must be ready.", metavar="SECONDS"),

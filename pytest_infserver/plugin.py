@@ -16,18 +16,19 @@ if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.desk import Desk
     from pytest_infserver.pool.run import Run
-    from pytest_infserver.reporting.worker_notes import WorkerNotes
+    from pytest_infserver.reporting.worker_notes import Notes, WorkerNotes
 
 RUN: pytest.StashKey[Run] = pytest.StashKey()
 DESK: pytest.StashKey[Desk] = pytest.StashKey()
 WORKER_NOTES: pytest.StashKey[WorkerNotes] = pytest.StashKey()
-NOTES: pytest.StashKey[list[str]] = pytest.StashKey()
+NOTES: pytest.StashKey[Notes] = pytest.StashKey()
 RESUME: pytest.StashKey[Callable[[], None]] = pytest.StashKey()
 _OUR_FIXTURES = {"inference_server", "inference_servers", "inference_server_factory"}
 MARKERS = (
     "backend(*names, exclude=...): run this test on servers of these backends only, or on all but those excluded",
     "infserver(*names, exclusive=False): run this test on servers with these names only (* and ? match), or alone",
     "infserver_needs(*names): give this test these servers together, in the fixture inference_servers",
+    "infserver_profile(tool=None): profile the servers of this test; without a tool with the configured one",
 )
 
 
@@ -175,6 +176,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         item.config.stash[RUN].before_setup(item)
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Profile a test that asks for it; not its fixtures."""
+    __tracebackhide__ = True
+    run = item.config.stash.get(RUN, None)
+    if run is None:
+        return (yield)
+    with run.profiled(item):
+        return (yield)
+
+
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
     """Finish what depends on a server before its stop; innermost, so that it counts as the test's own teardown."""
@@ -195,8 +207,10 @@ def pytest_runtest_makereport(
     run = item.config.stash.get(RUN, None)
     if run is None or not run.servers_in_use():
         return report
+    from pytest_infserver.reporting.profiles import add_profiles
     from pytest_infserver.reporting.sections import add_server_sections
 
+    add_profiles(report, item, run.new_profiles())
     return add_server_sections(report, run)
 
 
@@ -292,40 +306,42 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, obj
     try:
         return (yield)
     finally:
-        incidents, errors = _close(session.config)
-        session.config.stash[NOTES] = [*incidents, *errors]
-        failed = errors or (RUN in session.config.stash and session.config.stash[RUN].late.count)
+        notes = session.config.stash[NOTES] = _close(session.config)
+        failed = notes.errors or (RUN in session.config.stash and session.config.stash[RUN].late.count)
         if failed and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def _close(config: pytest.Config) -> tuple[list[str], list[str]]:
-    """Stop what still runs; return what belongs to no test: what is worth a word, and what is an error."""
-    incidents: list[str] = []
-    errors: list[str] = []
+def _close(config: pytest.Config) -> Notes:
+    """Stop what still runs; return what belongs to no test."""
+    from pytest_infserver.reporting.worker_notes import INPUT, Notes, leave_notes
+
+    notes = Notes()
     if RUN in config.stash:
         run = config.stash[RUN]
         run.close()
-        incidents, errors = run.member.incidents, run.errors
+        notes.add(Notes(run.member.incidents, run.errors, run.profiles()))
     if DESK in config.stash:
         config.stash[DESK].close()
     worker = getattr(config, "workerinput", None)
     if WORKER_NOTES in config.stash:
-        of_workers = config.stash[WORKER_NOTES].collect()
-        incidents, errors = incidents + of_workers[0], errors + of_workers[1]
+        notes.add(config.stash[WORKER_NOTES].collect())
     elif worker is not None:
-        from pytest_infserver.reporting.worker_notes import INPUT, leave_notes
-
-        leave_notes(worker[INPUT], worker["workerid"], incidents, errors)
-    return incidents, errors
+        leave_notes(worker[INPUT], worker["workerid"], notes)
+    return notes
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Show what belongs to no test."""
+    """Show where the traces are, and what belongs to no test."""
     notes = config.stash.get(NOTES, None)
-    if notes:
+    if notes is None:
+        return
+    from pytest_infserver.reporting.profiles import show_profiles
+
+    show_profiles(terminalreporter, notes.profiles)
+    if notes.incidents or notes.errors:
         terminalreporter.section("infserver")
-        for note in notes:
+        for note in [*notes.incidents, *notes.errors]:
             terminalreporter.write_line(note)
 
 

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Protocol
 
+from pytest_infserver.config.model import PROFILERS
+
+PROFILE = "infserver_profile"
+
 
 class Mark(Protocol):
     """What is read of a pytest mark."""
@@ -60,6 +64,23 @@ def is_exclusive(marks: Iterable[Mark]) -> bool:
         if mark.name == "infserver" and isinstance(mark.kwargs, dict) and "exclusive" in mark.kwargs
     ]
     return bool(said and said[0])
+
+
+def wanted_profiler(marks: Iterable[Mark]) -> str | None:
+    """Return the profiler that a test asks for, "" for the configured one, or None if it is not to be profiled.
+
+    Raises:
+        MarkerError: The mark that is nearest to the test has arguments that have no meaning.
+    """
+    mark = next((mark for mark in marks if mark.name == PROFILE), None)
+    if mark is None:
+        return None
+    if mark.kwargs or len(mark.args) > 1 or not all(isinstance(word, str) for word in mark.args):
+        raise MarkerError(f"{_shown(mark)}: give the name of one profiler, or nothing for the configured one")
+    tool = str(mark.args[0]) if mark.args else ""
+    if tool and tool not in PROFILERS:
+        raise MarkerError(f"{_shown(mark)}: unknown profiler; there are {', '.join(PROFILERS)}")
+    return tool
 
 
 def needed_names(marks: Iterable[Mark], candidates: Sequence[Candidate]) -> tuple[list[str], str]:

@@ -16,7 +16,7 @@ from pytest_infserver.options import OPTIONS, Option, raw_ini
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off", ""}
-_SERVER_OPTIONS = ("model", "debug", "output-dir", "startup-timeout", "env", "set")
+_SERVER_OPTIONS = ("model", "profile", "debug", "output-dir", "startup-timeout", "env", "set")
 
 Layer: TypeAlias = "tuple[str, Mapping[str, Any]]"
 """Settings of a server, and what the user knows their source as."""
@@ -178,6 +178,8 @@ def server_settings(name: str, value: Any, label: str) -> list[dict[str, Any]]:
     """
     if name == "debug":
         return [{"debug_mode": value}]
+    if name == "profile":
+        return [{"profile": {"enabled": True, "on_demand": False, "tool": value}}]
     if name == "startup-timeout":
         try:
             return [{"startup_timeout": float(value)}]

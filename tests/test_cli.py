@@ -122,6 +122,18 @@ def test_check_says_what_would_be_left_out_and_what_is_missing(
     assert "  note: b (vllm) cannot start: the binary '/no/such/vllm' does not exist." in lines[4]
 
 
+def test_check_says_that_a_profiler_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    file = tmp_path / "servers.yaml"
+    file.write_text("backend: command\nlaunch_command: [x, '{port}']\nprofile: {tool: nsys}\n")
+    assert main(["check", str(file)]) == 0
+    command, note = capsys.readouterr().out.splitlines()
+    assert command == "command: x 8000"
+    assert note.startswith("  note: profiling with nsys: nsys is not on PATH. Install ")
+
+
 def test_check_refuses_an_option_that_is_gone(
     installed_vllm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

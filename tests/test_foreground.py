@@ -114,6 +114,19 @@ def get(url: str) -> None:
         urllib.request.urlopen(url, timeout=30).close()
 
 
+def test_the_profile_of_a_servers_life_is_named_at_its_end(
+    config: Callable[..., Path], run: Callable[..., Session], tmp_path: Path
+) -> None:
+    profile = {"tool": "py-spy", "args": ["--idle"], "output_dir": str(tmp_path / "profiles")}
+    session = run(config({"profile": profile}, a=[]))
+    session.until(READY)
+    session.signal(signal.SIGINT)
+    assert session.end() == 0, session.text
+    path = tmp_path / "profiles" / "a" / "server.svg"
+    assert session.lines[-1] == f"  profile: {path} (opens in a browser)"
+    assert path.read_text().rstrip().endswith("</svg>")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_two_servers_until_a_signal(
     config: Callable[..., Path], run: Callable[..., Session], tmp_path: Path, number: int

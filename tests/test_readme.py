@@ -72,7 +72,7 @@ def test_commands_without_a_file(first_test: Path) -> None:
 
 
 def test_every_bash_block_is_covered() -> None:
-    known = ("pip install", "pytest --infserver-config", "pytest --infserver-backend")
+    known = ("pip install", "pytest --infserver-config", "pytest --infserver-backend", "pytest --infserver-profile")
     assert all(text.startswith(known) for text in blocks("bash"))
 
 
@@ -156,6 +156,19 @@ def test_keep_block(tmp_path: Path, nothing_left: None, monkeypatch: pytest.Monk
     assert run(["infserver", "ps"], tmp_path).stdout == "no server runs\n"
 
 
+def test_profiling_blocks(tmp_path: Path, nothing_left: None) -> None:
+    (tmp_path / "test_speed.py").write_text(one_block("python", "infserver_profile"))
+    (tmp_path / "servers.yaml").write_text("name: llama\nbackend: llamacpp\nmodel: builtin:tiny\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\ninfserver_config = servers.yaml\n")
+    command = shlex.split(one_block("bash", "--infserver-profile"), comments=True)
+    result = run([*command, "-s", "-p", "no:cacheprovider", "-p", "no:randomly"], tmp_path)
+    assert "2 passed" in result.stdout, result.stdout + result.stderr
+    shown = result.stdout.splitlines()
+    for line in one_block("text", "infserver profiles").splitlines():
+        assert line in shown
+    assert f"PosixPath('{tmp_path}/profiles/llama/decode.svg')" in result.stdout
+
+
 def test_python_api_block(first_test: Path) -> None:
     result = run([sys.executable, "-c", one_block("python", "start_server_from_config")], first_test)
     assert result.returncode == 0, result.stderr
@@ -192,6 +205,7 @@ def test_every_python_block_is_covered() -> None:
         "def test_completion",
         "@pytest.mark.backend",
         "infserver_needs",
+        "infserver_profile",
         "start_server_from_config",
         "class MyBackendServer",
     )

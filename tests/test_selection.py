@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_infserver.selection import Candidate, MarkerError, explain, is_exclusive, needed_names, select
+from pytest_infserver.config.model import PROFILERS
+from pytest_infserver.selection import (
+    Candidate,
+    MarkerError,
+    explain,
+    is_exclusive,
+    needed_names,
+    select,
+    wanted_profiler,
+)
 
 CANDIDATES = [
     Candidate("llama-tp1", "vllm"),
@@ -11,6 +20,7 @@ CANDIDATES = [
     Candidate("mine", "command"),
 ]
 backend, infserver, needs = pytest.mark.backend, pytest.mark.infserver, pytest.mark.infserver_needs
+profile = pytest.mark.infserver_profile
 
 
 @pytest.mark.parametrize(
@@ -130,3 +140,34 @@ def test_needs_without_meaning_are_an_error(mark: pytest.MarkDecorator, message:
     with pytest.raises(MarkerError) as caught:
         needed_names([mark.mark], CANDIDATES)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("marks", "tool"),
+    [
+        ([], None),
+        ([infserver("nsys")], None),
+        ([profile()], ""),
+        *[([profile(tool)], tool) for tool in PROFILERS],
+        # The nearest one counts: the test's own comes before its class's and its module's.
+        ([profile("nsys"), profile("py-spy")], "nsys"),
+        ([profile(), profile("py-spy")], ""),
+    ],
+)
+def test_the_profiler_of_a_test(marks: list[pytest.MarkDecorator], tool: str | None) -> None:
+    assert wanted_profiler([mark.mark for mark in marks]) == tool
+
+
+@pytest.mark.parametrize(
+    ("mark", "message"),
+    [
+        (profile("perf"), "infserver_profile('perf'): unknown profiler; there are nsys, pytorch, amd, py-spy"),
+        (profile("nsys", "amd"), "infserver_profile('nsys', 'amd'): give the name of one profiler"),
+        (profile(7), "infserver_profile(7): give the name of one profiler"),
+        (profile(tool="nsys"), "infserver_profile(tool='nsys'): give the name of one profiler"),
+    ],
+)
+def test_a_profiler_without_meaning_is_an_error(mark: pytest.MarkDecorator, message: str) -> None:
+    with pytest.raises(MarkerError) as caught:
+        wanted_profiler([mark.mark])
+    assert str(caught.value).startswith(message)

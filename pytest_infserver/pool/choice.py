@@ -17,7 +17,16 @@ from pytest_infserver.pool.items import (
     uses_fixture,
     uses_several,
 )
-from pytest_infserver.selection import Candidate, MarkerError, explain, is_exclusive, needed_names, select
+from pytest_infserver.selection import (
+    PROFILE,
+    Candidate,
+    MarkerError,
+    explain,
+    is_exclusive,
+    needed_names,
+    select,
+    wanted_profiler,
+)
 
 if TYPE_CHECKING:
     from pytest_infserver.config.model import ServerConfig
@@ -82,6 +91,7 @@ class Choice:
             (kept if fits else left_out).append(item)
             if uses_several(item):
                 self._check_needs(item)
+            self._check_profiler(item)
         return kept, left_out
 
     def refusal(self, item: pytest.Item) -> str | None:
@@ -103,8 +113,22 @@ class Choice:
         return needed_names(needs(item), self.candidates)[0]
 
     def exclusive(self, item: pytest.Item) -> bool:
-        """Tell whether a test wants its servers alone."""
+        """Tell whether a test wants its servers alone, and may stop them."""
         return is_exclusive(markers(item))
+
+    def undisturbed(self, item: pytest.Item) -> bool:
+        """Tell whether nobody else's requests are wanted, as in a profile."""
+        return self.profiler(item) is not None
+
+    def profiler(self, item: pytest.Item) -> str | None:
+        """Return the profiler that a test asks for, "" for the configured one, or None."""
+        if item.nodeid in self._refusals or not (uses_fixture(item) or uses_several(item)):
+            return None
+        return wanted_profiler(item.iter_markers(PROFILE))
+
+    def refuse(self, item: pytest.Item, reason: str) -> None:
+        """Let a test fail in its setup, without a server."""
+        self._refusals[item.nodeid] = reason
 
     def named(self, name: object, item: pytest.Item | None) -> str:
         """Return the server for the fixture's parameter, or for the running test if it has none."""
@@ -163,6 +187,12 @@ class Choice:
             self._refusals[item.nodeid] = NO_NEEDS
         elif missing:
             self._turn_away(item, missing)
+
+    def _check_profiler(self, item: pytest.Item) -> None:
+        try:
+            self.profiler(item)
+        except MarkerError as error:
+            self._refusals[item.nodeid] = str(error)
 
     def _turn_away(self, item: pytest.Item, reason: str) -> None:
         if self._strict:

@@ -151,7 +151,7 @@ class Desk:
 
     # What a worker may ask.
 
-    def _do_plan(self, client: str, tests: Mapping[str, Sequence[str]]) -> None:
+    def _do_plan(self, client: str, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str]) -> None:
         with self._lock:
             # Whoever comes in the place of a worker that has crashed runs what that one would have run.
             first = not self._planners and not self._bereft
@@ -160,7 +160,7 @@ class Desk:
             self._bereft = max(0, self._bereft - (not first))
         try:
             if counts:
-                self._pool.plan(tests)
+                self._pool.plan(tests, profilers)
         except ConfigError as error:
             # It ends the run; the worker would only say that it has crashed.
             self.refusal = str(error)
@@ -169,10 +169,16 @@ class Desk:
         self._pool.pin(name)
 
     def _do_acquire(
-        self, client: str, names: Sequence[str], test: str | None, exclusive: bool
+        self, client: str, names: Sequence[str], test: str | None, exclusive: bool, undisturbed: bool
     ) -> list[tuple[Any, ...]]:
         leases = self._pool.acquire(
-            client, names, test=test, exclusive=exclusive, waiting=self._waiting, progress=self._progress
+            client,
+            names,
+            test=test,
+            exclusive=exclusive,
+            undisturbed=undisturbed,
+            waiting=self._waiting,
+            progress=self._progress,
         )
         return [_wire(lease) for lease in leases]
 

@@ -58,7 +58,7 @@ class ServerFactory:
             server.on_progress = self._run.progress
             server.on_wait = self._run.waiting
             server.on_warning = self._run.member.incidents.append
-            self._run.extra_servers.append((server, 0))
+            self._run.know_extra(server)
             node.addfinalizer(self._stopper(server))
             return server.start()
         except InferenceServerError as error:

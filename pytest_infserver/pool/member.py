@@ -28,8 +28,8 @@ class Member(Protocol):
     def servers(self) -> list[InferenceServer]:
         """Return the handles of all servers that were wanted so far."""
 
-    def plan(self, tests: Mapping[str, Sequence[str]]) -> None:
-        """Say which servers each test is going to need, in order."""
+    def plan(self, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str] | None = None) -> None:
+        """Say which servers each test is going to need, in order, and for which profilers they are started."""
 
     def is_ready(self, name: str) -> bool:
         """Tell whether a server runs now."""
@@ -37,7 +37,9 @@ class Member(Protocol):
     def pin(self, name: str) -> None:
         """Note a use that was not planned, which more may follow."""
 
-    def acquire(self, names: Sequence[str], test: str | None, exclusive: bool) -> list[Lease]:
+    def acquire(
+        self, names: Sequence[str], test: str | None, exclusive: bool, undisturbed: bool = False
+    ) -> list[Lease]:
         """Wait for servers, all of them together; an error is in the leases, not raised."""
 
     def release(self, ticket: int, done: str | None = None) -> None:
@@ -87,10 +89,10 @@ class LocalMember:
         """Return the handles of all servers that were wanted so far."""
         return self.pool.servers
 
-    def plan(self, tests: Mapping[str, Sequence[str]]) -> None:
+    def plan(self, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str] | None = None) -> None:
         """Say which servers each test is going to need."""
         self.pool.join(CLIENT)
-        self.pool.plan(tests)
+        self.pool.plan(tests, profilers)
 
     def is_ready(self, name: str) -> bool:
         """Tell whether a server runs now."""
@@ -100,11 +102,19 @@ class LocalMember:
         """Note a use that was not planned."""
         self.pool.pin(name)
 
-    def acquire(self, names: Sequence[str], test: str | None, exclusive: bool) -> list[Lease]:
+    def acquire(
+        self, names: Sequence[str], test: str | None, exclusive: bool, undisturbed: bool = False
+    ) -> list[Lease]:
         """Wait for servers."""
         self.pool.join(CLIENT)
         leases = self.pool.acquire(
-            CLIENT, names, test=test, exclusive=exclusive, waiting=self._waiting, progress=self._progress
+            CLIENT,
+            names,
+            test=test,
+            exclusive=exclusive,
+            undisturbed=undisturbed,
+            waiting=self._waiting,
+            progress=self._progress,
         )
         self.pool.raise_exit()
         return leases
@@ -127,8 +137,8 @@ class LocalMember:
 
     def stop_all(self) -> None:
         """Stop all servers."""
-        self.pool.stop_all()
+        self.pool.stop_all(self._progress)
 
     def close(self) -> None:
         """Stop all servers and hand none out any more."""
-        self.pool.close()
+        self.pool.close(self._progress)

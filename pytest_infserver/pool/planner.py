@@ -34,13 +34,20 @@ class Request:
         ticket: Its number, which is the lease's once it is granted.
         client: Who asks.
         names: The servers.
-        exclusive: Whether nobody else may use them meanwhile.
+        exclusive: Whether nobody else may use them meanwhile, and whoever has them may stop them.
+        undisturbed: Whether nobody else may use them meanwhile.
     """
 
     ticket: int
     client: str
     names: tuple[str, ...]
     exclusive: bool = False
+    undisturbed: bool = False
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nobody else may use them meanwhile."""
+        return self.exclusive or self.undisturbed
 
 
 @dataclass(frozen=True)
@@ -294,7 +301,7 @@ class Planner:
                 for server in servers:
                     server.leases.add(request.ticket)
                 yield self._answer(request)
-            elif up and request.exclusive:
+            elif up and request.is_alone:
                 # It waits for those who use them now; nobody else may come in between.
                 reserved.update(request.names)
 
@@ -304,9 +311,9 @@ class Planner:
 
     def _is_free(self, request: Request, servers: Sequence[_Server], reserved: set[str]) -> bool:
         holders = [self._leased[ticket] for server in servers for ticket in server.leases]
-        if request.exclusive:
+        if request.is_alone:
             return not holders
-        if any(holder.exclusive for holder in holders):
+        if any(holder.is_alone for holder in holders):
             return False
         # Whoever holds something already must not wait for those who wait for it.
         return self._holds_something(request.client) or reserved.isdisjoint(request.names)
@@ -406,7 +413,7 @@ class Planner:
         while wishes:
             wish = wishes.pop()
             users = [lease for name in wish.names for lease in self.leases(name)]
-            clients = {lease.client for lease in users if lease.exclusive or wish.exclusive} - seen
+            clients = {lease.client for lease in users if lease.is_alone or wish.is_alone} - seen
             if request.client in clients:
                 return True
             seen |= clients

@@ -148,22 +148,31 @@ class Pool:
                 self._give_back(ticket, self._running.get(ticket, (client, None))[1])
             self._proceed()
 
-    def plan(self, tests: Mapping[str, Sequence[str]]) -> None:
+    def plan(self, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str] | None = None) -> None:
         """Note which tests are going to run, and start what they need ahead of time.
 
         Args:
             tests: Node id to the servers that the test needs, in the order in which they are going to run.
+            profilers: Name of a server to the profiler for which it has to be started.
 
         Raises:
-            ConfigError: One of them needs more than there is.
+            ConfigError: One of them needs more than there is, or cannot be profiled as configured.
         """
+        wanted = list(dict.fromkeys(name for names in tests.values() for name in names))
         for test, names in tests.items():
             shortage = self._room.shortage(names)
             if shortage is not None:
                 raise ConfigError(f"{test}: {shortage}")
+        for name in wanted:
+            server = self.server(name)
+            problem = server.profile_problem(also_on_demand=False)
+            if problem is not None:
+                raise server.settings.error(problem, "profile", "tool")
+        for name, tool in (profilers or {}).items():
+            self.server(name).use_profiler(tool)
         # In turn: with --dist each every worker plans, and some of them while tests run.
         with self._planning:
-            for name in dict.fromkeys(name for names in tests.values() for name in names):
+            for name in wanted:
                 if name not in self._looked_for:
                     self._looked_for.add(name)
                     self._take_over(name)
@@ -187,6 +196,7 @@ class Pool:
         *,
         test: str | None = None,
         exclusive: bool = False,
+        undisturbed: bool = False,
         waiting: Callable[[InferenceServer], object] = lambda server: None,
         progress: Callable[[str], object] = lambda text: None,
     ) -> list[Lease]:
@@ -196,7 +206,8 @@ class Pool:
             client: Who asks; one that still has leases never waits for somebody who waits for it.
             names: The servers.
             test: Node id of the test that needs them.
-            exclusive: Whether nobody else may use them meanwhile.
+            exclusive: Whether nobody else may use them meanwhile, and the test may stop them.
+            undisturbed: Whether nobody else may use them meanwhile.
             waiting: Gets each server that is starting, now and then, and once when that has come to an end.
             progress: Gets what takes long for another reason.
         """
@@ -209,7 +220,7 @@ class Pool:
             with self._changed:
                 if test is not None:
                     self._running[ticket] = client, test
-                self._planner.ask(Request(ticket, client, tuple(names), exclusive))
+                self._planner.ask(Request(ticket, client, tuple(names), exclusive, undisturbed))
                 self._proceed()
             self._wait_for(ticket, handles, waiting, progress)
         except BaseException:
@@ -292,19 +303,26 @@ class Pool:
             self._closed = True
             self._changed.notify_all()
 
-    def close(self) -> None:
+    def close(self, progress: Callable[[str], object] = lambda text: None) -> None:
         """Stop all servers and hand none out any more."""
         self.refuse()
-        self.stop_all()
+        self.stop_all(progress)
 
-    def stop_all(self) -> None:
-        """Stop all servers, or leave them running if they are to be kept; returns when that is done."""
+    def stop_all(self, progress: Callable[[str], object] = lambda text: None) -> None:
+        """Stop all servers, or leave them running if they are to be kept; returns when that is done.
+
+        Args:
+            progress: Gets a line of text when that takes long for a reason, as for a profile that is being written.
+        """
         with self._changed:
             for stop in self._planner.stop_all():
                 self._spawn(self._stop_or_keep, stop.name)
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join()
+            while thread.is_alive():
+                thread.join(_STEP)
+                for line in self._take_lines():
+                    progress(line)
         evictions, self._evictions = self._evictions, Counter()
         self.incidents += [
             f"{name} was stopped {count} {'time' if count == 1 else 'times'} to make room for {other}"
@@ -342,13 +360,16 @@ class Pool:
                 if ticket not in self._granted and self._closed:
                     self._granted[ticket] = Grant(Request(ticket, "", ()), ENDED)
                 answered = ticket in self._granted
-                lines, self._lines[:] = list(self._lines), []
-            for line in lines:
+            for line in self._take_lines():
                 progress(line)
             for server in servers:
                 waiting(server)
             if answered:
                 return
+
+    def _take_lines(self) -> list[str]:
+        lines, self._lines[:] = list(self._lines), []
+        return lines
 
     def _lease(
         self, ticket: int, name: str, grant: Grant, exclusive: bool, failed: InferenceServerError | None

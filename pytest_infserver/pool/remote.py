@@ -61,6 +61,7 @@ class RemoteMember:
             from pytest_infserver.launcher.factory import create_from_config
 
             server = create_from_config(self._configs[name])
+            server.on_warning = self.incidents.append
             server.refuse_stop(shared(server))
             self._servers[name] = server
         return self._servers[name]
@@ -69,9 +70,12 @@ class RemoteMember:
         """Return the handles of all servers that were wanted so far."""
         return list(self._servers.values())
 
-    def plan(self, tests: Mapping[str, Sequence[str]]) -> None:
+    def plan(self, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str] | None = None) -> None:
         """Say which servers each test is going to need."""
-        self._ask("plan", tests=dict(tests))
+        profilers = dict(profilers or {})
+        for name, tool in profilers.items():
+            self.server(name).use_profiler(tool)
+        self._ask("plan", tests=dict(tests), profilers=profilers)
 
     def is_ready(self, name: str) -> bool:
         """Tell whether a server ran when it was leased last."""
@@ -81,9 +85,11 @@ class RemoteMember:
         """Note a use that was not planned."""
         self._ask("pin", name=name)
 
-    def acquire(self, names: Sequence[str], test: str | None, exclusive: bool) -> list[Lease]:
+    def acquire(
+        self, names: Sequence[str], test: str | None, exclusive: bool, undisturbed: bool = False
+    ) -> list[Lease]:
         """Wait for servers."""
-        answer = self._ask("acquire", names=list(names), test=test, exclusive=exclusive)
+        answer = self._ask("acquire", names=list(names), test=test, exclusive=exclusive, undisturbed=undisturbed)
         return [self._lease(*fields) for fields in answer]
 
     def release(self, ticket: int, done: str | None = None) -> None:

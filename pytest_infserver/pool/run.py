@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_infserver.errors import ConfigError
+from pytest_infserver.errors import ConfigError, ProfileError
 from pytest_infserver.pool.items import grouped, will_run
 from pytest_infserver.pool.late import LateReports
 from pytest_infserver.pool.order import Rearranged
+from pytest_infserver.pool.profilers import default_tool, wanted_profilers
+from pytest_infserver.selection import PROFILE
+
+_NOT_PROFILED = (
+    f"{PROFILE} profiles what a test takes as 'inference_server' or 'inference_servers'; around another server write"
+    " 'with server.profiling(\"name\"):'"
+)
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
@@ -63,6 +72,8 @@ class Run:
         self._planned: set[str] = set()
         self._next: pytest.Item | None = None
         self._rearranged: Rearranged[pytest.Item] | None = None
+        self._extra: list[InferenceServer] = []
+        self._profiles_seen: Counter[InferenceServer] = Counter()
         self._reported: set[tuple[InferenceServer, int]] = set()
         self._dependents: tuple[str, Callable[[], object]] | None = None
 
@@ -72,7 +83,10 @@ class Run:
         Raises:
             pytest.UsageError: A test wants more than there is.
         """
-        wanted = {item: self.choice.servers(item) for item in items if will_run(item)}
+        running = [item for item in items if will_run(item)]
+        # First: it refuses tests, which then want no server.
+        profilers = wanted_profilers(running, self.choice)
+        wanted = {item: self.choice.servers(item) for item in running}
         boots = {name for names in wanted.values() for name in names if self.choice.configs[name].url is None}
         others_first = bool(boots) and self.settings.prelaunch
         if others_first or len(self.choice.candidates) > 1:
@@ -85,7 +99,7 @@ class Run:
             self._rearranged = Rearranged(items, self.choice.servers)
         if tests:
             try:
-                self.member.plan(tests)
+                self.member.plan(tests, profilers)
             except ConfigError as error:
                 raise pytest.UsageError(str(error)) from None
 
@@ -140,6 +154,56 @@ class Run:
             self._lease(names)
         for lease in self.leases.values():
             _require(lease)
+
+    @contextlib.contextmanager
+    def profiled(self, item: pytest.Item) -> Iterator[None]:
+        """Profile the servers of a test that asks for that."""
+        __tracebackhide__ = True
+        asked = self.choice.profiler(item)
+        runs = False
+        try:
+            with contextlib.ExitStack() as stack:
+                for lease in () if asked is None else self.leases.values():
+                    tool = asked or default_tool(self.choice.configs, lease.name)
+                    stack.enter_context(self._telling(lease.server))
+                    stack.enter_context(lease.server.profiling(item.nodeid, tool))
+                runs = True
+                yield
+                runs = False
+            if asked is None and self.servers_in_use() and any(item.iter_markers(PROFILE)):
+                pytest.fail(_NOT_PROFILED, pytrace=False)
+        except ProfileError as error:
+            # That of a block in the test is the test's own.
+            if runs:
+                raise
+            raise pytest.fail.Exception(str(error), pytrace=False) from None
+
+    @contextlib.contextmanager
+    def _telling(self, server: InferenceServer) -> Iterator[None]:
+        """Show at once what a server says."""
+        before, server.on_progress = server.on_progress, self.progress
+        try:
+            yield
+        finally:
+            server.on_progress = before
+
+    def know_extra(self, server: InferenceServer) -> None:
+        """Watch a server that the running test has started beside those that are configured."""
+        self.extra_servers.append((server, 0))
+        self._extra.append(server)
+
+    def new_profiles(self) -> list[Path]:
+        """Return the traces that were asked for since this was called last."""
+        new = []
+        for server, _ in self.servers_in_use():
+            asked = server.profiles_asked_for
+            new += asked[self._profiles_seen[server] :]
+            self._profiles_seen[server] = len(asked)
+        return new
+
+    def profiles(self) -> dict[str, str]:
+        """Return path to server of all traces that were made here."""
+        return {str(path): server.name for server in [*self.member.servers(), *self._extra] for path in server.profiles}
 
     def remember_dependents(self, parameter: object, finish: Callable[[], object]) -> None:
         """Note how the fixtures that depend on a server are finished, for before its stop.
@@ -210,8 +274,10 @@ class Run:
 
     def _lease(self, names: tuple[str, ...]) -> None:
         test = None if self.item is None else self.item.nodeid
-        exclusive = self.item is not None and self.choice.exclusive(self.item)
-        self.leases.update({lease.name: lease for lease in self.member.acquire(names, test, exclusive)})
+        item = self.item
+        exclusive = item is not None and self.choice.exclusive(item)
+        undisturbed = item is not None and self.choice.undisturbed(item)
+        self.leases.update({lease.name: lease for lease in self.member.acquire(names, test, exclusive, undisturbed)})
 
     def _give_back(self, done: str | None = None) -> None:
         tickets = {lease.ticket for lease in self.leases.values()}

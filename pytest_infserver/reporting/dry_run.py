@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -33,8 +34,13 @@ def command_lines(configs: Iterable[ServerConfig]) -> Iterable[str]:
         if server.attached:
             yield f"{server.name}: attach to {server.server_url}"
             continue
+        problem = server.profile_problem()
+        if problem is not None:
+            # Like an engine it may be there where the file is used.
+            server = create_from_config(dataclasses.replace(config, profile=None))
         command, notes = server.command_and_notes()
         yield f"{server.name}: {command}"
+        notes += [] if problem is None else [problem]
         # An engine that is only not on PATH here may be where the file is used.
         if config.binary_path is not None:
             try:

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 INPUT = "infserver_notes"
@@ -16,6 +16,27 @@ INPUT = "infserver_notes"
 
 Not its output, which the controller has stopped reading when ``-x`` or Ctrl-C ends a run.
 """
+
+
+@dataclass
+class Notes:
+    """What belongs to no test.
+
+    Attributes:
+        incidents: What is worth a word.
+        errors: What makes the run fail.
+        profiles: Path of a trace to the server that it shows.
+    """
+
+    incidents: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    profiles: dict[str, str] = field(default_factory=dict)
+
+    def add(self, other: Notes) -> None:
+        """Take in those of somebody else."""
+        self.incidents += other.incidents
+        self.errors += other.errors
+        self.profiles.update(other.profiles)
 
 
 class WorkerNotes:
@@ -28,27 +49,24 @@ class WorkerNotes:
     def __init__(self) -> None:
         self.folder = os.path.join(tempfile.gettempdir(), f"infserver-{secrets.token_hex(8)}")  # noqa: PTH118
 
-    def collect(self) -> tuple[list[str], list[str]]:
-        """Return what the workers have noted, errors last; to be called once, when they have ended."""
-        incidents, errors = [], []
+    def collect(self) -> Notes:
+        """Return what the workers have noted; to be called once, when they have ended."""
+        notes = Notes()
         for path in sorted(Path(self.folder).glob("*.json")):
-            noted = json.loads(path.read_text(encoding="utf-8"))
-            incidents += noted["incidents"]
-            errors += noted["errors"]
+            notes.add(Notes(**json.loads(path.read_text(encoding="utf-8"))))
         shutil.rmtree(self.folder, ignore_errors=True)
-        return incidents, errors
+        return notes
 
 
-def leave_notes(folder: str, worker: str, incidents: Iterable[str], errors: Iterable[str]) -> None:
+def leave_notes(folder: str, worker: str, notes: Notes) -> None:
     """Leave a worker's notes for the controller.
 
     Args:
         folder: Where.
         worker: The worker's name.
-        incidents: What is worth a word.
-        errors: What makes the run fail.
+        notes: The notes.
     """
-    noted = {"incidents": list(incidents), "errors": list(errors)}
+    noted = asdict(notes)
     if not any(noted.values()):
         return
     path = Path(folder, f"{worker}.json")
@@ -58,4 +76,4 @@ def leave_notes(folder: str, worker: str, incidents: Iterable[str], errors: Iter
         path.with_suffix(".part").replace(path)
     except OSError:
         # The controller is on another machine, or has ended.
-        sys.stderr.write("\n".join([*noted["incidents"], *noted["errors"], ""]))
+        sys.stderr.write("\n".join([*notes.incidents, *notes.errors, ""]))

@@ -100,6 +100,9 @@ class FakeServer:
     def running(self) -> bool:
         return self.state == "ready"
 
+    def profile_problem(self, *, also_on_demand: bool) -> str | None:
+        return None
+
     @property
     def launched(self) -> bool:
         return self.state in ("ready", "died", "starting")

@@ -378,7 +378,7 @@ def test_a_connection_that_closes_at_any_moment_frees_what_it_had(pool, desk, jo
     pool.pin("a")
     connection = Client(desk.key["path"], family="AF_UNIX", authkey=bytes.fromhex(desk.key["secret"]))
     connection.send(("gw7", "ask"))
-    question = (1, "acquire", {"names": ["a"], "test": None, "exclusive": True})
+    question = (1, "acquire", {"names": ["a"], "test": None, "exclusive": True, "undisturbed": False})
     if moment == "half a question":
         data = pickle.dumps(question)
         os.write(connection.fileno(), len(data).to_bytes(4, "big") + data[:5])

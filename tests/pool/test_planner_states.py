@@ -70,16 +70,16 @@ class Runs(RuleBasedStateMachine):
     @rule(
         client=st.sampled_from(CLIENTS),
         names=st.sets(st.sampled_from("abcd"), min_size=1, max_size=2),
-        alone=st.booleans(),
+        alone=st.sampled_from(["", "exclusive", "undisturbed"]),
     )
-    def ask(self, client: str, names: set[str], alone: bool) -> None:
+    def ask(self, client: str, names: set[str], alone: str) -> None:
         held = {name for lease in self.leases.values() if lease.client == client for name in lease.names}
         chosen = tuple(sorted(names.intersection(self.names)))
         # What a test of the plan needs together has been found to fit; what it asks for later has not.
         if not chosen or self.is_waiting(client) or not (held or self.room.together(chosen)):
             return
         self.tickets += 1
-        request = Request(self.tickets, client, chosen, alone)
+        request = Request(self.tickets, client, chosen, alone == "exclusive", alone == "undisturbed")
         self.planner.join(client)
         self.planner.ask(request)
         self.waiting[request.ticket] = request
@@ -190,8 +190,8 @@ class Runs(RuleBasedStateMachine):
         elif self.failed.isdisjoint(request.names):
             assert all(self.phases[name] is Phase.UP for name in request.names)
             for user in (user for name in request.names for user in self.users(name)):
-                assert not user.exclusive
-                assert not request.exclusive
+                assert not user.is_alone
+                assert not request.is_alone
             self.leases[request.ticket] = request
 
     def end(self, ticket: int, done: bool) -> None:
@@ -246,7 +246,7 @@ class Runs(RuleBasedStateMachine):
                 self.something_makes_room_for(name)
         if all(self.phases[name] is Phase.UP for name in first.names):
             users = [user for name in first.names for user in self.users(name)]
-            assert any(user.exclusive or first.exclusive for user in users)
+            assert any(user.is_alone or first.is_alone for user in users)
 
     def something_makes_room_for(self, name: str) -> None:
         leaving = self.in_phase(Phase.STOPPING)

@@ -52,6 +52,7 @@ def item(
         fixturenames=list(definitions),
         callspec=None if param is None else SimpleNamespace(params={items.FIXTURE: param}),
         _fixtureinfo=SimpleNamespace(name2fixturedefs=definitions),
+        own_markers=[one.mark for one in marks],
         iter_markers=lambda name=None: iter([one.mark for one in marks if name in (None, one.mark.name)]),
         added=[],
     )
@@ -133,6 +134,26 @@ def test_who_wants_its_servers_alone(choice) -> None:
     assert not choice.exclusive(item("3", mark.infserver_needs("a", "b"), several=True))
 
 
+def test_whose_servers_are_profiled(choice) -> None:
+    one = item("1", mark.infserver_profile("nsys"), param="a")
+    assert choice.profiler(one) == "nsys"
+    assert choice.undisturbed(one)
+    assert not choice.exclusive(one)
+    assert choice.profiler(item("2", mark.infserver_profile(), ours=False, several=True)) == ""
+    plain = item("3", param="a")
+    assert choice.profiler(plain) is None
+    assert not choice.undisturbed(plain)
+    # The mark alone is a mark of somebody else's.
+    foreign, bad = item("4", mark.infserver_profile(1, 2), ours=False), item("5", mark.infserver_profile(1), param="a")
+    choice.choose([foreign, bad])
+    assert choice.profiler(foreign) is None
+    assert choice.refusal(foreign) is None
+    assert "give the name of one profiler" in str(choice.refusal(bad))
+    assert choice.profiler(bad) is None
+    choice.refuse(one, "why not")
+    assert (choice.refusal(one), choice.profiler(one), choice.servers(one)) == ("why not", None, ())
+
+
 def test_choose_leaves_out_skips_and_refuses(choice) -> None:
     on_b = mark.infserver("b")
     fits, elsewhere = item("fits", on_b, param="b"), item("elsewhere", on_b, param="a")
@@ -197,6 +218,7 @@ class Member:
         self.problems: list[Problem] = []
         self.plan_error: ConfigError | None = None
         self.planned: Mapping[str, Sequence[str]] = {}
+        self.profilers: Mapping[str, str] | None = None
         self.tickets = 0
 
     def server(self, name: str) -> Any:
@@ -205,10 +227,10 @@ class Member:
     def servers(self) -> Any:
         return list(self.made.values())
 
-    def plan(self, tests: Mapping[str, Sequence[str]]) -> None:
+    def plan(self, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str] | None = None) -> None:
         if self.plan_error is not None:
             raise self.plan_error
-        self.planned = tests
+        self.planned, self.profilers = tests, profilers
 
     def is_ready(self, name: str) -> bool:
         return self.server(name).running
@@ -219,9 +241,11 @@ class Member:
     def pin(self, name: str) -> None:
         self.calls.append(f"pin {name}")
 
-    def acquire(self, names: Sequence[str], test: str | None, exclusive: bool) -> list[Lease]:
+    def acquire(
+        self, names: Sequence[str], test: str | None, exclusive: bool, undisturbed: bool = False
+    ) -> list[Lease]:
         self.tickets += 1
-        self.calls.append(f"acquire {'+'.join(names)} for {test}{' alone' if exclusive else ''}")
+        self.calls.append(f"acquire {'+'.join(names)} for {test}{' alone' if exclusive or undisturbed else ''}")
         leases = []
         for name in names:
             server = self.server(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_infserver.reporting.worker_notes import WorkerNotes, leave_notes
+from pytest_infserver.reporting.worker_notes import Notes, WorkerNotes, leave_notes
 
 
 @pytest.fixture
@@ -19,25 +19,27 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerNot
 
 
 def test_notes_of_all_workers_are_collected_once(notes: WorkerNotes) -> None:
-    leave_notes(notes.folder, "gw1", ["c"], ["error of 1"])
-    leave_notes(notes.folder, "gw0", ["a", "b \u2014 \u00fc"], ["error of 0"])
+    leave_notes(notes.folder, "gw1", Notes(["c"], ["error of 1"], {"/p/1": "a"}))
+    leave_notes(notes.folder, "gw0", Notes(["a", "b \u2014 \u00fc"], ["error of 0"], {"/p/0": "a"}))
     assert stat.S_IMODE(Path(notes.folder).stat().st_mode) == 0o700
-    assert notes.collect() == (["a", "b \u2014 \u00fc", "c"], ["error of 0", "error of 1"])
-    assert notes.collect() == ([], [])
+    assert notes.collect() == Notes(
+        ["a", "b \u2014 \u00fc", "c"], ["error of 0", "error of 1"], {"/p/0": "a", "/p/1": "a"}
+    )
+    assert notes.collect() == Notes()
 
 
 def test_no_notes_are_no_folder(notes: WorkerNotes) -> None:
-    leave_notes(notes.folder, "gw0", [], [])
+    leave_notes(notes.folder, "gw0", Notes())
     assert not Path(notes.folder).exists()
-    assert notes.collect() == ([], [])
+    assert notes.collect() == Notes()
 
 
 def test_half_a_note_of_a_worker_that_was_killed_is_none(notes: WorkerNotes) -> None:
-    leave_notes(notes.folder, "gw0", ["whole"], [])
+    leave_notes(notes.folder, "gw0", Notes(["whole"]))
     Path(notes.folder, "gw1.part").write_text('{"incidents": ["ha')
-    assert notes.collect() == (["whole"], [])
+    assert notes.collect() == Notes(["whole"])
 
 
 def test_notes_that_cannot_be_left_are_shown_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    leave_notes("/nonexistent/folder", "gw0", ["a"], ["b"])
+    leave_notes("/nonexistent/folder", "gw0", Notes(["a"], ["b"]))
     assert capsys.readouterr().err == "a\nb\n"
