@@ -54,6 +54,16 @@ def test_command_backend(tmp_path: Path, nothing_left: None) -> None:
     assert "2 passed" in run_example("command_backend", tmp_path)[-1]
 
 
+def test_profiling(tmp_path: Path, nothing_left: None) -> None:
+    folder = tmp_path / "profiles"
+    lines = run_example("profiling", tmp_path, INFSERVER_SET=f"profile.output_dir={folder}")
+    assert "2 passed" in lines[-1]
+    assert sorted(path.name for path in folder.rglob("*.json")) == [
+        "answers.speedscope.json",
+        "test_profiling.test_whole-tiny.speedscope.json",
+    ]
+
+
 def test_attach(tmp_path: Path, nothing_left: None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
