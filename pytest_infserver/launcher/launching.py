@@ -130,8 +130,10 @@ def _launch_once(server: InferenceServer, tried: list[int]) -> None:
 
 def _reserve_port(server: InferenceServer, tried: list[int], stack: contextlib.ExitStack) -> ports.Reservation:
     try:
-        server.release_port()
-        reservation = ports.reserve_port(server.host, server._port, avoid=tried, further=server.derived_ports)
+        reservation = _held_port(server)
+        if reservation is None:
+            server.release_port()
+            reservation = ports.reserve_port(server.host, server._port, avoid=tried, further=server.derived_ports)
     except ServerStartupError as error:
         raise type(error)(f"{server} cannot start: {error}") from None
     if server.holds_port:
@@ -141,6 +143,14 @@ def _reserve_port(server: InferenceServer, tried: list[int], stack: contextlib.E
     server._port = reservation.port
     tried.append(reservation.port)
     return reservation
+
+
+def _held_port(server: InferenceServer) -> ports.Reservation | None:
+    """Return what is held for this start: given up for a moment, it would be another server's."""
+    held = server._reservation
+    if held is None or held.port != server._port:
+        return None
+    return held if ports.is_still_free(server.host, held, server.derived_ports(held.port)) else None
 
 
 def _wait_until_ready(server: InferenceServer, process: ServerProcess, command: Command) -> None:

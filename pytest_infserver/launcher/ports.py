@@ -73,6 +73,12 @@ def reserve_port(
     raise PortInUseError(f"no free port from {_SEARCH.start} to {_SEARCH.stop - 1} on {host}")
 
 
+def is_still_free(host: str, reservation: Reservation, further: Sequence[int]) -> bool:
+    """Tell whether a server could listen now on the ports that have been promised to it."""
+    port = reservation.port
+    return all(_are_free(_hosts(host, number != port), number) for number in (port, *further))
+
+
 def _reserve_named(host: str, port: int, further: Sequence[int]) -> Reservation:
     with _all_or_none() as locks:
         for number in (port, *further):
@@ -94,13 +100,16 @@ def _lock_all(host: str, port: int, further: Sequence[int]) -> tuple[int, ...] |
     """Lock all of these ports, or none of them."""
     with contextlib.suppress(_Taken), _all_or_none() as locks:
         for number in (port, *further):
-            if number > _LAST or not _are_free(_hosts(host, number != port), number):
+            if number > _LAST:
                 raise _Taken
+            # First: to probe a port that is promised to another server may be in the way of that one's own bind.
             lock = _lock(number)
             if lock == _TAKEN:
                 raise _Taken
             if lock is not None:
                 locks.append(lock)
+            if not _are_free(_hosts(host, number != port), number):
+                raise _Taken
         return tuple(locks)
     return None
 
@@ -228,9 +237,15 @@ _PATIENCE = 5.0
 def _lock_when_free(hosts: Iterable[str], port: int) -> int | None:
     deadline = time.monotonic() + _PATIENCE
     while True:
-        if not _are_free(hosts, port):
-            return _TAKEN
         lock = _lock(port)
+        free = False
+        try:
+            free = _are_free(hosts, port)
+        finally:
+            if not free and lock is not None and lock != _TAKEN:
+                os.close(lock)
+        if not free:
+            return _TAKEN
         if lock != _TAKEN or time.monotonic() > deadline:
             return lock
         time.sleep(0.05)

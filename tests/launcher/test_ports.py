@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -89,6 +90,56 @@ def test_reserved_port_is_kept_from_others_until_it_is_released(monkeypatch: pyt
     finally:
         first.release()
     ports.reserve_port("127.0.0.1", QUIET_PORT).release()
+
+
+def test_port_that_is_promised_to_another_server_is_not_even_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To bind it for a moment may be in the way of that server's own bind."""
+    monkeypatch.setattr(ports, "_SEARCH", range(QUIET_PORT, QUIET_PORT + 2))
+    promised = ports.reserve_port("127.0.0.1", QUIET_PORT)
+    probed: list[int] = []
+    is_free = ports.is_free
+
+    def note(host: str, port: int) -> bool:
+        probed.append(port)
+        return is_free(host, port)
+
+    monkeypatch.setattr(ports, "is_free", note)
+    other = ports.reserve_port("127.0.0.1", None)
+    other.release()
+    promised.release()
+    assert other.port == QUIET_PORT + 1
+    assert probed == [QUIET_PORT + 1]
+
+
+def test_port_that_is_held_for_a_restart_is_nobody_elses_in_between(
+    fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ports, "_SEARCH", range(QUIET_PORT, QUIET_PORT + 2))
+    server = fake_server()
+    server.holds_port = True
+    over = threading.Event()
+
+    def take_what_is_free() -> None:
+        while not over.is_set():
+            ports.reserve_port("127.0.0.1", None).release()
+
+    others = [threading.Thread(target=take_what_is_free) for _ in range(3)]
+    try:
+        server.start()
+        assert server.port == QUIET_PORT
+        for other in others:
+            other.start()
+        for _ in range(5):
+            os.kill(server.pid or 0, signal.SIGKILL)
+            assert server.wait_death(10)
+            server.start()
+            assert server.port == QUIET_PORT
+    finally:
+        over.set()
+        for other in others:
+            other.join()
+        server.stop()
+        server.release_port()
 
 
 def test_port_of_a_server_that_is_about_to_be_gone_is_waited_for() -> None:
