@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from pytest_infserver.errors import ProfileError
-from pytest_infserver.launcher.bounded_run import Output, run_bounded
+from pytest_infserver.launcher.bounded_run import Output
 from pytest_infserver.launcher.processes import read_process
 from pytest_infserver.launcher.profiling.endpoints import ProfileEndpoints
 from pytest_infserver.launcher.profiling.engine_requests import given_flag, post, start_settings
 from pytest_infserver.launcher.profiling.patience import HUNG, wait_patiently
-from pytest_infserver.launcher.profiling.profiler import Place, Profiler, Waiting, engine_command
-from pytest_infserver.launcher.profiling.tool_arguments import grouped, name_of, options_in, value_of
+from pytest_infserver.launcher.profiling.profiler import ASK_LIMIT, Place, Profiler, Waiting, engine_command
+from pytest_infserver.launcher.profiling.tool_arguments import grouped, name_of, value_of
 from pytest_infserver.launcher.profiling.traces import held_open
 
-_ASK_LIMIT = 20.0
 _SESSION_LIMIT = 30.0
 """Seconds until the launched session must be known to nsys."""
 _GRACE = 1.0
@@ -109,7 +108,7 @@ class Nsys(Profiler):
         deadline = time.monotonic() + _SESSION_LIMIT
         while True:
             self._await_session(place, deadline, waiting)
-            output = self._run(words, place, waiting.at_most(_ASK_LIMIT))
+            output = self._run(words, place, waiting.at_most(ASK_LIMIT))
             if output.problem is None:
                 break
             # A session is listed a moment before it can be asked for something.
@@ -124,7 +123,7 @@ class Nsys(Profiler):
             post(self, endpoints.start, endpoints.body(place.scratch, {}), waiting)
         except BaseException:
             # It would wait for its range for ever, and refuse the next profile.
-            self._stop(place, waiting.at_most(_ASK_LIMIT))
+            self._stop(place, waiting.at_most(ASK_LIMIT))
             raise
         return {"stop": endpoints.stop}
 
@@ -132,10 +131,8 @@ class Nsys(Profiler):
         """Call ``nsys stop``, which returns when the report is there."""
         assert place is not None
         if waiting.pointless() is not None or self._engine_has_ended():
-            # It writes the report by itself then, and ends after that; `nsys stop` would make it lose it.
-            if waiting.pointless() is None:
-                self._await_report(target, waiting)
-            self._await_report(target, waiting.at_most(_GRACE))
+            # `nsys stop` would make it lose the report.
+            self._await_last_report(target, waiting)
             return b""
         refused: ProfileError | None = None
         if "stop" in running:
@@ -145,13 +142,8 @@ class Nsys(Profiler):
                 # nsys has to be stopped all the same.
                 refused = error
         output = self._stop(place, waiting)
-        if waiting.pointless() is not None:
-            self._await_report(target, waiting.at_most(_GRACE))
-            return output.data
-        if output.problem is not None and self._engine_has_ended():
-            # nsys writes the report by itself, and ends after that.
-            self._await_report(target, waiting)
-            self._await_report(target, waiting.at_most(_GRACE))
+        if waiting.pointless() is not None or (output.problem is not None and self._engine_has_ended()):
+            self._await_last_report(target, waiting)
             return output.data
         if refused is not None:
             raise refused
@@ -210,10 +202,16 @@ class Nsys(Profiler):
         # That the server has ended is why it is waited for.
         wait_patiently(is_there, waiting if waiting.pointless() is None else waiting.to_the_end())
 
+    def _await_last_report(self, target: Path, waiting: Waiting) -> None:
+        """Wait for the report that nsys writes by itself when the engine has ended; it ends after that."""
+        if waiting.pointless() is None:
+            self._await_report(target, waiting)
+        self._await_report(target, waiting.at_most(_GRACE))
+
     def _await_session(self, place: Place, deadline: float, waiting: Waiting) -> None:
         # `nsys start` with the name of a session that is not there would make one, and leave its agent running.
         while True:
-            output = self._run(["sessions", "list", "--show-header=false"], place, waiting.at_most(_ASK_LIMIT))
+            output = self._run(["sessions", "list", "--show-header=false"], place, waiting.at_most(ASK_LIMIT))
             rows = [line.split() for line in output.data.decode("utf-8", "replace").splitlines()]
             if any(row[-1:] == [place.session] for row in rows):
                 return
@@ -230,15 +228,7 @@ class Nsys(Profiler):
     @cached_property
     def _known(self) -> tuple[frozenset[str], frozenset[str]]:
         """The options of ``nsys launch`` and of ``nsys start``, which differ from version to version."""
-        known = []
-        for switch in ("launch", "start"):
-            output = run_bounded([self.binary, switch, "--help"], _ASK_LIMIT, _MAX_OUTPUT)
-            options = options_in(output.data.decode("utf-8", "replace"))
-            if not options:
-                problem = output.problem or "it names no options"
-                raise self.error(f"'{self.binary} {switch} --help': {problem}", output.data)
-            known.append(options)
-        return known[0], known[1]
+        return self.known_options(self.binary, "launch"), self.known_options(self.binary, "start")
 
     def _split(self) -> tuple[list[str], list[str]]:
         """Return the user's arguments for ``nsys launch`` and for ``nsys start``."""

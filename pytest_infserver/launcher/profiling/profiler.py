@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_infserver.errors import ProfileError
+from pytest_infserver.launcher.bounded_run import run_bounded
 from pytest_infserver.launcher.profiling.clash import clash_of
+from pytest_infserver.launcher.profiling.tool_arguments import options_in
 
 if TYPE_CHECKING:
     from pytest_infserver.config.model import ProfileConfig
     from pytest_infserver.launcher.configured import ConfiguredServer
 
+ASK_LIMIT = 20.0
+"""Seconds that a tool has to answer what needs no work."""
+_MAX_HELP = 1024 * 1024
 _SHORT = 40
 _PREFIX = "infserver-"
 
@@ -192,6 +197,18 @@ class Profiler:
         text = output if isinstance(output, str) else output.decode("utf-8", "replace")
         said = "".join(f"\n  {line}" for line in tail(text))
         return kind(f"{self.server}: profiling with {self.name}: {problem}{':' if said else ''}{said}")
+
+    def known_options(self, binary: str, switch: str) -> frozenset[str]:
+        """Return the options that a tool names in its help, which differ from version to version.
+
+        Raises:
+            ProfileError: It does not run, or names none.
+        """
+        output = run_bounded([binary, switch, "--help"], ASK_LIMIT, _MAX_HELP)
+        options = options_in(output.data.decode("utf-8", "replace"))
+        if not options:
+            raise self.error(f"'{binary} {switch} --help': {output.problem or 'it names no options'}", output.data)
+        return options
 
     def find_binary(self, *names: str, hint: str, beside: Sequence[str] = ()) -> str:
         """Return the profiler's binary.

@@ -141,7 +141,7 @@ class Profiling:
         unfinished, self._unfinished = self._unfinished, []
         for target in unfinished:
             if traces.problem_of(target, []) is None:
-                self.made += [path for path in traces.files_of(target) if path not in self.made]
+                self._note(target)
         return problems
 
     def forget(self) -> None:
@@ -218,9 +218,15 @@ class Profiling:
         problem = traces.problem_of(target, self._server.process_tree())
         if problem is not None:
             raise self._tool(begun.tool).error(f"the server has ended, and {problem}")
-        files = traces.files_of(target)
-        self.made += [path for path in files if path not in self.made]
+        files = self._note(target)
         self.asked_for += files
+        return files
+
+    def _note(self, target: Path) -> list[Path]:
+        """Note the files of a trace that is complete, and return them."""
+        files = traces.files_of(target)
+        # At its server's end one may have been seen already.
+        self.made += [path for path in files if path not in self.made]
         return files
 
     @property
@@ -433,9 +439,7 @@ class Profiling:
             traces.discard_if_empty(target)
             with contextlib.suppress(OSError), self._ledger.changed() as entry:
                 entry.stretch = successor
-        files = traces.files_of(target)
-        self.made += files
-        return files
+        return self._note(target)
 
     def _waiting(self, profiler: Profiler, deed: str, limit: float) -> Waiting:
         def tell(seconds: float) -> None:

@@ -14,11 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_infserver.launcher.bounded_run import run_bounded
 from pytest_infserver.launcher.processes import read_process, send_signal
 from pytest_infserver.launcher.profiling.patience import wait_patiently
 from pytest_infserver.launcher.profiling.profiler import NothingSeenError, Place, Profiler, Waiting
-from pytest_infserver.launcher.profiling.tool_arguments import grouped, name_of, options_in, value_of
+from pytest_infserver.launcher.profiling.tool_arguments import grouped, name_of, value_of
 from pytest_infserver.launcher.ptrace import may_trace
 
 _SUFFIXES = {"flamegraph": ".svg", "speedscope": ".speedscope.json", "chrometrace": ".trace.json", "raw": ".txt"}
@@ -26,8 +25,6 @@ _BEGIN_LIMIT = 30.0
 _SHORTEST = 0.1
 _STEP = 0.02
 _KILL_LIMIT = 5.0
-_ASK_LIMIT = 20.0
-_MAX_OUTPUT = 1024 * 1024
 _OURS = {"-o", "--output", "-p", "--pid", "-d", "--duration"}
 
 
@@ -53,10 +50,7 @@ class PySpy(Profiler):
     def check(self) -> None:
         """Make sure that py-spy is there and may look into other processes."""
         super().check()
-        output = run_bounded([self.binary, "record", "--help"], _ASK_LIMIT, _MAX_OUTPUT)
-        known = options_in(output.data.decode("utf-8", "replace"))
-        if not known:
-            raise self.error(f"'{self.binary} record --help': {output.problem or 'it names no options'}", output.data)
+        known = self.known_options(self.binary, "record")
         for option in map(name_of, grouped(self.settings.args)):
             if option in _OURS:
                 raise self.error(f"{option} is set by pytest-infserver; leave it out of 'args:'")

@@ -351,7 +351,7 @@ def nsys_clients() -> list[list[str]]:
 
 
 def test_start_that_hangs_is_given_up(profiled: Profiled, nsys: FakeNsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_infserver.launcher.profiling.nsys._ASK_LIMIT", 1.0)
+    monkeypatch.setattr("pytest_infserver.launcher.profiling.nsys.ASK_LIMIT", 1.0)
     nsys.fail("start-hangs")
     server = profiled("nsys")
     with pytest.raises(ProfileError, match="nsys start: killed: it did not end within 1 s"):
