@@ -1,4 +1,4 @@
-"""Installs the engines that `tests/engines` runs, their models, and the profiler nsys, in the user's cache.
+"""Installs the engines that `tests/engines` runs, their models, the profiler nsys and a browser, in the user's cache.
 
     python -m tests.engines.provision                        all of them
     python -m tests.engines.provision vllm transformers nsys
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from pytest_infserver.models.builtin import _megabytes, _tree_size, cache_dir, ensure_builtin
 
-from . import nsight
+from . import chromium, nsight
 from .recipes import ENGINES, HERE, Engine
 
 ATTEMPTS = 3
@@ -35,7 +35,9 @@ REPORT_EVERY = 15.0
 STEP_LIMIT = 1800.0
 """Seconds after which one command counts as hung."""
 NSYS = "nsys"
-"""The profiler's name beside those of the engines."""
+CHROMIUM = "chromium"
+TOOLS = {NSYS: nsight, CHROMIUM: chromium}
+"""What comes from Debian, by its name beside those of the engines."""
 
 _COMPLETE = ".complete"
 
@@ -50,13 +52,18 @@ def engines_dir() -> Path:
 
 
 def environment(engine: str) -> Path:
-    """Return where the environment of an engine, or nsys, is, or will be."""
-    return engines_dir() / (nsight.key() if engine == NSYS else ENGINES[engine].key)
+    """Return where the environment of an engine, or a tool, is, or will be."""
+    return engines_dir() / (TOOLS[engine].key() if engine in TOOLS else ENGINES[engine].key)
 
 
 def nsys_binary() -> Path:
     """Return where the nsys command is, or will be."""
     return nsight.binary(environment(NSYS))
+
+
+def chromium_binary() -> Path:
+    """Return where the browser's command is, or will be."""
+    return chromium.binary(environment(CHROMIUM))
 
 
 def models_dir() -> Path:
@@ -68,13 +75,14 @@ def models_dir() -> Path:
 def missing(*names: str) -> str | None:
     """Return what is in the way of the tests of these engines, or None if all of it is there.
 
-    That is the command that installs them; or a sentence, where nsys cannot be installed.
+    That is the command that installs them; or a sentence, where a tool cannot be installed.
     """
     absent = [name for name in names if not _is_complete(environment(name))]
-    engines = [name for name in names if name != NSYS]
-    problem = nsight.unsupported() if NSYS in absent else None
-    if problem is not None:
-        return problem
+    engines = [name for name in names if name not in TOOLS]
+    for name in TOOLS:
+        problem = TOOLS[name].unsupported() if name in absent else None
+        if problem is not None:
+            return problem
     if not absent and (not engines or _is_complete(models_dir())):
         return None
     return f"python -m tests.engines.provision {' '.join(absent or engines[:1])}"
@@ -86,15 +94,16 @@ def provision(names: Sequence[str]) -> None:
     Raises:
         ProvisionError: Something could not be made.
     """
-    engines = [name for name in names if name != NSYS]
+    engines = [name for name in names if name not in TOOLS]
     engines_dir().mkdir(parents=True, exist_ok=True)
     with _lock(engines_dir() / ".lock"):
         for name in engines:
             _make(environment(name), partial(_install, ENGINES[name]))
         if engines:
             _make(models_dir(), partial(_make_models, environment(engines[0])))
-        if NSYS in names:
-            _make(environment(NSYS), _install_nsys)
+        for name in TOOLS:
+            if name in names:
+                _make(environment(name), partial(_install_tool, name))
 
 
 def _make(folder: Path, action: Callable[[Path], None]) -> None:
@@ -145,13 +154,13 @@ def _install(engine: Engine, folder: Path) -> None:
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
-def _install_nsys(folder: Path) -> None:
-    problem = nsight.unsupported()
+def _install_tool(name: str, folder: Path) -> None:
+    problem = TOOLS[name].unsupported()
     if problem is not None:
         raise ProvisionError(problem)
-    _say("nsys: downloading it from Debian's non-free section")
+    _say(f"{name}: downloading it from Debian")
     folder.mkdir()
-    nsight.install(folder, partial(_run, folder))
+    TOOLS[name].install(folder, partial(_run, folder))
 
 
 def _make_models(engine: Path, folder: Path) -> None:
@@ -219,7 +228,7 @@ def _say(text: str) -> None:
 
 
 def main() -> int:
-    known = [*ENGINES, NSYS]
+    known = [*ENGINES, *TOOLS]
     parser = argparse.ArgumentParser(prog="python -m tests.engines.provision", description=__doc__.splitlines()[0])
     parser.add_argument("name", nargs="*", help=f"{', '.join(known)} (default: all)")
     names = parser.parse_args().name
@@ -227,10 +236,10 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown engine {', '.join(unknown)}; there are: {', '.join(known)}")
     if not names:
-        problem = nsight.unsupported()
-        if problem is not None:
+        problems = {name: tool.unsupported() for name, tool in TOOLS.items()}
+        for problem in filter(None, problems.values()):
             _say(f"left out: {problem}")
-        names = known if problem is None else list(ENGINES)
+        names = [name for name in known if problems.get(name) is None]
     try:
         provision(names)
     except (ProvisionError, OSError, RuntimeError) as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from . import nsight, provision
+from . import chromium, debian, nsight, provision
 from .provision import ProvisionError, missing
 from .recipes import ENGINES, Engine
 
@@ -119,7 +119,7 @@ def test_an_unknown_engine_is_refused_with_the_known_ones(cache: Path) -> None:
     command = [sys.executable, "-m", "tests.engines.provision", "vlm"]
     result = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 2
-    assert "unknown engine vlm; there are: vllm, sglang, transformers, nsys" in result.stderr
+    assert "unknown engine vlm; there are: vllm, sglang, transformers, nsys, chromium" in result.stderr
     assert not cache.exists()
 
 
@@ -135,60 +135,73 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return be
 
 
+@pytest.mark.parametrize("tool", provision.TOOLS)
 @pytest.mark.parametrize(("codename", "processor"), [("noble", "x86_64"), ("bookworm", "aarch64"), (None, "x86_64")])
-def test_where_nsys_cannot_be_installed_its_tests_say_why(
-    cache: Path, machine: Callable[..., None], codename: str | None, processor: str
+def test_where_a_tool_cannot_be_installed_its_tests_say_why(
+    cache: Path, machine: Callable[..., None], codename: str | None, processor: str, tool: str
 ) -> None:
     machine(codename, processor)
-    reason = f"nsys is installed from Debian (bookworm or trixie) on amd64; this is {codename or 'arch'} {processor}"
-    assert missing("nsys") == reason
+    reason = f"{tool} is installed from Debian (bookworm or trixie) on amd64; this is {codename or 'arch'} {processor}"
+    assert missing(tool) == reason
     with pytest.raises(ProvisionError, match=re.escape(reason)):
-        provision.provision(["nsys"])
+        provision.provision([tool])
     # Not its place, but what is there: it may have been copied.
-    provision._make(provision.environment("nsys"), Maker())
-    assert missing("nsys") is None
+    provision._make(provision.environment(tool), Maker())
+    assert missing(tool) is None
 
 
-def test_without_apt_nsys_cannot_be_installed(
-    cache: Path, machine: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("tool", provision.TOOLS)
+def test_without_apt_a_tool_cannot_be_installed(
+    cache: Path, machine: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: str
 ) -> None:
     machine()
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert missing("nsys") == "nsys is installed with apt-get, which is not here"
+    assert missing(tool) == f"{tool} is installed with apt-get, which is not here"
 
 
-def test_all_without_nsys_where_it_cannot_be_installed(
+def test_all_without_the_tool_that_cannot_be_installed(
     cache: Path, machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made: list[list[str]] = []
     monkeypatch.setattr(provision, "provision", lambda names: made.append(list(names)))
     monkeypatch.setattr(sys, "argv", ["provision"])
     monkeypatch.setattr(provision.nsight, "unsupported", lambda: None)
+    monkeypatch.setattr(provision.chromium, "unsupported", lambda: None)
     assert provision.main() == 0
     monkeypatch.setattr(provision.nsight, "unsupported", lambda: "no Debian")
     assert provision.main() == 0
-    assert made == [[*ENGINES, "nsys"], list(ENGINES)]
+    assert made == [[*ENGINES, "nsys", "chromium"], [*ENGINES, "chromium"]]
     assert "left out: no Debian" in capsys.readouterr().out
 
 
-def test_nsys_needs_no_models(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provision.nsight, "unsupported", lambda: None)
-    assert missing("nsys") == "python -m tests.engines.provision nsys"
-    maker = Maker(failures=1)
-    monkeypatch.setattr(provision, "_install_nsys", maker)
-    provision.provision(["nsys"])
+@pytest.mark.parametrize("tool", provision.TOOLS)
+def test_a_tool_needs_no_models(cache: Path, monkeypatch: pytest.MonkeyPatch, tool: str) -> None:
+    monkeypatch.setattr(provision.TOOLS[tool], "unsupported", lambda: None)
+    assert missing(tool) == f"python -m tests.engines.provision {tool}"
+    seen: list[bool] = []
+
+    def install(folder: Path, run: debian.Run) -> None:
+        seen.append((folder / "half").exists())
+        (folder / "half").touch()
+        if len(seen) == 1:
+            raise ProvisionError("no network")
+
+    monkeypatch.setattr(provision.TOOLS[tool], "install", install)
+    provision.provision([tool])
     # It is tried again, too.
-    assert maker.seen == [False, False]
-    assert missing("nsys") is None
-    assert missing("vllm", "nsys") == "python -m tests.engines.provision vllm"
+    assert seen == [False, False]
+    assert missing(tool) is None
+    assert missing("vllm", tool) == "python -m tests.engines.provision vllm"
 
 
-def test_another_debian_has_another_nsys(machine: Callable[..., None]) -> None:
+def test_another_debian_has_another_nsys_and_chromium(machine: Callable[..., None]) -> None:
     machine("bookworm")
-    old = nsight.key()
+    old, browser = nsight.key(), chromium.key()
     machine("trixie")
     assert old.startswith("nsys-2022.4.2-")
     assert nsight.key().startswith("nsys-2023.4.4-")
+    assert browser.startswith("chromium-bookworm-")
+    assert chromium.key().startswith("chromium-trixie-")
 
 
 @pytest.mark.parametrize(
@@ -202,13 +215,13 @@ def test_another_debian_has_another_nsys(machine: Callable[..., None]) -> None:
     ],
 )
 def test_packages_come_from_the_machines_own_mirror(lines: str, url: str | None) -> None:
-    assert nsight.mirror_among(lines, "bookworm") == (url or nsight.USUAL_MIRROR)
+    assert debian.mirror_among(lines, "bookworm") == (url or debian.USUAL_MIRROR)
 
 
 @pytest.mark.skipif(shutil.which("apt-config") is None, reason="needs apt")
 def test_apt_keeps_to_the_folder_and_to_the_machines_proxy(tmp_path: Path) -> None:
     own = tmp_path / "own.conf"
-    own.write_text(nsight.settings(tmp_path))
+    own.write_text(debian.settings(tmp_path))
     machines = tmp_path / "machine.conf"
     machines.write_text('Acquire::http::Proxy "http://proxy:3128";\nAPT::Update::Post-Invoke { "touch /hook"; };\n')
     result = subprocess.run(
