@@ -130,6 +130,42 @@ def fake_server(tmp_path: Path, nothing_left: None) -> Iterator[Callable[..., Co
 
 
 @pytest.fixture
+def memory_cgroup() -> Iterator[Path]:
+    """A cgroup whose processes may use 64 MB of memory together; what is still in it at the end is killed."""
+    folder = _make_memory_cgroup(64 * 1024 * 1024)
+    yield folder
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        for line in (folder / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(line), signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{folder} cannot be removed")
+
+
+def _make_memory_cgroup(size: int) -> Path:
+    name = f"infserver-test-{os.getpid()}-{time.monotonic_ns()}"
+    files = {"memory": ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"), "": ("memory.max", "memory.swap.max")}
+    for top, (limit, swap) in files.items():
+        folder = Path("/sys/fs/cgroup", top, name)
+        try:
+            folder.mkdir()
+        except OSError:
+            continue
+        if (folder / limit).exists() and (folder / "cgroup.procs").exists():
+            (folder / limit).write_text(str(size))
+            with contextlib.suppress(OSError):
+                # With swap it would only become slow.
+                (folder / swap).write_text(str(0 if swap == "memory.swap.max" else size))
+            return folder
+        folder.rmdir()
+    pytest.skip("needs a cgroup of memory that it may make: Linux, and usually root")
+
+
+@pytest.fixture
 def installed_vllm(tmp_path: Path) -> Path:
     """An environment in which vLLM 0.32.0 is installed, as far as its metadata tells; the command is a fake engine."""
     python = tmp_path / "bin" / "python"

@@ -72,10 +72,23 @@ def parse():
     add("--trace-late", action="store_true", help="answer before the trace is written")
     add("--no-trace", action="store_true", help="write no trace")
     add("--refuse-profile", default="", metavar="PATH", help="answer 500 to this request")
+    add(
+        "--hungry-child",
+        type=int,
+        metavar="CODE",
+        help="a child that /feed lets eat; exit with CODE after its end, or be sick if that is negative",
+    )
+    add("--eat", type=int, default=0, metavar="BYTES", help="take so much memory before it listens")
     add("--version", action="store_true")
     return parser.parse_known_args()[0]
 
 
+HUNGRY = """
+import sys
+print('child', flush=True)
+food = bytearray(int(sys.stdin.readline()))
+sys.stdin.readline()
+"""
 CHILD = """
 import signal, sys, time
 if {stubborn}: signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -127,6 +140,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif parts.path == "/leak-shm":
             KEPT.append(map_shm(query["name"], os.O_RDWR | os.O_CREAT | os.O_EXCL))
             self.reply(200, {})
+        elif parts.path == "/eat":
+            KEPT.append(bytearray(int(query["bytes"])))
+            self.reply(200, {})
+        elif parts.path == "/feed":
+            self.options.hungry.stdin.write(query["bytes"].encode() + b"\n")
+            self.options.hungry.stdin.flush()
+            self.reply(200, {"pid": self.options.hungry.pid})
         elif parts.path == "/sick":
             Handler.sick = True
             self.reply(200, {})
@@ -301,6 +321,20 @@ def start_child(options, **how):
     return child
 
 
+def start_hungry_child(code):
+    child = subprocess.Popen([sys.executable, "-I", "-S", "-c", HUNGRY], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child.stdout.readline()
+
+    def mourn():
+        child.wait()
+        if code >= 0:
+            os._exit(code)
+        Handler.sick = True
+
+    threading.Thread(target=mourn, daemon=True).start()
+    return child
+
+
 def start_daemon(body):
     child = os.fork()
     if child == 0:
@@ -427,6 +461,8 @@ def main():
         children.append(start_child(options, start_new_session=True))
     if options.say_children:
         print("child", flush=True)
+    if options.hungry_child is not None:
+        options.hungry = start_hungry_child(options.hungry_child)
     removed_at_stop = take_objects(options)
     start_daemons(options)
     stops = []
@@ -475,6 +511,8 @@ def main():
         os.close(2)
         sys.stdout = sys.stderr = None
     time.sleep(options.delay)
+    if options.eat:
+        KEPT.append(bytearray(options.eat))
     if options.exit is not None:
         os._exit(options.exit)
     if options.die_of is not None:

@@ -16,7 +16,10 @@ Model = TypeVar("Model", ServerConfig, ProfileConfig)
 def nearest(word: object, valid: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` with the valid spelling nearest to ``word``, else the list of all."""
     names = sorted(valid)
-    close = difflib.get_close_matches(str(word).lower(), names, n=1, cutoff=0.6)
+    text = str(word).lower()
+    close = difflib.get_close_matches(text, names, n=1, cutoff=0.6)
+    # As env for env_vars.
+    close = close or [name for name in names if len(text) > 2 and name.startswith(text)]
     return f"; did you mean '{close[0]}'?" if close else f"; known are: {', '.join(names)}"
 
 

@@ -249,7 +249,11 @@ class ConfiguredServer(EngineFacts):
     @property
     def secrets(self) -> frozenset[str]:
         """Values of the server's command and environment that must not be shown."""
-        return self._as_configured().secrets
+        try:
+            return self._as_configured().secrets
+        except Exception:
+            # A backend that cannot make its command: what is said about that is searched for secrets, too.
+            return make_command((), self.env_vars).secrets
 
     def use_devices(self, claim: DeviceClaim | None) -> None:
         """Give the server GPUs for its next starts; they stay the caller's to release.

@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from pytest_infserver.launcher.log import ServerLog
-from pytest_infserver.launcher.redaction import redact
+from pytest_infserver.launcher.redaction import margin, mask_cut, redact
 
 _HEAD = 2 * 1024 * 1024
 _TAIL = 8 * 1024 * 1024
+_LAST = 32 * 1024
 _MAX_LINE = 500
 _MAX_SEARCHED = 8 * 1024
 
@@ -30,7 +31,8 @@ GENERIC_CAUSES: tuple[re.Pattern[bytes], ...] = (
 )
 """What names a cause in any program's log, the most telling first."""
 
-_ESCAPE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
+_ESCAPE = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
+"""Colours, cursor movements, window titles."""
 
 _WITHOUT_CONTENT = re.compile(
     rb"See root cause above|Failed core proc\(s\)|resource_tracker"
@@ -60,7 +62,7 @@ def root_cause(
     """
     best: dict[re.Pattern[bytes], bytes] = {}
     ranked = (*patterns, *GENERIC_CAUSES)
-    for line in _lines(log, start):
+    for line in _lines(log, start, secrets):
         if _WITHOUT_CONTENT.search(line) or any(pattern.search(line) for pattern in noise):
             continue
         for pattern in ranked:
@@ -110,18 +112,25 @@ def readable(line: bytes, secrets: frozenset[str] = frozenset()) -> str:
 
 def last_lines(log: ServerLog, count: int, start: int = 0, secrets: frozenset[str] = frozenset()) -> list[str]:
     """Return the last lines of the log that are not empty."""
-    data, _ = log.read_bytes(start, 32 * 1024)
+    data, _ = log.read_bytes(start, _LAST + margin(secrets))
+    data = mask_cut(data[:-_LAST], data[-_LAST:], secrets)
     lines = [readable(line, secrets) for line in re.split(rb"[\r\n]+", data) if line.strip()]
     return lines[-count:]
 
 
-def _lines(log: ServerLog, start: int) -> Iterator[bytes]:
+def _lines(log: ServerLog, start: int, secrets: frozenset[str] = frozenset()) -> Iterator[bytes]:
     size = log.size()
     if size - start <= _HEAD + _TAIL:
         windows = [log.read_bytes(start, _HEAD + _TAIL)[0]]
     else:
-        windows = [log.read_head(start, _HEAD), log.read_bytes(start, _TAIL)[0]]
+        # Without the lines that are not whole.
+        windows = [
+            log.read_head(start, _HEAD).rpartition(b"\n")[0],
+            log.read_bytes(start, _TAIL)[0].partition(b"\n")[2],
+        ]
     for window in windows:
         for line in re.split(rb"[\r\n]+", window):
             # Patterns must meet neither a line of megabytes nor colours.
-            yield _ESCAPE.sub(b"", line[:_MAX_SEARCHED]) if b"\x1b" in line else line[:_MAX_SEARCHED]
+            if len(line) > _MAX_SEARCHED:
+                line = mask_cut(b"", line[:_MAX_SEARCHED], secrets)
+            yield _ESCAPE.sub(b"", line) if b"\x1b" in line else line

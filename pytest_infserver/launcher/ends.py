@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import signal
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_infserver.launcher.out_of_memory import Finding
 
 
 @dataclass(frozen=True)
@@ -16,11 +20,13 @@ class Exit:
             supervisor.
         max_rss: Peak resident memory of the root process, in bytes.
         stopped_by: Who has asked for it, if that was not the owner.
+        out_of_memory: What the kernel had to do with it, where another process has found that out.
     """
 
     code: int | None
     max_rss: int
     stopped_by: str | None = None
+    out_of_memory: Finding | None = None
 
     def __str__(self) -> str:
         if self.stopped_by is not None:

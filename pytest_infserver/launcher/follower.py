@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from pytest_infserver.launcher.heartbeat import Pulse
 from pytest_infserver.launcher.process import Exit, ServerProcess
+from pytest_infserver.launcher.state import ServerState
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
@@ -25,6 +28,12 @@ class View:
         log_path: Its log.
         launch_log_start: Size of the log, in bytes, before the last launch.
         start_seconds: How long the last start took.
+        state: Where it is in its life.
+        seconds: For how long it has been ready, or starting; for one that has died how long it was ready.
+        dead_seconds: How long ago it died.
+        how: How it died, in words that follow its name.
+        pulse: What its heartbeat knows.
+        log_end: Size of the log, in bytes, when it died; what follows is of the next launch.
     """
 
     port: int
@@ -35,6 +44,12 @@ class View:
     log_path: Path
     launch_log_start: int
     start_seconds: float | None
+    state: ServerState = ServerState.STOPPED
+    seconds: float | None = None
+    dead_seconds: float | None = None
+    how: str | None = None
+    pulse: Pulse | None = None
+    log_end: int | None = None
 
 
 class Keeper(Protocol):
@@ -58,5 +73,6 @@ class FollowedProcess(ServerProcess):
     def ended(self, how: Exit) -> None:
         """Note how it has ended."""
         with self._changed:
+            self.exit_at = time.monotonic()
             self.exit = how
             self._changed.notify_all()

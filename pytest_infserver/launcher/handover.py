@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_infserver.launcher.fingerprint import fingerprint
 from pytest_infserver.launcher.kept import KeptServer, kept_servers
 from pytest_infserver.launcher.log import ServerLog
+from pytest_infserver.launcher.out_of_memory import OutOfMemoryWatch
 from pytest_infserver.launcher.places import servers_dir
 from pytest_infserver.launcher.process import ServerProcess
 from pytest_infserver.launcher.processes import read_process
@@ -61,7 +62,9 @@ def keep(server: InferenceServer, seconds: float) -> bool:
         return False
     _end_heartbeat(server)
     server._process = None
+    server._end_memory_watch()
     server._state = ServerState.STOPPED
+    server.journal.note("kept", seconds=seconds)
     # Its supervisor holds the port.
     server.release_port()
     return True
@@ -173,5 +176,10 @@ def _become_ready(server: InferenceServer, kept: KeptServer) -> None:
     server.leak_report = None
     server.taken_over = True
     server.device_keys = kept.device_keys
+    server._memory_watch = OutOfMemoryWatch(kept.pid)
+    server._note_processes(now=True)
+    server._ready_at = time.monotonic()
     server._state = ServerState.READY
+    server.journal.open(server.log_path.parent, goes_on=True)
+    server.journal.note("taken_over", pid=kept.pid, port=kept.port, log_start=server.launch_log_start)
     server._start_heartbeat()

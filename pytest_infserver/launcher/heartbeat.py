@@ -6,8 +6,37 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from pytest_infserver.launcher.http_probe import Answer
+
+Samples: TypeAlias = "deque[tuple[float, float | None]]"
+"""When a server was checked, in seconds since the epoch, and in how many seconds it answered; None if it did not."""
+MAX_SAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """What a heartbeat knows at one moment.
+
+    Attributes:
+        last: The last answer, or None.
+        age: Seconds since that came.
+        good_age: Seconds since the last good answer came; None if there was none.
+        failing_for: Seconds since the first of the failing checks began; None if the last one was good.
+        interval: Seconds between two checks.
+        hang_timeout: Seconds of failing checks after which the server counts as hung.
+        still: Whether nobody asks now, as under a debugger or a profiler.
+    """
+
+    last: Answer | None
+    age: float | None
+    good_age: float | None
+    failing_for: float | None
+    interval: float
+    hang_timeout: float
+    still: bool = False
 
 
 class Heartbeat:
@@ -15,7 +44,7 @@ class Heartbeat:
 
     Attributes:
         last: The last answer, or None.
-        latencies: Seconds of the last good answers.
+        samples: What it has seen, the last 10,000 of it.
     """
 
     def __init__(
@@ -26,6 +55,7 @@ class Heartbeat:
         hang_timeout: float,
         on_hang: Callable[[float], None],
         is_busy: Callable[[], bool] = lambda: False,
+        samples: Samples | None = None,
     ) -> None:
         """Prepare a heartbeat; `start` starts it.
 
@@ -35,6 +65,7 @@ class Heartbeat:
             hang_timeout: Seconds of failing checks after which ``on_hang`` is called, once.
             on_hang: Called in the heartbeat's thread with the seconds since the first failing check began.
             is_busy: Tells whether the server has a reason to be slow, so that it is not asked.
+            samples: To be continued, if it was watched before.
         """
         self._check = check
         self._interval = interval
@@ -45,9 +76,29 @@ class Heartbeat:
         self._paused = 0
         self._failing_since: float | None = None
         self._pause_changed = 0.0
+        self._last_at: float | None = None
+        self._good_at: float | None = None
         self.last: Answer | None = None
-        self.latencies: deque[float] = deque(maxlen=10_000)
+        self.samples: Samples = deque(maxlen=MAX_SAMPLES) if samples is None else samples
         self._thread = threading.Thread(target=self._run, name="infserver-heartbeat", daemon=True)
+
+    def pulse(self) -> Pulse:
+        """Return what is known now; nobody is asked."""
+        now = time.monotonic()
+
+        def since(moment: float | None) -> float | None:
+            return None if moment is None else now - moment
+
+        still = self._paused > 0 or self._is_busy()
+        return Pulse(
+            last=self.last,
+            age=since(self._last_at),
+            good_age=since(self._good_at),
+            failing_for=since(self._failing_since),
+            interval=self._interval,
+            hang_timeout=self._hang_timeout,
+            still=still,
+        )
 
     def start(self) -> None:
         """Begin to check."""
@@ -88,10 +139,11 @@ class Heartbeat:
 
     def _note(self, answer: Answer, begin: float) -> None:
         self.last = answer
-        now = time.monotonic()
+        now = self._last_at = time.monotonic()
+        self.samples.append((time.time() - (now - begin), answer.seconds if answer.ok else None))
         if answer.ok:
+            self._good_at = now
             self._failing_since = None
-            self.latencies.append(answer.seconds)
             return
         if self._failing_since is None:
             self._failing_since = begin

@@ -14,7 +14,9 @@ from pytest_infserver.launcher import diagnosis, handover, messages, ports
 from pytest_infserver.launcher.checks import missing_model
 from pytest_infserver.launcher.command import Command
 from pytest_infserver.launcher.devices import claim_for
+from pytest_infserver.launcher.launch_files import write_launch_files
 from pytest_infserver.launcher.leaks.check import LeakCheck
+from pytest_infserver.launcher.out_of_memory import OutOfMemoryWatch
 from pytest_infserver.launcher.process import Launch, LaunchFailed, ServerProcess
 from pytest_infserver.launcher.readiness import NotReady, ReadinessCheck, wait_until_ready
 from pytest_infserver.models.builtin import ensure_builtin, is_builtin
@@ -88,6 +90,7 @@ def _launch_once(server: InferenceServer, tried: list[int]) -> None:
             ) from None
         stack.callback(os.close, output)
         stack.callback(os.close, folder_lock)
+        server.journal.open(server.log_path.parent)
         server.launch_log_start = server._log.size()
         server.launches += 1
         server.taken_over = False
@@ -97,6 +100,7 @@ def _launch_once(server: InferenceServer, tried: list[int]) -> None:
         server._place = place = server._profiling.prepare(server.env_vars.get("TMPDIR") or tmpdir)
         server._command = command = server.command_and_notes()[0]
         server._process = process = ServerProcess()
+        server._memory_watch = OutOfMemoryWatch()
         holders = [holder for holder in (reservation, check, server.devices) if holder is not None]
         locks = [lock for holder in holders for lock in holder.lock_fds]
         stop_command = server.settings.stop_command
@@ -116,6 +120,7 @@ def _launch_once(server: InferenceServer, tried: list[int]) -> None:
         )
         if check is not None:
             stack.callback(check.release)
+        _leave_launch_files(server, command, launch)
         try:
             process.launch(launch)
         except LaunchFailed as error:
@@ -123,9 +128,20 @@ def _launch_once(server: InferenceServer, tried: list[int]) -> None:
                 f"{server} cannot start: {error}\n  command: {command}\n  log:     {server.log_path}",
                 log_path=server.log_path,
             ) from None
+        server.journal.note(
+            "launched", launch=server.launches, pid=process.pid, port=server.port, log_start=server.launch_log_start
+        )
         server._profiling.launched()
     _wait_until_ready(server, process, command)
+    server._note_processes(now=True)
     process.mark_ready()
+
+
+def _leave_launch_files(server: InferenceServer, command: Command, launch: Launch) -> None:
+    try:
+        write_launch_files(server.log_path.parent, command, launch.env)
+    except OSError as error:
+        server.on_warning(f"{server}: its command and environment cannot be written beside its log: {error}")
 
 
 def _reserve_port(server: InferenceServer, tried: list[int], stack: contextlib.ExitStack) -> ports.Reservation:
@@ -172,12 +188,13 @@ def _wait_until_ready(server: InferenceServer, process: ServerProcess, command: 
     if isinstance(outcome, NotReady):
         # The rest of the tree may still be writing its reasons.
         server._end_process(keep=True)
+        finding = None if server._memory_watch is None else server._memory_watch.finding(process.pid, outcome.exit)
         cause = root_cause(server, (*server.cause_patterns, *server.fatal_patterns))
         # Engines take a path that does not exist for a name on the hub, and complain about its form.
         advice = missing_model(server) if server.model in (cause or "") else []
         taken = not outcome.timed_out and _reports_port_taken(server, functools.partial(_is_exchangeable, server))
         raise messages.startup_error(
-            str(server), outcome, cause, command, server._log, server.launch_log_start, taken, advice
+            str(server), outcome, cause, command, server._log, server.launch_log_start, taken, advice, finding
         )
 
 

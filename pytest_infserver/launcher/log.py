@@ -78,11 +78,12 @@ class ServerLog:
         text = data.decode("utf-8", "replace").replace("\r\n", "\n")
         return f"[... {left_out} bytes left out, see {self.path}]\n{text}" if left_out else text
 
-    def read_bytes(self, start: int, limit: int) -> tuple[bytes, int]:
-        """Return the last ``limit`` bytes behind ``start``, and how many before them were left out."""
+    def read_bytes(self, start: int, limit: int, end: int | None = None) -> tuple[bytes, int]:
+        """Return the last ``limit`` bytes between ``start`` and ``end``, and how many before them were left out."""
         try:
             with self.path.open("rb") as file:
-                end = file.seek(0, os.SEEK_END)
+                size = file.seek(0, os.SEEK_END)
+                end = size if end is None else min(end, size)
                 # A log that was truncated meanwhile is read from its beginning.
                 start = start if start <= end else 0
                 begin = max(start, end - limit)

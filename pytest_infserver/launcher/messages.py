@@ -9,11 +9,14 @@ from pytest_infserver.errors import PortInUseError, ServerStartupError, ServerSt
 from pytest_infserver.launcher import diagnosis
 from pytest_infserver.launcher.command import Command
 from pytest_infserver.launcher.log import ServerLog
+from pytest_infserver.launcher.out_of_memory import Finding, Whom
 from pytest_infserver.launcher.process import Survivor
 from pytest_infserver.launcher.readiness import NotReady
 from pytest_infserver.launcher.redaction import redact
 
 _LAST_LINES = 5
+_NO_CAUSE = "no line of its log names one, these are the last"
+_NO_LOG = "unknown, it wrote nothing"
 _MAX_COMMAND = 4000
 
 
@@ -26,6 +29,7 @@ def startup_error(
     log_start: int,
     port_taken: bool,
     advice: Sequence[str] = (),
+    finding: Finding | None = None,
 ) -> ServerStartupError:
     """Return the error for a server that did not become ready.
 
@@ -38,15 +42,18 @@ def startup_error(
         log_start: Byte at which this launch begins.
         port_taken: Whether the log says that a port was taken that another launch may exchange.
         advice: What else could be the reason.
+        finding: What the kernel had to do with it.
     """
     tail = diagnosis.last_lines(log, _LAST_LINES, log_start, command.secrets)
-    unknown = "no line of its log names one, these are the last" if tail else "unknown, it wrote nothing"
-    lines = [f"{who} {outcome.problem}"]
-    lines += [f"  cause:   {cause or unknown}", *(f"           {text}" for text in advice)]
+    unknown = _NO_CAUSE if tail else _NO_LOG
+    lines = [f"{who} {_with_finding(outcome, finding)}"]
+    lines += _causes(cause or unknown, finding, advice)
     lines += [f"  command: {_shortened(str(command))}", f"  log:     {log.path}"]
     lines += [f"  | {line}" for line in tail if line != cause]
     if outcome.timed_out:
         lines.append(f"  What to do: {_more_time(outcome)}")
+    elif outcome.foreign_listener:
+        lines.append("  What to do: set 'port' to one that nobody else uses.")
     text = redact("\n".join(lines), command.secrets)
     code = None if outcome.exit is None else outcome.exit.code
     kind: type[ServerStartupError] = ServerStartupTimeout if outcome.timed_out else ServerStartupError
@@ -54,6 +61,44 @@ def startup_error(
     if outcome.foreign_listener or port_taken:
         kind = PortInUseError
     return kind(text, exit_code=code, log_path=log.path)
+
+
+def repeated(text: str, first: str) -> str:
+    """Return an error that was shown already in one line.
+
+    Args:
+        text: The error.
+        first: The test that shows all of it.
+    """
+    head, *rest = text.splitlines()
+    if not rest:
+        return text
+    label = "  cause:"
+    cause = next((line[len(label) :].strip() for line in rest if line.startswith(label)), _NO_CAUSE)
+    because = "" if cause in (_NO_CAUSE, _NO_LOG) else f": {cause}"
+    return f"{head}{because} (all of it is shown with {first})"
+
+
+def _with_finding(outcome: NotReady, finding: Finding | None) -> str:
+    if finding is None or outcome.exit is None:
+        return outcome.problem
+    how = str(outcome.exit)
+    return outcome.problem.replace(how, finding.end(how, outcome.exit.code), 1)
+
+
+def _causes(cause: str | None, finding: Finding | None, advice: Sequence[str] = ()) -> list[str]:
+    texts = [*([] if cause is None else [cause]), *advice]
+    if finding is not None and finding.whom is not Whom.SOMEBODY:
+        # The kernel knows it; the log of a process that was killed cannot say why.
+        texts = [*finding.lines]
+    lines = _labelled("cause", texts)
+    if finding is not None and finding.whom is Whom.SOMEBODY:
+        lines += _labelled("memory", finding.lines)
+    return lines
+
+
+def _labelled(label: str, texts: Sequence[str]) -> list[str]:
+    return [f"  {f'{label}:' if not number else '':8} {text}" for number, text in enumerate(texts)]
 
 
 def _shortened(command: str) -> str:
@@ -67,11 +112,11 @@ def _more_time(outcome: NotReady) -> str:
     return f"check that it listens on this host and port, or {more_time}."
 
 
-def death(who: str, how: str, cause: str | None, log_path: Path, secrets: frozenset[str]) -> str:
+def death(
+    who: str, how: str, cause: str | None, log_path: Path, secrets: frozenset[str], finding: Finding | None = None
+) -> str:
     """Return how and why a server that had been ready ended."""
-    lines = [f"{who} {how}, while it was in use"]
-    if cause:
-        lines.append(f"  cause:   {cause}")
+    lines = [f"{who} {how}, while it was in use", *_causes(cause, finding)]
     lines.append(f"  log:     {log_path}")
     return redact("\n".join(lines), secrets)
 

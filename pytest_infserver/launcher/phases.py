@@ -19,6 +19,11 @@ class Phase(NamedTuple):
     name: str
 
 
+def without_percent(phase: str) -> str:
+    """Return a phase's name without how far it has come: that alone makes no new phase."""
+    return re.sub(r" \d+ %", "", phase)
+
+
 def newest_phase(lines: Iterable[bytes], phases: Sequence[Phase]) -> str | None:
     """Return the phase of the last of some log lines that tells of one."""
     for line in reversed(list(lines)):

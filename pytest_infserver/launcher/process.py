@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +74,7 @@ class ServerProcess:
     def __init__(self) -> None:
         self.pid: int | None = None
         self.exit: Exit | None = None
+        self.exit_at: float | None = None
         self.survivors: tuple[Survivor, ...] = ()
         self.leaks: Mapping[str, Any] | None = None
         self.stop_problem: str | None = None
@@ -293,6 +295,7 @@ class ServerProcess:
             elif event == "failed":
                 self._failure = str(message["message"])
             elif event == "exited":
+                self.exit_at = time.monotonic()
                 self.exit = Exit(message["code"], message["max_rss"], message["stopped_by"])
             elif event == "stop_command":
                 self.stop_problem = message["problem"]
@@ -310,6 +313,7 @@ class ServerProcess:
         for process in below:
             send_signal(process, signal.SIGKILL)
         if self.exit is None:
+            self.exit_at = time.monotonic()
             self.exit = Exit(None, 0)
 
 

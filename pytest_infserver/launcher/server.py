@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -29,12 +30,15 @@ from pytest_infserver.launcher.devices import DeviceClaim
 from pytest_infserver.launcher.endpoints import existing
 from pytest_infserver.launcher.follower import FollowedProcess, Keeper, View
 from pytest_infserver.launcher.hang import write_hang_report
-from pytest_infserver.launcher.heartbeat import Heartbeat
+from pytest_infserver.launcher.heartbeat import MAX_SAMPLES, Heartbeat, Samples
 from pytest_infserver.launcher.http_probe import Answer, ask, shown_seconds
+from pytest_infserver.launcher.journal import Journal
 from pytest_infserver.launcher.leaks.check import LeakCheck
-from pytest_infserver.launcher.leaks.report import LeakReport, as_known_text, as_text, is_allowed
+from pytest_infserver.launcher.leaks.report import LeakReport, as_known_text, as_text, is_allowed, one_line
 from pytest_infserver.launcher.leaks.temporary_files import PYTORCH_CACHES
 from pytest_infserver.launcher.log import MAX_READ, ServerLog
+from pytest_infserver.launcher.out_of_memory import Finding, OutOfMemoryWatch
+from pytest_infserver.launcher.phases import without_percent
 from pytest_infserver.launcher.process import Exit, ServerProcess, Survivor
 from pytest_infserver.launcher.processes import descendants
 from pytest_infserver.launcher.profiling.profiling import Profiling
@@ -66,6 +70,9 @@ class InferenceServer(ConfiguredServer):
         survivors: Processes that had to be killed at the last stop.
         leak_report: Debug mode: what the server was found to have left behind at its last end.
         start_seconds: How long the last start took.
+        stop_seconds: How long the last stop took.
+        journal: What has happened to it, also written beside its log.
+        heartbeats: When its health was checked, and how long its answers took.
         launches: How often the server's process was launched.
         launch_log_start: Size of the log, in bytes, before the last launch.
         on_progress: Gets a line of text when something before the launch takes long.
@@ -91,6 +98,9 @@ class InferenceServer(ConfiguredServer):
         self.survivors: tuple[Survivor, ...] = ()
         self.leak_report: LeakReport | None = None
         self.start_seconds: float | None = None
+        self.stop_seconds: float | None = None
+        self.journal = Journal()
+        self.heartbeats: Samples = deque(maxlen=MAX_SAMPLES)
         self.on_progress: Callable[[str], None] = logger.info
         self.on_warning: Callable[[str], None] = logger.warning
         self.on_wait: Callable[[InferenceServer], None] = lambda server: None
@@ -102,7 +112,11 @@ class InferenceServer(ConfiguredServer):
         self._process: ServerProcess | None = None
         self._leak_check: LeakCheck | None = None
         self._heartbeat: Heartbeat | None = None
+        self._memory_watch: OutOfMemoryWatch | None = None
+        self._ready_at: float | None = None
         self._state = ServerState.NEW
+        self._death_noted: ServerProcess | None = None
+        self._last_exit: Exit | None = None
         self._hang: str | None = None
         self._stop_refusal: str | None = None
         self._keeper: Keeper | None = None
@@ -177,6 +191,10 @@ class InferenceServer(ConfiguredServer):
         # Before the first launch the file is that of an earlier server.
         return self._log.read(start, limit) if self.launches or self.taken_over else ""
 
+    def read_log_bytes(self, start: int, limit: int, end: int | None = None) -> tuple[bytes, int]:
+        """Return what `read_log` reads as bytes, up to byte ``end``, and how many before them were left out."""
+        return self._log.read_bytes(start, limit, end) if self.launches or self.taken_over else (b"", 0)
+
     @property
     def log_size(self) -> int:
         """The size of the log in bytes."""
@@ -213,6 +231,7 @@ class InferenceServer(ConfiguredServer):
             self.phase = self.first_phase
             try:
                 if self._process is not None:
+                    self._note_death()
                     self._end_process()
                     self._warn_of_profiles(self._take_profile_problems())
                     self._await_memory(self.devices)
@@ -220,21 +239,25 @@ class InferenceServer(ConfiguredServer):
                 self._owner = os.getpid()
                 self._state = ServerState.STARTING
                 self._command = None
-                self._hang = None
+                self._hang = self._last_exit = None
+                self.journal.note("starting")
                 if self.attached:
                     self._profiling.check()
+                    self.journal.note("attached", url=redact(self.server_url, self.secrets))
                     wait_for_url(self.server_url, self._ask_attached, self.settings.startup_timeout, str(self))
                 else:
                     launching.launch(self)
                 self._raise_if_cancelled()
+                self._ready_at = time.monotonic()
                 self._state = ServerState.READY
                 self._start_heartbeat()
                 self._profiling.ready()
                 self.start_seconds = time.monotonic() - begin
+                self.journal.note("ready", seconds=round(self.start_seconds, 3), pid=self.pid)
                 # Not in a finally: an interrupt in it would leave the server running.
                 self._end_waiting()
                 return self
-            except BaseException:
+            except BaseException as error:
                 self._state = ServerState.FAILED
                 try:
                     self._end_process()
@@ -242,6 +265,8 @@ class InferenceServer(ConfiguredServer):
                     self._profiling.forget()
                     self._release_devices()
                     self.release_port()
+                    reason = redact(str(error).removeprefix(f"{self} ") or type(error).__name__, self.secrets)
+                    self.journal.note("failed", error=reason, **self._end_fields())
                 self._warn_of_leftovers()
                 self._end_waiting()
                 raise
@@ -284,7 +309,11 @@ class InferenceServer(ConfiguredServer):
                 return
             had_process = self._process is not None
             problems: list[ProfileError] = []
+            begin = time.monotonic()
+            self._note_death()
             try:
+                if had_process:
+                    self.journal.note("stopping")
                 if orderly:
                     problems = self._profiling.before_stop()
                 self._state = ServerState.STOPPING
@@ -301,6 +330,9 @@ class InferenceServer(ConfiguredServer):
                 self._release_devices()
                 if not self.holds_port:
                     self.release_port()
+                if had_process:
+                    self.stop_seconds = time.monotonic() - begin
+                    self.journal.note("stopped", seconds=round(self.stop_seconds, 3), **self._end_fields())
             if orderly:
                 self._report_leftovers(problems)
             elif had_process:
@@ -358,10 +390,25 @@ class InferenceServer(ConfiguredServer):
         """Return how and why the server died, or None if it did not."""
         if self.state is not ServerState.DIED or self._process is None:
             return None
-        how = self._hang or str(self._process.exit)
-        return messages.death(
-            str(self), how, launching.root_cause(self, self.cause_patterns), self.log_path, self.secrets
-        )
+        finding = self._memory_finding()
+        cause = launching.root_cause(self, self.cause_patterns)
+        self._note_death(cause)
+        return messages.death(str(self), self._how_died(), cause, self.log_path, self.secrets, finding)
+
+    def _how_died(self) -> str:
+        assert self._process is not None
+        how, finding = self._process.exit, self._memory_finding()
+        words = self._hang or str(how)
+        return words if finding is None else finding.end(words, None if how is None or self._hang else how.code)
+
+    def _memory_finding(self) -> Finding | None:
+        """Return what the kernel had to do with the end of a server that was ready."""
+        process, watch = self._process, self._memory_watch
+        how = None if process is None else process.exit
+        if process is None or how is None or watch is None:
+            return None if how is None else how.out_of_memory
+        killed = self._hang is not None or process.pid in {survivor.pid for survivor in process.survivors}
+        return watch.finding(process.pid, how, ours=killed)
 
     def raise_if_dead(self) -> None:
         """Raise if the server has died.
@@ -447,15 +494,26 @@ class InferenceServer(ConfiguredServer):
     def view(self) -> View:
         """Return what another process has to know to use this server; see `follow`."""
         process = self._process
+        state, now = self.state, time.monotonic()
+        died = state is ServerState.DIED
+        end = process.exit_at if died and process is not None and process.exit_at is not None else now
+        begin = self._ready_at if died or state is ServerState.READY else self._start_began
+        heartbeat = self._heartbeat
         return View(
             port=self.port,
             pid=self.pid,
             supervisor_pid=None if process is None else process.supervisor_pid,
-            running=self.running,
+            running=state is ServerState.READY,
             launches=self.launches,
             log_path=self.log_path,
             launch_log_start=self.launch_log_start,
             start_seconds=self.start_seconds,
+            state=state,
+            seconds=None if begin is None else max(0.0, end - begin),
+            dead_seconds=now - end if died else None,
+            how=self._how_died() if died and process is not None else None,
+            pulse=None if heartbeat is None else heartbeat.pulse(),
+            log_end=self.log_size if died else None,
         )
 
     def follow(self, view: View, keeper: Keeper) -> FollowedProcess:
@@ -477,6 +535,7 @@ class InferenceServer(ConfiguredServer):
         self.taken_over = view.running and not view.launches
         self.launch_log_start = view.launch_log_start
         self.start_seconds = view.start_seconds
+        self._ready_at = None if view.seconds is None else time.monotonic() - view.seconds
         process = FollowedProcess(view)
         self._process = None if self.attached else process
         self._state = ServerState.READY if view.running else ServerState.STOPPED
@@ -497,7 +556,10 @@ class InferenceServer(ConfiguredServer):
     @property
     def last_exit(self) -> tuple[Exit | None, str | None]:
         """How the process of the last launch has ended, if it has, and why it was killed if it hung."""
-        return (None if self._process is None else self._process.exit), self._hang
+        how = None if self._process is None else self._process.exit
+        if how is not None:
+            how = dataclasses.replace(how, out_of_memory=self._memory_finding())
+        return how, self._hang
 
     def refuse_stop(self, reason: str | None) -> None:
         """Make `stop` fail with ``reason``, for a server that others use too; None allows it again."""
@@ -547,13 +609,45 @@ class InferenceServer(ConfiguredServer):
         self._raise_if_cancelled()
         self.on_progress(text)
 
+    def _note_processes(self, *, now: bool = False) -> None:
+        if self._memory_watch is not None and self._process is not None:
+            self._memory_watch.look(self._process.pid, self._process.supervisor_pid, now=now)
+
     def _note_phase(self, phase: str | None) -> None:
-        self.phase = phase or self.first_phase
+        self._note_processes()
+        before, self.phase = self.phase, phase or self.first_phase
+        if without_percent(self.phase) != without_percent(before):
+            self.journal.note("phase", phase=without_percent(self.phase))
         self._tell_waiting()
 
     def _end_waiting(self) -> None:
         self._start_began = self._start_token = None
         self._tell_waiting()
+
+    def _note_death(self, cause: str | None = None) -> None:
+        """Note in the journal that the server has died, once, in the process that owns it."""
+        process = self._process
+        if process is None or process is self._death_noted or self.state is not ServerState.DIED:
+            return
+        if self._keeper is None and os.getpid() == self._owner:
+            self._death_noted = process
+            how = redact(self._how_died(), self.secrets)
+            max_rss = 0 if process.exit is None else process.exit.max_rss
+            ago = 0.0 if process.exit_at is None else time.monotonic() - process.exit_at
+            self.journal.note("died", time.time() - ago, how=how, cause=cause, max_rss_bytes=max_rss or None)
+
+    def _end_fields(self) -> dict[str, Any]:
+        """Return what the journal says of the end of the last process."""
+        how, self._last_exit = self._last_exit, None
+        report = self.leak_report
+        fields: dict[str, Any] = {}
+        if how is not None:
+            fields |= {"how": str(how), "max_rss_bytes": how.max_rss or None}
+        if self.survivors:
+            fields["survivors"] = [redact(str(process), self.secrets) for process in self.survivors]
+        if report is not None and report.findings:
+            fields["leaks"] = [{"kind": one.kind, "text": one_line(one), "fails": one.fails} for one in report.findings]
+        return fields
 
     def _tell_waiting(self) -> None:
         try:
@@ -577,6 +671,7 @@ class InferenceServer(ConfiguredServer):
             hang_timeout=self.settings.hang_timeout,
             on_hang=functools.partial(self._kill_hung, self._process),
             is_busy=self._profiling.is_running,
+            samples=self.heartbeats,
         )
         self._heartbeat.start()
 
@@ -618,9 +713,10 @@ class InferenceServer(ConfiguredServer):
             process.close()
             raise
         finally:
-            self.survivors = process.survivors
+            self.survivors, self._last_exit = process.survivors, process.exit
             if not keep:
                 self._process = None
+                self._end_memory_watch()
         check, self._leak_check = self._leak_check, None
         if check is not None:
             allowed = [*self.known_leftovers, *self.settings.allow_leaks]
@@ -630,6 +726,11 @@ class InferenceServer(ConfiguredServer):
         if orderly and process.stop_problem is not None:
             self.on_warning(f"{self}: its stop_command {process.stop_problem}; log: {self.log_path}")
         return orderly and not process.cut_short
+
+    def _end_memory_watch(self) -> None:
+        if self._memory_watch is not None:
+            self._memory_watch.close()
+            self._memory_watch = None
 
     @property
     def _end_limit(self) -> float:

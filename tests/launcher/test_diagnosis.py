@@ -248,3 +248,36 @@ def test_noise_is_no_cause(log: Callable[[str | bytes], ServerLog]) -> None:
     cause = root_cause(log(text), SGLangServer.cause_patterns, noise=SGLangServer.noise_patterns)
     assert cause is not None
     assert cause.startswith("ValueError: Loaded weights leave no GPU memory")
+
+
+def test_half_a_secret_at_an_edge_of_what_is_read_is_not_shown(tmp_path: Path) -> None:
+    secret = "s3" * 200
+    secrets = frozenset({secret})
+    log = ServerLog(tmp_path, "server")
+    log.path.parent.mkdir()
+    for before in range(32 * 1024 - 400, 32 * 1024, 57):
+        log.path.write_text(secret + "x" * before)
+        assert "s3" not in "".join(last_lines(log, 5, secrets=secrets))
+    # Masked secrets take little room: a line that is cut is short then.
+    for shift in range(0, 400, 57):
+        log.path.write_text(f"Error: {'y' * shift} {secret * 40}\n")
+        cause = root_cause(log, secrets=secrets)
+        assert cause is not None
+        assert cause.startswith("Error: ")
+        assert "s3s3" not in cause
+
+
+def test_lines_that_the_windows_of_a_long_log_cut_are_no_causes(tmp_path: Path) -> None:
+    secret = "s3" * 2000
+    log = ServerLog(tmp_path, "server")
+    log.path.parent.mkdir()
+    with log.path.open("wb") as file:
+        file.truncate(16 * 1024 * 1024)
+        for edge in (2 * 1024 * 1024, 8 * 1024 * 1024):
+            file.seek(edge - 2000 - 7)
+            file.write(b"\nError: " + secret.encode() + b" failed\n")
+    assert "s3s3" not in (root_cause(log, secrets=frozenset({secret})) or "")
+
+
+def test_a_window_title_is_no_part_of_a_line() -> None:
+    assert readable(b"\x1b]0;title\x07\x1b[1mError\x1b[0m: x \x1b]2;other\x1b\\end") == "Error: x end"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_infserver import CommandServer, InferenceServer, VLLMServer
-from pytest_infserver.launcher.redaction import find_secrets, is_secret_name, redact
+from pytest_infserver.launcher.redaction import find_secrets, is_secret_name, margin, mask_cut, redact
 
 SECRET = "hf_0123456789"
 
@@ -92,3 +92,32 @@ def test_what_is_no_secret_is_shown() -> None:
     server = vllm({"tokenizer": "org/tokenizer", "max-num-batched-tokens": 100000000, "api-key": "short"})
     for text in ("--tokenizer org/tokenizer", "--max-num-batched-tokens 100000000", "--api-key short"):
         assert text in str(server.command())
+
+
+CUT = b"abc-abc-abcdef"
+
+
+@pytest.mark.parametrize("cut", range(1, len(CUT)))
+@pytest.mark.parametrize("before", [b"", b"text ", CUT, CUT * 3])
+def test_a_secret_that_the_beginning_cuts_is_masked(cut: int, before: bytes) -> None:
+    data = CUT[cut:] + b" end"
+    known = (before + CUT[:cut])[-margin(frozenset({CUT.decode()})) :]
+    assert mask_cut(known, data, frozenset({CUT.decode()})) == b"******** end"
+
+
+def test_whole_secrets_at_the_edges_are_masked_once() -> None:
+    secrets = frozenset({CUT.decode()})
+    assert mask_cut(CUT, CUT + b" " + CUT, secrets) == b"******** ********"
+    assert mask_cut(b"", b"", secrets) == b""
+    assert mask_cut(b"x", b"y", frozenset()) == b"y"
+
+
+@pytest.mark.parametrize("cut", range(8, len(CUT)))
+def test_a_secret_that_the_end_cuts_is_masked(cut: int) -> None:
+    secrets = frozenset({CUT.decode(), "another-one-that-is-longer"})
+    assert mask_cut(b"", b"key " + CUT[:cut], secrets) == b"key ********"
+
+
+def test_a_secret_that_ends_as_it_begins_is_masked_whole() -> None:
+    secret = "deadbeef-0123456789-deadbeef"
+    assert mask_cut(b"", b"key " + secret.encode(), frozenset({secret})) == b"key ********"

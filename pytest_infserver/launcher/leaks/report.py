@@ -119,6 +119,11 @@ def as_known_text(who: str, findings: Sequence[Finding]) -> str:
     return f"{who} left behind {_summary(findings)}, as its engine is known to do; {fate}"
 
 
+def one_line(finding: Finding) -> str:
+    """Return what was found, in one line without its command."""
+    return " ".join(_finding_lines(finding, "", {finding.pid})[0].split())
+
+
 def _summary(findings: Sequence[Finding]) -> str:
     counts = Counter(finding.kind for finding in findings)
     words = [(_WORDS[kind][0] if count == 1 else f"{count} {_WORDS[kind][1]}") for kind, count in counts.items()]

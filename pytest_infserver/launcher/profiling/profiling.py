@@ -227,6 +227,7 @@ class Profiling:
         files = traces.files_of(target)
         # At its server's end one may have been seen already.
         self.made += [path for path in files if path not in self.made]
+        self._server.journal.note("profile", files=[str(path) for path in files])
         return files
 
     @property
