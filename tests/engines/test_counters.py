@@ -1,0 +1,231 @@
+"""What real engines count, against the usage that they tell their clients; llama.cpp needs no provisioned engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from pytest_infserver import InferenceServer, create_server
+from pytest_infserver.launcher.http_body import Connection
+from pytest_infserver.reporting import engine_metrics
+from pytest_infserver.reporting.engine_metrics import EngineMetrics, difference
+
+Make = Callable[..., InferenceServer]
+LLAMA_HTTP_IDLE = 5.0
+"""Seconds after which llama.cpp and uvicorn close an idle connection."""
+
+
+@pytest.fixture
+def metrics(monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineMetrics]:
+    """Read patiently: on a machine that is busy with other things every engine is slow now and then."""
+    monkeypatch.setattr(engine_metrics, "_TIMEOUT", 30)
+    monkeypatch.setattr(engine_metrics, "_SLOW", 30)
+    made = EngineMetrics()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note the status of each answer to a question for metrics."""
+    statuses: list[int] = []
+    get = Connection.get
+
+    def noted(self: Connection, *arguments: Any) -> tuple[int, bytes]:
+        status, body = get(self, *arguments)
+        statuses.append(status)
+        return status, body
+
+    monkeypatch.setattr(Connection, "get", noted)
+    return statuses
+
+
+@pytest.fixture
+def make_llama(tmp_path: Path) -> Iterator[Make]:
+    """Make llama.cpp servers with the tiny model: ``make_llama({"metrics": True})``."""
+    pytest.importorskip("xllamacpp")
+    made: list[InferenceServer] = []
+
+    def make(arguments: Mapping[str, Any]) -> InferenceServer:
+        config = {"server_args": dict(arguments)}
+        server = create_server("llamacpp", model="builtin:tiny", output_dir=str(tmp_path), config=config)
+        made.append(server)
+        return server.start()
+
+    yield make
+    for server in made:
+        server.stop()
+
+
+def complete(server: InferenceServer, tokens: int, **body: Any) -> dict[str, int]:
+    """Have ``tokens`` tokens generated; return the usage."""
+    headers = {"Authorization": f"Bearer {server.api_key}"} if server.api_key else {}
+    question = {"model": server.model, "prompt": "Hello", "max_tokens": tokens, "ignore_eos": True, **body}
+    if body.get("stream"):
+        question["stream_options"] = {"include_usage": True}
+    answer = requests.post(server.url_for("/v1/completions"), json=question, headers=headers, timeout=120)
+    answer.raise_for_status()
+    if not body.get("stream"):
+        return dict(answer.json()["usage"])
+    events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]
+    return next(dict(usage) for event in reversed(events) if (usage := json.loads(event).get("usage")))
+
+
+def refused(server: InferenceServer) -> None:
+    body = {"model": server.model, "prompt": "Hello " * 20000, "max_tokens": 1}
+    assert requests.post(server.url_for("/v1/completions"), json=body, timeout=120).status_code == 400
+
+
+def agrees_with_the_usage(server: InferenceServer, metrics: EngineMetrics, rounds: int) -> dict[str, float]:
+    """Let a server work and compare what it counts with what it tells; return what it has counted."""
+    before = metrics.read(server)
+    usages = []
+    for number in range(1, rounds + 1):
+        first = metrics.read(server)
+        usage = complete(server, number, stream=number % 2 == 0, prompt="Hello " * number)
+        counted = difference(first, metrics.read(server))
+        # At once, after every single one: nothing comes late.
+        assert counted is not None
+        assert counted["generated_tokens"] == usage["completion_tokens"] == number
+        assert counted["prompt_tokens"] == usage["prompt_tokens"]
+        assert counted.get("requests") in (None, 1)
+        usages.append(usage)
+    refused(server)
+    total = difference(before, metrics.read(server))
+    assert total is not None
+    assert total["prompt_tokens"] == sum(usage["prompt_tokens"] for usage in usages)
+    assert total["generated_tokens"] == rounds * (rounds + 1) / 2
+    return total
+
+
+def test_llama_counts_the_tokens(make_llama: Make, metrics: EngineMetrics) -> None:
+    server = make_llama({"metrics": True, "api-key": "sk-secret"})
+    before = metrics.read(server)
+    usages = [complete(server, 7) for _ in range(5)]
+    after = metrics.read(server)
+    # The prompt is the same each time, and comes from the cache after the first one.
+    assert usages[0]["prompt_tokens"] > 1
+    assert difference(before, after) == {
+        "prompt_tokens": 5 * usages[0]["prompt_tokens"],
+        "generated_tokens": 5 * 7,
+    }
+    assert difference(after, metrics.read(server)) == {"prompt_tokens": 0, "generated_tokens": 0}
+
+
+def test_llama_agrees_with_the_usage(make_llama: Make, metrics: EngineMetrics) -> None:
+    assert set(agrees_with_the_usage(make_llama({"metrics": True}), metrics, 20)) == {
+        "prompt_tokens",
+        "generated_tokens",
+    }
+
+
+def test_llama_without_metrics_is_asked_once(make_llama: Make, metrics: EngineMetrics, asked: list[int]) -> None:
+    server = make_llama({})
+    assert [metrics.read(server) for _ in range(3)] == [None] * 3
+    assert asked == [501]
+
+
+def test_llama_that_is_killed_and_started_again(make_llama: Make, metrics: EngineMetrics) -> None:
+    server = make_llama({"metrics": True})
+    complete(server, 2)
+    before = metrics.read(server)
+    assert before is not None
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    # Before anybody knows of its death, and afterwards.
+    begin = time.monotonic()
+    assert metrics.read(server) is None
+    assert server.wait_death(10)
+    assert metrics.read(server) is None
+    assert time.monotonic() - begin < 15
+    server.start()
+    complete(server, 9)
+    counted = difference(before, metrics.read(server))
+    assert counted is not None
+    assert counted["generated_tokens"] == 9
+
+
+def test_llama_that_is_stopped_for_a_moment_costs_two_slow_readings(make_llama: Make) -> None:
+    server = make_llama({"metrics": True})
+    metrics = EngineMetrics()
+    assert metrics.read(server) is not None
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        begin = time.monotonic()
+        assert [metrics.read(server) for _ in range(20)] == [None] * 20
+        assert time.monotonic() - begin < 20
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    assert complete(server, 3)["completion_tokens"] == 3
+    metrics.close()
+
+
+def test_an_idle_connection_is_in_nobodys_way(make_llama: Make, metrics: EngineMetrics) -> None:
+    server = make_llama({"metrics": True, "threads-http": 1})
+    assert metrics.read(server) is not None
+    begin = time.monotonic()
+    complete(server, 1)
+    assert time.monotonic() - begin < LLAMA_HTTP_IDLE - 1
+    begin = time.monotonic()
+    server.stop()
+    assert time.monotonic() - begin < LLAMA_HTTP_IDLE - 1
+
+
+def test_a_connection_that_llama_has_closed(make_llama: Make, metrics: EngineMetrics) -> None:
+    server = make_llama({"metrics": True})
+    # It closes a connection after 100 requests, and after 5 s without one.
+    readings = [metrics.read(server) for _ in range(250)]
+    time.sleep(LLAMA_HTTP_IDLE + 1)
+    readings.append(metrics.read(server))
+    assert None not in readings
+
+
+@pytest.mark.engine("vllm")
+def test_vllm(make_server: Make, metrics: EngineMetrics) -> None:
+    with make_server("vllm") as server:
+        counted = agrees_with_the_usage(server, metrics, 10)
+        assert counted["requests"] == 10
+        assert counted["errors"] == 1
+        # All but the first reading are a selection.
+        assert server.read_log().count("GET /metrics HTTP") == 1
+
+
+@pytest.mark.engine("vllm")
+def test_vllm_with_several_api_servers(make_server: Make, metrics: EngineMetrics) -> None:
+    """They share their counters through files, and cannot select."""
+    with make_server("vllm", {"api-server-count": 2}) as server:
+        counted = agrees_with_the_usage(server, metrics, 6)
+        assert counted["requests"] == 6
+        assert counted["errors"] == 1
+
+
+@pytest.mark.engine("sglang")
+def test_sglang(make_server: Make, metrics: EngineMetrics) -> None:
+    with make_server("sglang") as server:
+        counted = agrees_with_the_usage(server, metrics, 10)
+        assert counted["requests"] == 10
+        assert counted["errors"] == 1
+
+
+@pytest.mark.engine("sglang")
+def test_sglang_without_metrics_is_asked_once(make_server: Make, metrics: EngineMetrics, asked: list[int]) -> None:
+    with make_server("sglang", {"enable-metrics": False}) as server:
+        assert [metrics.read(server) for _ in range(3)] == [None] * 3
+        assert server.read_log().count("GET /metrics") == 1
+    assert asked == [404]
+
+
+@pytest.mark.engine("transformers")
+def test_transformers_has_none_and_is_asked_once(make_server: Make, metrics: EngineMetrics, asked: list[int]) -> None:
+    with make_server("transformers") as server:
+        assert [metrics.read(server) for _ in range(3)] == [None] * 3
+    assert asked == [404]
