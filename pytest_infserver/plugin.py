@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.desk import Desk
     from pytest_infserver.pool.run import Run
+    from pytest_infserver.reporting.start_times import StartTimes
+    from pytest_infserver.reporting.waiting import Waiting
     from pytest_infserver.reporting.worker_notes import Notes, WorkerNotes
 
 RUN: pytest.StashKey[Run] = pytest.StashKey()
 DESK: pytest.StashKey[Desk] = pytest.StashKey()
 WORKER_NOTES: pytest.StashKey[WorkerNotes] = pytest.StashKey()
 NOTES: pytest.StashKey[Notes] = pytest.StashKey()
+WAITING: pytest.StashKey[Waiting] = pytest.StashKey()
+START_TIMES: pytest.StashKey[StartTimes] = pytest.StashKey()
 RESUME: pytest.StashKey[Callable[[], None]] = pytest.StashKey()
 _OUR_FIXTURES = {"inference_server", "inference_servers", "inference_server_factory"}
 MARKERS = (
@@ -71,9 +75,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         run = config.stash[RUN] = _load(config)
         if config.pluginmanager.hasplugin("dsession") and run.choice.candidates:
             from pytest_infserver.pool.setup import open_desk
-            from pytest_infserver.reporting.waiting import WaitingLine
 
-            config.stash[DESK] = open_desk(config, run, WaitingLine(config, live=False))
+            config.stash[DESK] = open_desk(config, run)
 
 
 def _only_shows(config: pytest.Config) -> bool:
@@ -91,8 +94,9 @@ def _run(config: pytest.Config) -> Run:
 def _load(config: pytest.Config) -> Run:
     from pytest_infserver.errors import ConfigError
     from pytest_infserver.pool.setup import load_run
+    from pytest_infserver.reporting.start_times import StartTimes
     from pytest_infserver.reporting.terminal import visible_terminal, write_line
-    from pytest_infserver.reporting.waiting import WaitingLine
+    from pytest_infserver.reporting.waiting import Waiting
     from pytest_infserver.settings import read_settings
 
     def progress(text: str) -> None:
@@ -100,8 +104,10 @@ def _load(config: pytest.Config) -> Run:
             if terminal is not None:
                 write_line(terminal, text)
 
+    times = config.stash[START_TIMES] = StartTimes(config)
+    waiting = config.stash[WAITING] = Waiting(config, times)
     try:
-        return load_run(config, read_settings(config), progress, WaitingLine(config))
+        return load_run(config, read_settings(config), progress, waiting)
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from None
 
@@ -319,11 +325,14 @@ def _close(config: pytest.Config) -> Notes:
     notes = Notes()
     if RUN in config.stash:
         run = config.stash[RUN]
+        config.stash[WAITING].close()
         run.close()
         notes.add(Notes(run.member.incidents, run.errors, run.profiles()))
     if DESK in config.stash:
         config.stash[DESK].close()
     worker = getattr(config, "workerinput", None)
+    if RUN in config.stash and worker is None:
+        config.stash[START_TIMES].remember(config.stash[RUN].servers())
     if WORKER_NOTES in config.stash:
         notes.add(config.stash[WORKER_NOTES].collect())
     elif worker is not None:

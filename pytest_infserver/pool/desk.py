@@ -17,6 +17,7 @@ from pytest_infserver.pool.lease import Lease
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
+    from pytest_infserver.pool.outlook import Outlook
     from pytest_infserver.pool.pool import Pool
 
 INPUT = "infserver_pool"
@@ -34,14 +35,14 @@ class Desk:
     """
 
     def __init__(
-        self, pool: Pool, *, each: bool, waiting: Callable[[InferenceServer], object], progress: Callable[[str], object]
+        self, pool: Pool, *, each: bool, waiting: Callable[[Outlook], object], progress: Callable[[str], object]
     ) -> None:
         """Open the desk.
 
         Args:
             pool: What the workers share.
             each: Whether every worker runs every test; else each test runs on one of them.
-            waiting: Gets a server that somebody waits for, in some thread.
+            waiting: Gets what all who wait are waiting for, in some thread.
             progress: Gets a line of text when a start takes long for another reason.
         """
         self._pool = pool
@@ -194,8 +195,8 @@ class Desk:
         self._pool.watch(server)
         return server.view()
 
-    def _do_view(self, client: str, name: str) -> Any:
-        return self._pool.server(name).view()
+    def _do_view(self, client: str, name: str, launch: int | None = None) -> Any:
+        return self._pool.view(name, launch)
 
     def _do_stop(self, client: str, name: str) -> Any:
         server = self._pool.alone(client, name)

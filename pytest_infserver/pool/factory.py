@@ -13,6 +13,7 @@ from pytest_infserver.config.validation import build_config, nearest
 from pytest_infserver.errors import ConfigError, InferenceServerError
 from pytest_infserver.launcher.factory import check_config, create_from_config
 from pytest_infserver.pool.configured import single_server
+from pytest_infserver.pool.outlook import outlook_on
 
 if TYPE_CHECKING:
     from pytest_infserver.config.model import ServerConfig
@@ -56,7 +57,7 @@ class ServerFactory:
             node = self._node(scope)
             server = create_from_config(self._config(which, settings))
             server.on_progress = self._run.progress
-            server.on_wait = self._run.waiting
+            server.on_wait = lambda server: self._run.waiting(outlook_on(server))
             server.on_warning = self._run.member.incidents.append
             self._run.know_extra(server)
             node.addfinalizer(self._stopper(server))

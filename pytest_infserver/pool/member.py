@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 from pytest_infserver.pool.lease import Lease, Problem
 
 if TYPE_CHECKING:
+    from pytest_infserver.launcher.follower import View
     from pytest_infserver.launcher.server import InferenceServer
+    from pytest_infserver.pool.outlook import Outlook
     from pytest_infserver.pool.pool import Pool
 
 CLIENT = "main"
@@ -51,6 +53,9 @@ class Member(Protocol):
     def death(self, lease: Lease) -> str | None:
         """Return why the server has died since it was leased, or None if it has not."""
 
+    def view(self, name: str, launch: int) -> View | None:
+        """Return how a server is as its owner sees it, or None if that does not answer at once; nothing is raised."""
+
     def take_problems(self) -> list[Problem]:
         """Return what went wrong at stops since the last call."""
 
@@ -66,14 +71,12 @@ class LocalMember:
 
     alone = True
 
-    def __init__(
-        self, pool: Pool, *, waiting: Callable[[InferenceServer], object], progress: Callable[[str], object]
-    ) -> None:
+    def __init__(self, pool: Pool, *, waiting: Callable[[Outlook], object], progress: Callable[[str], object]) -> None:
         """Join a pool.
 
         Args:
             pool: The pool.
-            waiting: Gets a server that is waited for, now and then, and once when it does not start any more.
+            waiting: Gets what is waited for, now and then, and once when that has come to an end.
             progress: Gets a line of text when a start takes long for another reason.
         """
         self.pool = pool
@@ -130,6 +133,10 @@ class LocalMember:
     def death(self, lease: Lease) -> str | None:
         """Return why the server has died since it was leased."""
         return self.pool.death(lease.name, lease.launch)
+
+    def view(self, name: str, launch: int) -> View | None:
+        """Return how a server is."""
+        return self.pool.view(name, launch)
 
     def take_problems(self) -> list[Problem]:
         """Return what went wrong at stops since the last call."""

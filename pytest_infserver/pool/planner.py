@@ -247,6 +247,10 @@ class Planner:
         """Return who uses a server."""
         return [self._leased[ticket] for ticket in sorted(self._server(name).leases)]
 
+    def wishes(self) -> list[Request]:
+        """Return what is asked for and not yet granted, in the order in which it is seen to."""
+        return self._queue() if self._waiting else []
+
     def is_wanted(self, name: str) -> bool:
         """Tell whether further tests want a server."""
         return self._server(name).wanted_later

@@ -16,13 +16,16 @@ import pytest
 
 from pytest_infserver.errors import ConfigError, InferenceServerError, ServerDiedError, ServerStartupError
 from pytest_infserver.launcher.liveness import notice_death
+from pytest_infserver.launcher.messages import repeated
 from pytest_infserver.pool.lease import Lease, Problem
 from pytest_infserver.pool.make_way import in_the_way, on_devices
 from pytest_infserver.pool.outcomes import OUTCOMES, user_error
+from pytest_infserver.pool.outlook import Outlook, Wait, causes, outlook
 from pytest_infserver.pool.planner import ENDED, Grant, Phase, Planner, Request, Start, Stop
 
 if TYPE_CHECKING:
     from pytest_infserver.config.model import ServerConfig
+    from pytest_infserver.launcher.follower import View
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.room import MachineRoom
 
@@ -71,6 +74,7 @@ class Pool:
         configs: The servers by name.
         incidents: What happened to servers and is worth a word.
         on_end: Gets a server whose process has ended, whoever ended it.
+        on_made: Gets each server before anything is done with it.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class Pool:
         self.configs = configs
         self.incidents: list[str] = []
         self.on_end: Callable[[InferenceServer], object] = lambda server: None
+        self.on_made: Callable[[InferenceServer], object] = lambda server: None
         self._room = room
         self._hooks = hooks
         self._policy = policy or Policy()
@@ -94,7 +99,9 @@ class Pool:
         self._servers: dict[str, InferenceServer] = {}
         self._failures: dict[str, InferenceServerError] = {}
         self._shown: set[str] = set()
+        self._first_told: dict[str, str] = {}
         self._deaths: dict[tuple[str, int], str] = {}
+        self._last_views: dict[tuple[str, int | None], View] = {}
         self._restarts: Counter[str] = Counter()
         self._evictions: Counter[tuple[str, str]] = Counter()
         self._tests: dict[str, tuple[str, ...]] = {}
@@ -102,6 +109,8 @@ class Pool:
         self._tickets = itertools.count(1)
         self._granted: dict[int, Grant] = {}
         self._running: dict[int, tuple[str, str]] = {}
+        self._asked: dict[int, float] = {}
+        self._begun: dict[str, float] = {}
         self._users: dict[str, str] = {}
         self._used: dict[str, float] = {}
         self._watched: dict[str, int] = {}
@@ -197,7 +206,7 @@ class Pool:
         test: str | None = None,
         exclusive: bool = False,
         undisturbed: bool = False,
-        waiting: Callable[[InferenceServer], object] = lambda server: None,
+        waiting: Callable[[Outlook], object] = lambda outlook: None,
         progress: Callable[[str], object] = lambda text: None,
     ) -> list[Lease]:
         """Wait for servers, all of them together; an error is in the leases, not raised.
@@ -208,7 +217,7 @@ class Pool:
             test: Node id of the test that needs them.
             exclusive: Whether nobody else may use them meanwhile, and the test may stop them.
             undisturbed: Whether nobody else may use them meanwhile.
-            waiting: Gets each server that is starting, now and then, and once when that has come to an end.
+            waiting: Gets what all who wait are waiting for, now and then, and once when this has come to an end.
             progress: Gets what takes long for another reason.
         """
         handles = [self.server(name) for name in names]
@@ -220,18 +229,24 @@ class Pool:
             with self._changed:
                 if test is not None:
                     self._running[ticket] = client, test
+                self._asked[ticket] = time.monotonic()
                 self._planner.ask(Request(ticket, client, tuple(names), exclusive, undisturbed))
                 self._proceed()
-            self._wait_for(ticket, handles, waiting, progress)
+            self._wait_for(ticket, waiting, progress)
         except BaseException:
+            self._asked.pop(ticket, None)
             self.release(ticket)
+            waiting(self.outlook())
             raise
         with self._changed:
+            del self._asked[ticket]
             grant = self._granted.pop(ticket)
             if test is not None:
                 self._users.update(dict.fromkeys(names, test))
-            failed = next((self._failures[name] for name in names if name in self._failures), None)
-            return [self._lease(ticket, name, grant, exclusive, failed) for name in names]
+            # All of them together or none.
+            failed = next((name for name in names if name in self._failures), None)
+            errors = {name: self._failure(name if name in self._failures else failed, test) for name in names}
+            return [self._lease(ticket, name, grant, exclusive, errors[name]) for name in names]
 
     def release(self, ticket: int, done: str | None = None) -> None:
         """Take a lease back.
@@ -256,6 +271,12 @@ class Pool:
             self._note_deaths()
             return self._deaths.get((name, launch))
 
+    def view(self, name: str, launch: int | None = None) -> View:
+        """Return how a server is; if a launch is named that has died, how it was then."""
+        with self._changed:
+            last = self._last_views.get((name, launch))
+        return self.server(name).view() if last is None else last
+
     def take_problems(self) -> list[Problem]:
         """Return what went wrong at stops since the last call; raise what a hook raised to end the run."""
         self.raise_exit()
@@ -271,6 +292,14 @@ class Pool:
         """Tell whether a server runs now."""
         with self._changed:
             return self._planner.phase(name) is Phase.UP
+
+    def outlook(self) -> Outlook:
+        """Return what those wait for who wait now."""
+        with self._changed:
+            if self._closed or not self._planner.wishes():
+                return outlook()
+            tests = {ticket: test for ticket, (_, test) in self._running.items()}
+            return outlook(tuple(self._wait(*cause) for cause in causes(self._planner, self._room, tests)))
 
     def raise_exit(self) -> None:
         """Raise what a hook raised to end the run."""
@@ -340,15 +369,16 @@ class Pool:
         server.on_progress = self._lines.append
         server.on_warning = self.incidents.append
         server.refuse_stop(shared(server))
+        self.on_made(server)
         return server
 
-    def _wait_for(
-        self,
-        ticket: int,
-        servers: Sequence[InferenceServer],
-        waiting: Callable[[InferenceServer], object],
-        progress: Callable[[str], object],
-    ) -> None:
+    def _wait(self, name: str, hindrance: str, ticket: int | None) -> Wait:
+        now = time.monotonic()
+        changes = self._planner.phase(name) in (Phase.STARTING, Phase.STOPPING)
+        begin = self._begun.get(name, now) if changes or ticket is None else self._asked.get(ticket, now)
+        return Wait(self._servers[name], now - begin, hindrance)
+
+    def _wait_for(self, ticket: int, waiting: Callable[[Outlook], object], progress: Callable[[str], object]) -> None:
         """Wait until a request is answered; without the lock."""
         while True:
             with self._changed:
@@ -362,8 +392,7 @@ class Pool:
                 answered = ticket in self._granted
             for line in self._take_lines():
                 progress(line)
-            for server in servers:
-                waiting(server)
+            waiting(self.outlook())
             if answered:
                 return
 
@@ -372,11 +401,9 @@ class Pool:
         return lines
 
     def _lease(
-        self, ticket: int, name: str, grant: Grant, exclusive: bool, failed: InferenceServerError | None
+        self, ticket: int, name: str, grant: Grant, exclusive: bool, error: InferenceServerError | None
     ) -> Lease:
         server = self._servers[name]
-        # All of them together or none.
-        error = self._failures.get(name) or failed
         if error is None and grant.refusal is not None:
             error = InferenceServerError(grant.refusal)
         log_start = server.log_size
@@ -387,6 +414,15 @@ class Pool:
         if exclusive and error is None:
             server.refuse_stop(None)
         return Lease(ticket, name, server, server.launches, log_start, error, exclusive)
+
+    def _failure(self, name: str | None, test: str | None) -> InferenceServerError | None:
+        """Return why a server could not be had: all of it for the first test, for each later one that and where."""
+        error = None if name is None else self._failures.get(name)
+        if error is None or test is None:
+            return error
+        first = self._first_told.setdefault(str(name), test)
+        text = repeated(str(error), first)
+        return error if first == test or text == str(error) else type(error)(text)
 
     def _take_over(self, name: str) -> None:
         """Take a server over that an earlier run has kept, if there is one like this; without the lock."""
@@ -454,10 +490,12 @@ class Pool:
             for decision in self._planner.decide(time.monotonic()):
                 if isinstance(decision, Start):
                     self.server(decision.name)
+                    self._begun[decision.name] = time.monotonic()
                     self._starts[decision.name] = self._spawn(self._start, decision.name)
                 elif isinstance(decision, Stop):
                     if decision.room_for is not None:
                         self._evictions[decision.name, decision.room_for] += 1
+                    self._begun[decision.name] = time.monotonic()
                     self._spawn(self._stop, decision.name)
                 else:
                     self._granted[decision.request.ticket] = decision
@@ -484,6 +522,7 @@ class Pool:
             if reason is None:
                 continue
             self._deaths[name, server.launches] = reason
+            self._last_views[name, server.launches] = server.view()
             # Before it is started again.
             self.on_end(server)
             self._planner.died(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Client, Connection
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from pytest_infserver.launcher.follower import FollowedProcess, View
     from pytest_infserver.launcher.process import Exit
     from pytest_infserver.launcher.server import InferenceServer
+
+_VIEW_LIMIT = 2.0
+"""Seconds that the report of a failed test waits for what the controller knows of its servers."""
 
 
 class RemoteMember:
@@ -106,6 +110,31 @@ class RemoteMember:
         """Return why the server has died since it was leased."""
         with self._lock:
             return self._deaths.get((lease.name, lease.launch))
+
+    def view(self, name: str, launch: int) -> View | None:
+        """Return how a server is as the controller sees it, or None if that does not answer at once."""
+        if os.getpid() != self._pid or not self._asking.acquire(timeout=_VIEW_LIMIT):
+            return None
+        try:
+            if self._acquiring is not None:
+                # The answer to another question comes first, and nobody knows when.
+                return None
+            self._number += 1
+            self._desk.send((self._number, "view", {"name": name, "launch": launch}))
+            return self._view_answer(self._number)
+        except Exception:
+            # A test has failed and is being reported: what is not known is left out.
+            return None
+        finally:
+            self._asking.release()
+
+    def _view_answer(self, wanted: int) -> View | None:
+        deadline = time.monotonic() + _VIEW_LIMIT
+        while self._desk.poll(max(0.0, deadline - time.monotonic())):
+            number, kind, answer = self._desk.recv()
+            if number == wanted:
+                return None if kind == FAILED else answer
+        return None
 
     def take_problems(self) -> list[Problem]:
         """Return nothing: the controller stops the servers, and says what went wrong with that."""

@@ -100,6 +100,17 @@ class MachineRoom:
         """Return the keys of the GPUs of which a server may get some."""
         return {device.key for device in self._demands[name].candidates(self.visible)}
 
+    def holders(self, name: str) -> set[str]:
+        """Return the servers of this run that have some of what a server could get."""
+        if not self._needs_devices(name):
+            return set(self._places)
+        keys = self.candidates(name)
+        return {other for other, claim in self._claims.items() if any(device.key in keys for device in claim.devices)}
+
+    def gpus_wanted(self, name: str) -> int:
+        """Return how many GPUs a server needs."""
+        return 0 if name in self._attached else self._demands[name].count
+
     def release(self, name: str) -> None:
         """Give a server's room back."""
         self._adopted.discard(name)

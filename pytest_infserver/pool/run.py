@@ -23,10 +23,12 @@ _NOT_PROFILED = (
 )
 
 if TYPE_CHECKING:
+    from pytest_infserver.launcher.follower import View
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.choice import Choice
     from pytest_infserver.pool.lease import Lease
     from pytest_infserver.pool.member import Member
+    from pytest_infserver.pool.outlook import Outlook
     from pytest_infserver.settings import Settings
 
 
@@ -38,13 +40,14 @@ class Run:
         choice: Which test runs on which servers.
         member: Gives out the servers.
         progress: Gets a line of text when a start takes long for a reason.
-        waiting: Gets a starting server now and then, and once when it does not start any more.
+        waiting: Gets what is waited for, now and then, and once when that has come to an end.
         item: The test that runs now.
         leases: Its uses of configured servers, by name.
         extra_servers: The servers of `inference_server_factory`, each with the size of its log when the test began.
         late: Reports what turns up after a test.
         late_errors: What went wrong in the running test's teardown and must not be raised there.
         errors: What went wrong and belongs to no test.
+        on_extra: Gets each server of `inference_server_factory` before it is started.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class Run:
         late: LateReports,
         *,
         progress: Callable[[str], None] = lambda text: None,
-        waiting: Callable[[InferenceServer], None] = lambda server: None,
+        waiting: Callable[[Outlook], None] = lambda outlook: None,
     ) -> None:
         self.settings = settings
         self.progress = progress
@@ -67,6 +70,7 @@ class Run:
         self.extra_servers: list[tuple[InferenceServer, int]] = []
         self.late_errors: list[str] = []
         self.errors: list[str] = []
+        self.on_extra: Callable[[InferenceServer], object] = lambda server: None
         self.late = late
         self._pinned: set[str] = set()
         self._planned: set[str] = set()
@@ -191,6 +195,7 @@ class Run:
         """Watch a server that the running test has started beside those that are configured."""
         self.extra_servers.append((server, 0))
         self._extra.append(server)
+        self.on_extra(server)
 
     def new_profiles(self) -> list[Path]:
         """Return the traces that were asked for since this was called last."""
@@ -203,7 +208,11 @@ class Run:
 
     def profiles(self) -> dict[str, str]:
         """Return path to server of all traces that were made here."""
-        return {str(path): server.name for server in [*self.member.servers(), *self._extra] for path in server.profiles}
+        return {str(path): server.name for server in self.servers() for path in server.profiles}
+
+    def servers(self) -> list[InferenceServer]:
+        """Return all servers that were wanted here so far."""
+        return [*self.member.servers(), *self._extra]
 
     def remember_dependents(self, parameter: object, finish: Callable[[], object]) -> None:
         """Note how the fixtures that depend on a server are finished, for before its stop.
@@ -243,6 +252,12 @@ class Run:
             return None
         self._reported.add((server, launch))
         return reason
+
+    def view(self, server: InferenceServer) -> View:
+        """Return how a server of the running test is; nobody is waited for long."""
+        lease = self.leases.get(server.name)
+        view = self.member.view(server.name, lease.launch) if lease is not None and lease.server is server else None
+        return server.view() if view is None else view
 
     def pause(self) -> Callable[[], None]:
         """Let no server be taken for hung, as under a debugger; return what lets time pass again."""

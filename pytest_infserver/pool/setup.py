@@ -20,7 +20,7 @@ from pytest_infserver.selection import Candidate
 
 if TYPE_CHECKING:
     from pytest_infserver.config.model import ServerConfig
-    from pytest_infserver.launcher.server import InferenceServer
+    from pytest_infserver.pool.outlook import Outlook
     from pytest_infserver.settings import Settings
 
 
@@ -28,7 +28,7 @@ def load_run(
     config: pytest.Config,
     settings: Settings,
     progress: Callable[[str], None],
-    waiting: Callable[[InferenceServer], None],
+    waiting: Callable[[Outlook], None],
 ) -> Run:
     """Read the configuration of a run, and join its pool, or make it.
 
@@ -36,7 +36,7 @@ def load_run(
         config: pytest's configuration.
         settings: Ours.
         progress: Gets a line of text when a start takes long for a reason.
-        waiting: Gets a starting server now and then, and once when it does not start any more.
+        waiting: Gets what is waited for, now and then, and once when that has come to an end.
 
     Raises:
         ConfigError: Something in it is wrong.
@@ -58,14 +58,14 @@ def load_run(
     return Run(settings, choice, member, late, progress=progress, waiting=waiting)
 
 
-def open_desk(config: pytest.Config, run: Run, waiting: Callable[[InferenceServer], None]) -> Desk:
+def open_desk(config: pytest.Config, run: Run) -> Desk:
     """Let the workers of xdist share the pool of its controller."""
     assert isinstance(run.member, LocalMember)
     pool = run.member.pool
     # The controller runs no tests: nobody waits for it.
     pool.leave(CLIENT)
     each = config.getoption("dist", "no") == "each"
-    desk = Desk(pool, each=each, waiting=waiting, progress=pool.incidents.append)
+    desk = Desk(pool, each=each, waiting=run.waiting, progress=pool.incidents.append)
     pool.on_end = desk.tell_end
     return desk
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_infserver.launcher.liveness import notice_death
-from pytest_infserver.launcher.redaction import redact
+from pytest_infserver.launcher.redaction import margin, redact
+from pytest_infserver.launcher.state import ServerState
+from pytest_infserver.reporting.log_text import clean
+from pytest_infserver.reporting.server_state import describe_state
 
 if TYPE_CHECKING:
+    from pytest_infserver.launcher.follower import View
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.run import Run
 
 MAX_LOG = 16 * 1024
 """Bytes of a server's log that one section shows."""
-_MAX_RUN = 5
 
 
 def add_server_sections(report: pytest.TestReport, run: Run) -> pytest.TestReport:
-    """Make a test whose server died fail, and show a failed test's server logs.
+    """Make a test whose server died fail, and show in a failed one how its servers are and what they wrote.
 
     Args:
         report: The report of one phase.
@@ -32,8 +33,11 @@ def add_server_sections(report: pytest.TestReport, run: Run) -> pytest.TestRepor
         reason = run.death(server)
         if reason is not None:
             _fail(report, reason)
-        if report.failed and not server.attached:
-            _add_log(report, server, log_start)
+        if report.failed:
+            view = run.view(server)
+            _add_state(report, run, server, view)
+            if not server.attached:
+                _add_log(report, run, server, log_start, view.log_end)
     return report
 
 
@@ -52,35 +56,39 @@ def _fail(report: pytest.TestReport, reason: str) -> None:
         del report.wasxfail
 
 
-def _add_log(report: pytest.TestReport, server: InferenceServer, log_start: int) -> None:
-    text = _log(server, log_start)
+def _add_state(report: pytest.TestReport, run: Run, server: InferenceServer, view: View) -> None:
+    # Its start error says all about one that does not run.
+    if _not_started(run, server):
+        return
+    text = redact(describe_state(view, attached=server.attached), server.secrets)
+    # Where it runs stands above its log, if it has one.
+    where = f" ({server.get_backend_name()}, {server.server_url})" if server.attached else ""
+    report.sections.append((f"{server.name}: state{where}", text))
+
+
+def _add_log(report: pytest.TestReport, run: Run, server: InferenceServer, log_start: int, log_end: int | None) -> None:
+    text = _log(server, log_start, log_end)
     if text or server.running:
-        report.sections.append((_title(server, report.when), text or "(nothing)"))
+        during = "start" if _not_started(run, server) else "this test"
+        where = f"{server.get_backend_name()}, {server.server_url}, {server.log_path}"
+        report.sections.append((f"{server.name}: log during {during} ({where})", text or "(nothing)"))
 
 
-def _title(server: InferenceServer, when: str | None) -> str:
-    during = "start" if when == "setup" and not server.running else "this test"
-    return f"{server.name}: log during {during} ({server.get_backend_name()}, {server.server_url}, {server.log_path})"
+def _not_started(run: Run, server: InferenceServer) -> bool:
+    lease = run.leases.get(server.name)
+    could_not_be_had = lease is not None and lease.server is server and lease.error is not None
+    return not server.running and (could_not_be_had or server.state in (ServerState.NEW, ServerState.FAILED))
 
 
-def _log(server: InferenceServer, log_start: int) -> str:
-    text = server.read_log(log_start, MAX_LOG).rstrip()
-    if not text:
-        return ""
+def _log(server: InferenceServer, log_start: int, log_end: int | None) -> str:
     secrets = server.secrets
-    if server.log_size - log_start > MAX_LOG:
-        # What is left of a secret that the limit has cut in two must go as well.
-        note, _, rest = text.partition("\n")
-        text = f"{note}\n{rest[max(map(len, secrets), default=0) :]}"
-    return _collapsed(redact(text, secrets))
-
-
-def _collapsed(text: str) -> str:
-    """Return the text with long runs of lines that differ only in numbers cut short."""
-    lines: list[str] = []
-    for _, group in itertools.groupby(text.split("\n"), lambda line: re.sub(r"[0-9]+", "0", line)):
-        run = list(group)
-        if len(run) > _MAX_RUN:
-            run = [run[0], f"[... {len(run) - 2} similar lines left out]", run[-1]]
-        lines += run
-    return "\n".join(lines)
+    begin = max(0, log_start - margin(secrets))
+    data, left_out = server.read_log_bytes(begin, MAX_LOG + margin(secrets), log_end)
+    size = len(data) + left_out - (log_start - begin)
+    # A log that was truncated meanwhile is shown from its beginning.
+    shown = min(size if size >= 0 else len(data), MAX_LOG)
+    before, data = data[: len(data) - shown], data[len(data) - shown :]
+    text = clean(before, data, secrets)
+    if text and size > shown:
+        return f"[... {size - shown} bytes left out, see {server.log_path}]\n{text}"
+    return text

@@ -24,6 +24,7 @@ def visible_terminal(config: pytest.Config) -> Iterator[pytest.TerminalReporter 
 
 
 def write_line(terminal: pytest.TerminalReporter, text: str) -> None:
-    """Write a line of this plugin."""
+    """Write a line of this plugin, at once also where pytest's output is buffered."""
     terminal.ensure_newline()
-    terminal.write_line(f"infserver: {text}")
+    # In one piece: under xdist other threads may write meanwhile.
+    terminal.write(f"infserver: {text}\n", flush=True)

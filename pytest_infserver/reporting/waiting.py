@@ -1,80 +1,184 @@
-"""What a server that is starting does, shown while the user waits for it."""
+"""What servers do that somebody waits for, shown meanwhile."""
 
 from __future__ import annotations
 
-import re
+import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from pytest_infserver.reporting.terminal import visible_terminal, write_line
+from pytest_infserver.reporting.live_lines import LiveLines, terminal_size
+from pytest_infserver.reporting.plain_lines import PlainLines
+from pytest_infserver.reporting.terminal import visible_terminal
+from pytest_infserver.reporting.wait_table import Row, table
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
+    from pytest_infserver.pool.outlook import Outlook, Wait
+    from pytest_infserver.reporting.start_times import StartTimes
 
 _FIRST_LIVE = 1.0
-_FIRST_PLAIN = 5.0
-_NEXT_PLAIN = 15.0
+"""Seconds that a wait has to last to be shown at all."""
+_NEXT_LIVE = 0.2
+"""Seconds between two drawings; whoever waits looks every 0.25 s."""
 
 
-class WaitingLine:
-    """One line that is rewritten on a terminal; elsewhere a line for a new phase, not more than one in 15 s."""
+class _View(Protocol):
+    """One way of showing it."""
 
-    def __init__(self, config: pytest.Config, *, live: bool = True) -> None:
+    def is_due(self, waits: Sequence[Wait]) -> bool:
+        """Tell whether there is something to show, or to take away."""
+
+    def show(self, terminal: pytest.TerminalReporter, waits: Sequence[Wait]) -> None:
+        """Show it."""
+
+    def close(self) -> None:
+        """Take away what is shown."""
+
+
+class Waiting:
+    """Shows it as lines that are rewritten on a terminal, elsewhere as a line now and then.
+
+    Any thread may call it. It asks nobody else for a lock, whoever writes on the terminal meanwhile.
+    """
+
+    def __init__(self, config: pytest.Config, times: StartTimes) -> None:
         """Show nothing yet.
 
         Args:
             config: pytest's configuration.
-            live: Whether a line may be rewritten; not where somebody else writes at the same time.
+            times: How long the servers' last starts took.
         """
         self._config = config
-        self._may_live = live
-        self._live = False
-        self._lock = threading.Lock()
-        self._shown: dict[InferenceServer, tuple[str, float]] = {}
+        self._describe = Describer(times)
+        self._lock = threading.RLock()
+        self._number = 0
+        self._closed = False
+        self._view: _View | None = None
 
-    def __call__(self, server: InferenceServer) -> None:
-        """Show where a starting server is, or that it has come to an end with that."""
-        seconds = server.starting_seconds
-        if seconds is None and not self._live and server not in self._shown:
+    def __call__(self, outlook: Outlook) -> None:
+        """Show what is waited for; nothing if nobody waits any more."""
+        # A drawing may be left out while another thread draws; the end may not.
+        if not self._lock.acquire(blocking=not outlook.waits):
             return
-        if seconds is not None and seconds < _FIRST_LIVE:
-            return
-        with self._lock, visible_terminal(self._config) as terminal:
-            if terminal is None or terminal.verbosity < 0:
+        try:
+            if self._closed or outlook.number < self._number:
                 return
-            if seconds is None:
-                self._finish(terminal, server)
-            elif terminal.isatty and self._may_live:
-                self._show_live(terminal, server, seconds)
-            else:
-                self._show_plain(terminal, server, seconds)
+            self._number = outlook.number
+            if self._is_due(outlook.waits):
+                self._show(outlook.waits)
+        except (OSError, ValueError):
+            # The terminal is gone, or closed: that must not keep a test from its server.
+            self._closed = True
+        finally:
+            self._lock.release()
 
-    def _show_live(self, terminal: pytest.TerminalReporter, server: InferenceServer, seconds: float) -> None:
-        if not self._live:
-            terminal.ensure_newline()
-            self._live = True
-        text = f"infserver: {server}: {server.phase}, {seconds:.0f} s"
-        room = terminal._tw.fullwidth - 1
-        if len(text) > room:
-            text = f"{seconds:.0f} s: {server.phase}"
-        terminal.rewrite(text[:room], erase=True)
+    def close(self) -> None:
+        """Take away what is shown, and show nothing any more."""
+        with self._lock:
+            self._closed = True
+            if self._view is not None:
+                with contextlib.suppress(OSError, ValueError), visible_terminal(self._config):
+                    self._view.close()
 
-    def _show_plain(self, terminal: pytest.TerminalReporter, server: InferenceServer, seconds: float) -> None:
-        # A percentage alone makes no new phase.
-        phase = re.sub(r" \d+ %", "", server.phase)
-        last_phase, last_time = self._shown.get(server, ("", time.monotonic() - seconds - _NEXT_PLAIN + _FIRST_PLAIN))
-        if phase == last_phase or time.monotonic() - last_time < _NEXT_PLAIN:
-            return
-        self._shown[server] = phase, time.monotonic()
-        write_line(terminal, f"{server}: {server.phase}, {seconds:.0f} s")
+    def _is_due(self, waits: Sequence[Wait]) -> bool:
+        if self._view is not None:
+            return self._view.is_due(waits)
+        return any(wait.seconds >= _FIRST_LIVE for wait in waits)
 
-    def _finish(self, terminal: pytest.TerminalReporter, server: InferenceServer) -> None:
-        if self._live:
-            self._live = False
-            terminal.rewrite("", erase=True)
-            terminal.rewrite("")
-        if self._shown.pop(server, None) is not None and server.running and server.start_seconds is not None:
-            write_line(terminal, f"{server}: ready after {server.start_seconds:.0f} s")
+    def _show(self, waits: Sequence[Wait]) -> None:
+        with visible_terminal(self._config) as terminal:
+            if terminal is None or terminal.verbosity < 0:
+                self._closed = True
+                return
+            if self._view is None:
+                live = terminal.isatty and not _others_write(self._config) and terminal_size(terminal._tw._file)
+                view = _LiveView(self._config, terminal, self._describe) if live else PlainLines(self._describe)
+                self._view = view
+                if not view.is_due(waits):
+                    return
+            self._view.show(terminal, waits)
+
+
+class _LiveView:
+    """One line per server on a terminal."""
+
+    def __init__(self, config: pytest.Config, terminal: pytest.TerminalReporter, describe: Describer) -> None:
+        self._describe = describe
+        self._file = terminal._tw._file
+        # What another reporter writes, or a test, may end to the left of something.
+        alone = type(terminal) is pytest.TerminalReporter and config.getoption("capture", "no") != "no"
+        self._lines = LiveLines(self._file, wipe=alone)
+        self._count = 0
+        self._next = 0.0
+
+    def is_due(self, waits: Sequence[Wait]) -> bool:
+        """Tell whether it is time to draw, or to erase."""
+        if len(waits) == self._count:
+            return bool(waits) and time.monotonic() >= self._next
+        return self._count > 0 or any(wait.seconds >= _FIRST_LIVE for wait in waits)
+
+    def show(self, terminal: pytest.TerminalReporter, waits: Sequence[Wait]) -> None:
+        """Draw."""
+        self._count, self._next = len(waits), time.monotonic() + _NEXT_LIVE
+        size = terminal_size(self._file)
+        encoding = getattr(self._file, "encoding", None) or "utf-8"
+        rows = [self._describe(wait) for wait in waits]
+        # Half of the terminal is left for what pytest shows.
+        lines = [] if size is None else table(rows, size.columns, min(size.lines - 1, max(1, size.lines // 2)))
+        self._lines.show([line.encode(encoding, "replace").decode(encoding, "replace") for line in lines])
+
+    def close(self) -> None:
+        """Erase."""
+        self._count = 0
+        self._lines.show([])
+
+
+class Describer:
+    """Puts into words what is waited for; makes harmless what comes from a server's log."""
+
+    def __init__(self, times: StartTimes) -> None:
+        self._times = times
+        self._phases: dict[InferenceServer, tuple[str, str]] = {}
+
+    def __call__(self, wait: Wait) -> Row:
+        """Return the text for one server."""
+        from pytest_infserver.launcher.diagnosis import readable
+
+        server = wait.server
+        last = None if wait.hindrance else self._times.last(server)
+        return Row(
+            label=readable(str(server).encode("utf-8", "replace")),
+            doing=readable(wait.hindrance.encode("utf-8", "replace")) or self._phase(server),
+            time=f"{wait.seconds:.0f} s",
+            last="" if last is None else f" (last time {last:.0f} s)",
+        )
+
+    def _phase(self, server: InferenceServer) -> str:
+        if server.starting_seconds is None:
+            # Before its launch, or in the hooks that are told of it.
+            return "nearly ready" if server.running else "starting"
+        raw = server.phase
+        known = self._phases.get(server)
+        if known is None or known[0] != raw:
+            known = self._phases[server] = raw, _harmless(server, raw)
+        return known[1]
+
+
+def _harmless(server: InferenceServer, phase: str) -> str:
+    from pytest_infserver.launcher.diagnosis import readable
+
+    try:
+        secrets = frozenset() if phase == server.first_phase else server.secrets
+    except Exception:
+        # A backend's own mistake; its start says it better.
+        return "starting"
+    return readable(phase.encode("utf-8", "replace"), secrets) or "starting"
+
+
+def _others_write(config: pytest.Config) -> bool:
+    """Tell whether other processes write on the terminal: xdist's workers, if what tests write is not captured."""
+    return config.pluginmanager.hasplugin("dsession") and config.getoption("capture", "no") == "no"

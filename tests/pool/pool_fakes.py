@@ -80,6 +80,7 @@ class FakeServer:
         self.state = "new"
         self.launches = 0
         self.log_size = 100
+        self.secrets: frozenset[str] = frozenset()
         self.launch_log_start = 40
         self.refusal: str | None = None
         self.device_keys: tuple[str, ...] = ()

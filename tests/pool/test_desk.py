@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client
+from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pool_fakes import LIMIT, FakeServer, eventually, in_thread, places
 from pytest_infserver import load_server_configs
 from pytest_infserver.errors import InferenceServerError, LeakError, ServerStartupError
 from pytest_infserver.pool import pool as pool_module
+from pytest_infserver.pool import remote as remote_module
 from pytest_infserver.pool.desk import Desk
 from pytest_infserver.pool.lease import Lease
 from pytest_infserver.pool.pool import Hooks, Pool
@@ -387,3 +388,70 @@ def test_a_connection_that_closes_at_any_moment_frees_what_it_had(pool, desk, jo
         time.sleep(0.05)
     connection.close()
     assert acquired(join("gw0"), "a", exclusive=True).error is None
+
+
+# How a server is, for the report of a failed test.
+
+
+def test_a_worker_is_told_how_a_server_is(pool, join) -> None:
+    member = join("gw0")
+    lease = acquired(member, "a")
+    view = member.view("a", 1)
+    assert (view.pid, view.launches, view.running) == (123, 1, True)
+    member.release(lease.ticket)
+
+
+def test_a_controller_that_is_busy_is_not_waited_for_and_its_late_answer_does_no_harm(pool, join, monkeypatch) -> None:
+    member = join("gw0")
+    monkeypatch.setattr(remote_module, "_VIEW_LIMIT", 0.2)
+    go_on = threading.Event()
+    view = fake(pool).view()
+    monkeypatch.setattr(fake(pool), "view", lambda: go_on.wait(LIMIT) and view)
+    begin = time.monotonic()
+    assert member.view("a", 1) is None
+    assert time.monotonic() - begin < LIMIT / 2
+    go_on.set()
+    assert acquired(member, "b").error is None
+    assert member.view("a", 1) == view
+
+
+def test_a_worker_that_is_asking_something_else_is_told_nothing(pool, join, monkeypatch) -> None:
+    member, other = join("gw0"), join("gw1")
+    monkeypatch.setattr(remote_module, "_VIEW_LIMIT", 0.2)
+    member.pin("a")
+    lease = acquired(other, "a", exclusive=True)
+    waiting = in_thread(lambda: member.acquire(["a"], None, False))
+    eventually(lambda: member._acquiring)
+    assert member.view("a", 1) is None
+    other.release(lease.ticket)
+    assert waiting()[0].error is None
+
+
+def test_a_question_that_was_interrupted_is_not_waited_for(pool, join) -> None:
+    member = join("gw0")
+    member._acquiring = 77
+    assert member.view("a", 1) is None
+
+
+def test_what_goes_wrong_with_that_is_never_an_error(pool, desk, join, monkeypatch) -> None:
+    member = join("gw0")
+    monkeypatch.setattr(fake(pool), "view", lambda: 1 / 0)
+    assert member.view("a", 1) is None
+    assert member.view("no-such-server", 1) is None
+    member._desk.close()
+    assert member.view("a", 1) is None
+
+
+def test_a_controller_that_is_gone_knows_nothing(pool, desk, join) -> None:
+    member = join("gw0")
+    ours, theirs = socket.socketpair()
+    member._desk.close()
+    member._desk = Connection(ours.detach())
+    theirs.close()
+    assert member.view("a", 1) is None
+
+
+def test_a_fork_of_a_worker_does_not_ask(pool, join, monkeypatch) -> None:
+    member = join("gw0")
+    monkeypatch.setattr(member, "_pid", os.getpid() + 1)
+    assert member.view("a", 1) is None
