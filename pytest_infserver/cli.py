@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = commands.add_parser("run", help="start servers and show their logs until Ctrl-C")
     run.add_argument("config", help="YAML file")
     run.add_argument("name", nargs="*", help="which of its servers (default: all)")
-    commands.add_parser("schema", help="print the JSON Schema of the configuration")
+    schema = commands.add_parser("schema", help="print the JSON Schema of the configuration, or of run.json")
+    schema.add_argument("of", nargs="?", choices=("config", "run"), default="config")
     fetch = commands.add_parser("fetch", help="fetch a built-in model into the cache")
     fetch.add_argument("model", help="builtin:smollm2")
     commands.add_parser("ps", help="list the servers that run on this machine, kept ones too")
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "run":
             return _run(arguments.config, arguments.name)
         if arguments.command == "schema":
-            return _schema()
+            return _schema(arguments.of)
         if arguments.command == "ps":
             return _ps()
         if arguments.command == "stop":
@@ -79,10 +80,16 @@ def _run(file: str, names: Sequence[str]) -> int:
         return 4
 
 
-def _schema() -> int:
-    from pytest_infserver.config.schema import json_schema
+def _schema(of: str) -> int:
+    if of == "run":
+        from pytest_infserver.reporting.run_schema import run_schema
 
-    print(json.dumps(json_schema(), indent=2))
+        schema = run_schema()
+    else:
+        from pytest_infserver.config.schema import json_schema
+
+        schema = json_schema()
+    print(json.dumps(schema, indent=2))
     return 0
 
 

@@ -78,6 +78,13 @@ OPTIONS = (
         "",
         "WHAT",
     ),
+    Option(
+        "summary",
+        "Table of the servers at the end: auto (default: with -v and on failures), always, never.",
+        "value",
+        "",
+        "WHEN",
+    ),
     Option("strict", "A test that no configured server fits fails instead of being skipped.", "flag"),
     Option("dry-run", "Print the command of each server and stop.", "flag", command_line_only=True),
 )

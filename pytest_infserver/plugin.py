@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.desk import Desk
     from pytest_infserver.pool.run import Run
+    from pytest_infserver.reporting.run_report import RunReport
     from pytest_infserver.reporting.start_times import StartTimes
     from pytest_infserver.reporting.waiting import Waiting
     from pytest_infserver.reporting.worker_notes import Notes, WorkerNotes
@@ -24,6 +25,7 @@ RUN: pytest.StashKey[Run] = pytest.StashKey()
 DESK: pytest.StashKey[Desk] = pytest.StashKey()
 WORKER_NOTES: pytest.StashKey[WorkerNotes] = pytest.StashKey()
 NOTES: pytest.StashKey[Notes] = pytest.StashKey()
+REPORT: pytest.StashKey[RunReport] = pytest.StashKey()
 WAITING: pytest.StashKey[Waiting] = pytest.StashKey()
 START_TIMES: pytest.StashKey[StartTimes] = pytest.StashKey()
 RESUME: pytest.StashKey[Callable[[], None]] = pytest.StashKey()
@@ -72,7 +74,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Read the configuration, before anything is collected or started."""
     config = session.config
     if is_used(config) and not _only_shows(config):
-        run = config.stash[RUN] = _load(config)
+        run = _run(config)
         if config.pluginmanager.hasplugin("dsession") and run.choice.candidates:
             from pytest_infserver.pool.setup import open_desk
 
@@ -87,7 +89,10 @@ def _only_shows(config: pytest.Config) -> bool:
 def _run(config: pytest.Config) -> Run:
     """Return this session's run; one without any of our options has none until a test asks for one."""
     if RUN not in config.stash:
-        config.stash[RUN] = _load(config)
+        from pytest_infserver.reporting.run_report import RunReport
+
+        run = config.stash[RUN] = _load(config)
+        config.stash[REPORT] = RunReport(config, run)
     return config.stash[RUN]
 
 
@@ -177,9 +182,10 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Fail a test whose server could not be had."""
+    """Fail a test whose server could not be had; called again when a test is repeated."""
     if RUN in item.config.stash:
         item.config.stash[RUN].before_setup(item)
+        item.config.stash[REPORT].begin_test()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -217,7 +223,9 @@ def pytest_runtest_makereport(
     from pytest_infserver.reporting.sections import add_server_sections
 
     add_profiles(report, item, run.new_profiles())
-    return add_server_sections(report, run)
+    report = add_server_sections(report, run)
+    item.config.stash[REPORT].note_uses(report, item)
+    return report
 
 
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
@@ -316,6 +324,8 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, obj
         failed = notes.errors or (RUN in session.config.stash and session.config.stash[RUN].late.count)
         if failed and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if REPORT in session.config.stash:
+            session.config.stash[REPORT].write(session, notes)
 
 
 def _close(config: pytest.Config) -> Notes:
@@ -328,6 +338,7 @@ def _close(config: pytest.Config) -> Notes:
         config.stash[WAITING].close()
         run.close()
         notes.add(Notes(run.member.incidents, run.errors, run.profiles()))
+        config.stash[REPORT].add_servers(notes)
     if DESK in config.stash:
         config.stash[DESK].close()
     worker = getattr(config, "workerinput", None)
@@ -341,17 +352,19 @@ def _close(config: pytest.Config) -> Notes:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Show where the traces are, and what belongs to no test."""
+    """Show the servers, where the traces are, and what belongs to no test."""
     notes = config.stash.get(NOTES, None)
     if notes is None:
         return
     from pytest_infserver.reporting.profiles import show_profiles
 
     show_profiles(terminalreporter, notes.profiles)
-    if notes.incidents or notes.errors:
+    lines = config.stash[REPORT].summary() if REPORT in config.stash else []
+    lines += [*notes.incidents, *notes.errors]
+    if lines:
         terminalreporter.section("infserver")
-        for note in [*notes.incidents, *notes.errors]:
-            terminalreporter.write_line(note)
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,7 @@ class Settings:
         prelaunch: Whether servers are started before a test asks for them.
         keep: Seconds that servers live on after their last use, or None.
         on_crash: ``restart`` or ``fail``.
+        summary: When the table of servers is shown: ``auto``, ``always`` or ``never``.
         overrides: Server settings from environment and command line, each with the option it came from; a later
             one counts more.
         defaults: Server settings from the ini file, likewise.
@@ -52,6 +53,7 @@ class Settings:
     prelaunch: bool = True
     keep: float | None = None
     on_crash: str = "restart"
+    summary: str = "auto"
     overrides: tuple[Layer, ...] = ()
     defaults: tuple[Layer, ...] = ()
 
@@ -74,6 +76,7 @@ def read_settings(config: pytest.Config, environ: Mapping[str, str] | None = Non
         prelaunch=reader.get("prelaunch") is not False,
         keep=reader.duration("keep"),
         on_crash=reader.one_of("on-crash", ("restart", "fail")),
+        summary=reader.one_of("summary", ("auto", "always", "never")),
         overrides=reader.overrides(),
         defaults=reader.defaults(),
     )

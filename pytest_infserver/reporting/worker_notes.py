@@ -10,6 +10,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 INPUT = "infserver_notes"
 """Key of a worker's input: the folder in which it leaves its notes.
@@ -26,17 +27,20 @@ class Notes:
         incidents: What is worth a word.
         errors: What makes the run fail.
         profiles: Path of a trace to the server that it shows.
+        servers: The records of servers that belong to no other process.
     """
 
     incidents: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     profiles: dict[str, str] = field(default_factory=dict)
+    servers: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, other: Notes) -> None:
         """Take in those of somebody else."""
         self.incidents += other.incidents
         self.errors += other.errors
         self.profiles.update(other.profiles)
+        self.servers += other.servers
 
 
 class WorkerNotes:

@@ -219,7 +219,7 @@ def test_a_worker_that_crashes_while_it_starts_a_server_of_its_own(project, serv
         def test_fine(inference_server, n): assert get(inference_server, "/argv")["pid"] == inference_server.pid
         """
     )
-    result = run_two()
+    result = run_two("--infserver-summary=never")
     result.assert_outcomes(passed=3, failed=1)
     assert "infserver ====" not in result.stdout.str()
 

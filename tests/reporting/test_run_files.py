@@ -1,0 +1,107 @@
+"""The files of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pytest_infserver.config.model import ServerConfig
+from pytest_infserver.reporting.run_files import RunFiles, as_json, run_folder
+from pytest_infserver.settings import Settings
+
+
+def config(name: str, **settings: object) -> ServerConfig:
+    return ServerConfig(name=name, backend="command", **settings)  # type: ignore[arg-type]
+
+
+def test_the_folder_is_that_of_the_servers(tmp_path: Path) -> None:
+    settings = Settings(defaults=(("rootdir", {"output_dir": "/root/server_logs"}),))
+    one, other = config("a", output_dir="/logs"), config("b", output_dir="/other")
+    remote = config("c", output_dir="/elsewhere", url="http://127.0.0.1:1")
+    assert run_folder(settings, {"a": one}) == Path("/logs")
+    assert run_folder(settings, {"a": one, "c": remote}) == Path("/logs")
+    assert run_folder(settings, {"a": one, "b": other}) == Path("/root/server_logs")
+    assert run_folder(settings, {}) == Path("/root/server_logs")
+    told = Settings(defaults=settings.defaults, overrides=(("--infserver-output-dir", {"output_dir": "/told"}),))
+    assert run_folder(told, {}) == Path("/told")
+
+
+def test_a_file_replaces_that_of_an_earlier_run(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        files = RunFiles(tmp_path / "logs")
+        assert files.write("run.json", lambda text=text: text) == tmp_path / "logs" / "run.json"  # type: ignore[misc]
+        files.close()
+    assert (tmp_path / "logs" / "run.json").read_text() == "two"
+    assert sorted(os.listdir(tmp_path / "logs")) == [".run.lock", "run.json"]
+
+
+def test_runs_at_the_same_time_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    first, second = RunFiles(tmp_path), RunFiles(tmp_path)
+    first.claim()
+    second.claim()
+    assert second.write("run.json", lambda: "second").name == "run-2.json"
+    assert first.write("run.json", lambda: "first").name == "run.json"
+    first.close()
+    second.close()
+    assert RunFiles(tmp_path).write("run.json", lambda: "third").name == "run.json"
+
+
+def test_the_files_of_an_earlier_run_go_when_a_run_begins(tmp_path: Path) -> None:
+    files = RunFiles(tmp_path)
+    for name in ("run.json", "report.html", "trace.json"):
+        files.write(name, lambda: "old")
+    files.close()
+    (tmp_path / "other.json").write_text("")
+    RunFiles(tmp_path).claim()
+    assert sorted(os.listdir(tmp_path)) == [".run.lock", "other.json"]
+
+
+def test_a_run_that_was_killed_does_not_hold_its_name(tmp_path: Path) -> None:
+    code = f"""
+import os, pathlib
+from pytest_infserver.reporting.run_files import RunFiles
+RunFiles(pathlib.Path({str(tmp_path)!r})).claim()
+os.kill(os.getpid(), 9)
+"""
+    subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert RunFiles(tmp_path).write("run.json", lambda: "x").name == "run.json"
+
+
+def test_what_cannot_be_written_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
+    files = RunFiles(tmp_path)
+    files.write("run.json", lambda: "old")
+
+    def broken() -> str:
+        raise ValueError("no text")
+
+    with pytest.raises(ValueError, match="no text"):
+        files.write("run.json", broken)
+    assert (tmp_path / "run.json").read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == [".run.lock", "run.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_system(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    files = RunFiles(tmp_path / "file" / "logs")
+    files.claim()
+    with pytest.raises(OSError, match=r"."):
+        files.write("run.json", lambda: "x")
+
+
+def test_text_that_is_no_unicode_is_written_all_the_same(tmp_path: Path) -> None:
+    path = RunFiles(tmp_path).write("report.html", lambda: "a\udc80b")
+    assert path.read_text() == "a\\udc80b"
+
+
+def test_json_has_a_line_for_each_test_and_is_strict() -> None:
+    record = {"version": 1, "servers": [], "tests": [{"id": "a"}, {"id": "b\n"}], "errors": ["x"]}
+    text = as_json(record)
+    assert json.loads(text) == record
+    assert '{"id": "a"},\n{"id": "b\\n"}\n' in text
+    with pytest.raises(ValueError, match="JSON"):
+        as_json({"tests": [{"value": float("nan")}]})
