@@ -362,6 +362,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     lines = config.stash[REPORT].summary() if REPORT in config.stash else []
     lines += [*notes.incidents, *notes.errors]
     if lines:
+        terminalreporter.ensure_newline()
         terminalreporter.section("infserver")
         for line in lines:
             terminalreporter.write_line(line)

@@ -47,6 +47,7 @@ def show_profiles(terminal: Any, of_servers: Mapping[str, str]) -> None:
     reports = [report for reports in terminal.stats.values() for report in reports]
     makers = {**of_servers, **{path: report.nodeid for report in reports for path in paths_of(report)}}
     if makers:
+        terminal.ensure_newline()
         terminal.section("infserver profiles")
         for path, maker in sorted(makers.items(), key=_age):
             terminal.write_line(f"{maker}: {shown(path)}")

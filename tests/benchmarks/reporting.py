@@ -40,7 +40,7 @@ def timed(owner, name, kind):
 
 timed(run_report.RunReport, "note_uses", "test")
 timed(recorder.Recorder, "pytest_runtest_logreport", "test")
-timed(run_report.RunReport, "servers", "run")
+timed(run_report.RunReport, "add_servers", "run")
 timed(run_report.RunReport, "write", "run")
 timed(run_report.RunReport, "summary", "run")
 
@@ -79,7 +79,7 @@ def run(folder: Path, tests: int, workers: int) -> None:
         timeout=LIMIT,
         check=False,
     )
-    print(f"-n {workers}: {result.stdout.strip().splitlines()[-1]}")
+    print(f"-n {workers}: {(result.stdout.strip() or result.stderr.strip()).splitlines()[-1]}")
     spent = [json.loads(path.read_text()) for path in folder.glob("spent-*.json")]
     for kind, unit, share in (("test", "ms per test", tests), ("run", "ms per run", 1)):
         print(f"  {sum(one[kind] for one in spent) * 1000 / share:8.3f} {unit}")

@@ -22,6 +22,7 @@ class Terminal:
     def __init__(self, *reports: Any) -> None:
         self.stats = {"passed": list(reports), "warnings": [SimpleNamespace(message="no report of a test")]}
         self.lines: list[str] = []
+        self.ensure_newline = lambda: None
         self.section = lambda title: self.lines.append(f"= {title}")
         self.write_line = self.lines.append
 
