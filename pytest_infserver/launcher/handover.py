@@ -60,7 +60,7 @@ def keep(server: InferenceServer, seconds: float) -> bool:
     if not process.keep(seconds):
         server.why_not_kept = "its supervisor did not agree: it is about to end"
         return False
-    _end_heartbeat(server)
+    server._end_heartbeat()
     server._process = None
     server._end_memory_watch()
     server._state = ServerState.STOPPED
@@ -68,12 +68,6 @@ def keep(server: InferenceServer, seconds: float) -> bool:
     # Its supervisor holds the port.
     server.release_port()
     return True
-
-
-def _end_heartbeat(server: InferenceServer) -> None:
-    if server._heartbeat is not None:
-        server._heartbeat.end()
-        server._heartbeat = None
 
 
 def _obstacle(server: InferenceServer, seconds: float) -> str | None:
@@ -131,7 +125,7 @@ def _try(server: InferenceServer, kept: KeptServer) -> bool:
     except BaseException:
         # The supervisor ends what nobody owns.
         process.close()
-        _end_heartbeat(server)
+        server._end_heartbeat()
         server._process = None
         server.taken_over = False
         server._port, server._log, server._state, server._owner = before

@@ -13,8 +13,10 @@ from typing import Any
 
 from pytest_infserver.launcher import supervisor
 from pytest_infserver.launcher.door import MAX_QUESTION, SUFFIX
+from pytest_infserver.launcher.memory import resident_memory
 from pytest_infserver.launcher.peer import is_same_user, peer_of
 from pytest_infserver.launcher.places import servers_dir
+from pytest_infserver.launcher.processes import descendants
 from pytest_infserver.launcher.socket_files import connect
 
 KEPT = "kept"
@@ -72,16 +74,7 @@ class KeptServer:
 
     def memory(self) -> int | None:
         """Return the resident memory of its processes in bytes, shared parts counted for each; None if unknown."""
-        import psutil
-
-        total = 0
-        try:
-            for process in psutil.Process(self.supervisor_pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    total += process.memory_info().rss
-        except psutil.Error:
-            return None
-        return total or None
+        return resident_memory(process.pid for process in descendants(self.supervisor_pid)) or None
 
     def stop(self, timeout: float | None = None) -> bool:
         """Stop it, also if somebody uses it, and return when it is gone.

@@ -21,7 +21,7 @@ class Phase(NamedTuple):
 
 def without_percent(phase: str) -> str:
     """Return a phase's name without how far it has come: that alone makes no new phase."""
-    return re.sub(r" \d+ %", "", phase)
+    return re.sub(r" ?\d+ ?%", "", phase)
 
 
 def newest_phase(lines: Iterable[bytes], phases: Sequence[Phase]) -> str | None:

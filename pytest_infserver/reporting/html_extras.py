@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_infserver.reporting.server_record import relative
+from pytest_infserver.reporting.paths import relative
 
 if TYPE_CHECKING:
     from pytest_infserver.reporting.uses import Use

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_infserver.launcher.phases import without_percent
 from pytest_infserver.reporting.terminal import write_line
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ class PlainLines:
         parts = []
         for wait in waits:
             row = self._describe(wait)
-            # A percentage alone makes no new phase.
-            kind = re.sub(r" ?\d+ ?%", "", row.doing)
+            kind = without_percent(row.doing)
             if wait.seconds >= _FIRST and kind != self._told.get(wait.server):
                 self._told[wait.server] = kind
                 if not wait.server.running:

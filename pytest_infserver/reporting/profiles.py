@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_infserver.launcher.profiling.viewers import with_viewer
+from pytest_infserver.reporting.paths import from_here
 
 PROPERTY = "infserver_profile"
 """The name of the property of a test, also in JUnit's XML, that holds the path of a trace."""
@@ -63,8 +63,4 @@ def _age(trace: tuple[str, str]) -> float:
 
 def shown(path: str) -> str:
     """Return a path as one would type it here, and what opens it."""
-    try:
-        short = os.path.relpath(path)
-    except (OSError, ValueError):
-        short = path
-    return with_viewer(path if short.startswith("..") else short)
+    return with_viewer(from_here(path))

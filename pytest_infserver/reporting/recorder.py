@@ -180,15 +180,9 @@ def log_excerpt(server: InferenceServer, start: int, end: int, limit: int) -> st
         end: Byte behind the last one.
         limit: How many bytes it may have; the last ones count.
     """
-    begin = max(start, end - limit)
-    try:
-        with server.log_path.open("rb") as file:
-            file.seek(begin)
-            data = file.read(max(0, end - begin))
-    except OSError:
-        return ""
+    data, left_out = server.read_log_bytes(start, limit, end)
     text = data.decode("utf-8", "replace")
-    if begin > start:
+    if left_out:
         # Half a secret would not be known for one: away with the line that is cut.
         text = text.partition("\n")[2]
     return redact(text, server.secrets)

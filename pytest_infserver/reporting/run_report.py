@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from pytest_infserver.launcher.redaction import redact
 from pytest_infserver.pool.member import LocalMember
 from pytest_infserver.reporting.engine_metrics import Counters, difference
 from pytest_infserver.reporting.html_extras import add_html_extras
+from pytest_infserver.reporting.paths import from_here
 from pytest_infserver.reporting.profiles import paths_of
 from pytest_infserver.reporting.recorder import Recorder
 from pytest_infserver.reporting.records_of_tests import MESSAGE, first_line
@@ -103,7 +103,7 @@ class RunReport:
         if not isinstance(self._run.member, LocalMember) or not notes.servers:
             return
         from pytest_infserver.reporting.timeline.html import render_html
-        from pytest_infserver.reporting.timeline.trace_events import trace_events
+        from pytest_infserver.reporting.timeline.trace_events import trace_text
 
         workers = len(self._config.getoption("tx", None) or ())
         status = int(session.exitstatus)
@@ -111,7 +111,7 @@ class RunReport:
             record = self._recorder.record(status, workers, notes.servers, notes.incidents, notes.errors)
             self._record = record
             self._files.write(RECORD, lambda: as_json(record))
-            self._files.write(TRACE, lambda: json.dumps(trace_events(record)))
+            self._files.write(TRACE, lambda: trace_text(record))
             self._html = self._files.write(REPORT, lambda: render_html(record, self._recorder.excerpt))
         except OSError as error:
             notes.incidents.append(f"the report of this run cannot be written: {error}")
@@ -123,7 +123,7 @@ class RunReport:
 
     def summary(self) -> list[str]:
         """Return the lines of the table, if it is to be shown."""
-        from pytest_infserver.reporting.summary import from_here, is_wanted, summary_lines
+        from pytest_infserver.reporting.summary import is_wanted, summary_lines
 
         if self._record is None:
             return []

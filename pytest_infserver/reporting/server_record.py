@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_infserver.launcher.redaction import redact
+from pytest_infserver.reporting.paths import relative
 from pytest_infserver.reporting.series import MAX_POINTS, halved
 
 if TYPE_CHECKING:
@@ -186,14 +186,6 @@ def _merge(first: dict[str, Any], other: Mapping[str, Any]) -> None:
     first["heartbeat"] = heartbeat_record(
         [(time, seconds) for time, seconds in sorted(samples, key=lambda one: one[0])]
     )
-
-
-def relative(path: os.PathLike[str] | str, folder: Path) -> str:
-    """Return a path as seen from a folder, or as it is where that cannot be said."""
-    try:
-        return os.path.relpath(path, folder)
-    except (OSError, ValueError):
-        return os.fspath(path)
 
 
 def _last(events: Sequence[Event], kind: str) -> float | None:

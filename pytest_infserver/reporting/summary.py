@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pytest_infserver.reporting.paths import from_here
 from pytest_infserver.reporting.server_table import as_size
 
 _NUMBERS = frozenset({"tests", "failed", "restarts"})
@@ -107,13 +107,3 @@ def _aligned(names: Sequence[str], table: Sequence[Mapping[str, str]]) -> list[s
         ).rstrip()
         for row in table
     ]
-
-
-def from_here(path: Path) -> str:
-    """Return a path as one would type it here; in full, where it is outside of the working directory."""
-    full = os.path.normpath(path)
-    try:
-        short = os.path.relpath(full)
-    except (OSError, ValueError):
-        return full
-    return full if short.startswith("..") else short

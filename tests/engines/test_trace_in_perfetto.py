@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from reporting.timeline.records import sample_record, with_odd_values
 
-from pytest_infserver.reporting.timeline.trace_events import write_trace
+from pytest_infserver.reporting.timeline.trace_events import trace_text
 
 from .provision import environment
 
@@ -47,7 +47,7 @@ def perfetto() -> Iterator[Callable[..., Perfetto]]:
 def show(perfetto: Callable[..., Perfetto], tmp_path: Path) -> Callable[[dict[str, Any]], tuple[Perfetto, list[Any]]]:
     def go(record: dict[str, Any]) -> tuple[Perfetto, list[Any]]:
         path = tmp_path / "trace.json"
-        write_trace(record, path)
+        path.write_text(trace_text(record))
         events = json.loads(path.read_text())["traceEvents"]
         return perfetto(path, sum(event["ph"] in "Xi" for event in events)), events
 
@@ -101,7 +101,7 @@ def test_in_one_archive_with_pytorchs_trace_both_are_on_one_axis(
     record.update(started=begin, ended=end)
     # The test during which the profile was made.
     record["tests"][0].update(started=round(begin, 3), ended=round(end, 3))
-    write_trace(record, tmp_path / "trace.json")
+    (tmp_path / "trace.json").write_text(trace_text(record))
     both = tmp_path / "both.zip"
     with zipfile.ZipFile(both, "w") as archive:
         for path in (tmp_path / "trace.json", torch):

@@ -8,10 +8,8 @@ the traces of PyTorch's profiler: put together in one archive, Perfetto shows th
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from pytest_infserver.reporting.timeline.payload import BAD, MAX_NAME
@@ -58,18 +56,9 @@ def trace_events(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_trace(record: Mapping[str, Any], path: Path) -> None:
-    """Write the trace to a file that is there whole or not at all.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_text(json.dumps(trace_events(record), allow_nan=False, separators=(",", ":")), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def trace_text(record: Mapping[str, Any]) -> str:
+    """Return the trace as it stands in the file."""
+    return json.dumps(trace_events(record), allow_nan=False, separators=(",", ":"))
 
 
 def _events(record: Mapping[str, Any]) -> list[Event]:

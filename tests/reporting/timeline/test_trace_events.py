@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from reporting.timeline.records import sample_record, with_odd_values
 
-from pytest_infserver.reporting.timeline.trace_events import LIFE, PERIOD, PIDS, TESTS, trace_events, write_trace
+from pytest_infserver.reporting.run_files import RunFiles
+from pytest_infserver.reporting.timeline.trace_events import LIFE, PERIOD, PIDS, TESTS, trace_events, trace_text
 
 Event = dict[str, Any]
 
@@ -171,8 +172,8 @@ def test_an_empty_record_is_an_empty_trace() -> None:
 
 
 def test_the_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "trace.json"
-    write_trace(sample_record(), path)
+    files = RunFiles(tmp_path)
+    path = files.write("trace.json", lambda: trace_text(sample_record()))
     before = path.read_bytes()
     check(json.loads(before))
 
@@ -181,6 +182,6 @@ def test_the_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="No space left"):
-        write_trace(sample_record(20), path)
+        files.write("trace.json", lambda: trace_text(sample_record(20)))
     assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["trace.json"]
+    assert sorted(os.listdir(tmp_path)) == [".run.lock", "trace.json"]
