@@ -31,6 +31,9 @@ _SESSION_LIMIT = 30.0
 _GRACE = 1.0
 """Seconds for a report whose server has ended: nsys ends after it has written that."""
 _STEP = 0.05
+_UNSENT = b"The proxy is not started."
+"""What a command of 2022.4.2 says when it was too slow, on a busy machine, to reach the session's agent."""
+_TRIES = 5
 _MAX_OUTPUT = 1024 * 1024
 _PARANOID = "/proc/sys/kernel/perf_event_paranoid"
 _OURS = {"--output", "-o", "--session", "--session-new", "--wait", "--force-overwrite", "-f", "--env-var", "-e"}
@@ -223,7 +226,13 @@ class Nsys(Profiler):
             time.sleep(_STEP)
 
     def _run(self, words: Sequence[str], place: Place, waiting: Waiting) -> Output:
-        return _run([self.binary, *words], {**os.environ, "TMPDIR": place.scratch}, waiting)
+        """Run an nsys command, again if nobody was asked."""
+        for tries_left in reversed(range(_TRIES)):
+            output = _run([self.binary, *words], {**os.environ, "TMPDIR": place.scratch}, waiting)
+            if not tries_left or output.problem is None or _UNSENT not in output.data:
+                break
+            time.sleep(_STEP)
+        return output
 
     @cached_property
     def _known(self) -> tuple[frozenset[str], frozenset[str]]:

@@ -84,6 +84,17 @@ def write_report(folder, capture):
         file.write("a report")
 
 
+def refuse(switch):
+    """Refuse a command as the tool does on a busy machine: once, or each time."""
+    once = os.path.join(os.environ["TMPDIR"], f"refused-{switch}")
+    if "never-sent" in FAULTS or ("unsent" in FAULTS and not os.path.exists(once)):
+        open(once, "w").close()
+        sys.exit("The proxy is not started.")
+    if "unknown" in FAULTS and switch == "start" and not os.path.exists(once):
+        open(once, "w").close()
+        sys.exit("Dynamic exception type: boost::wrapexcept<QuadDCommon::NotFoundException>")
+
+
 def start_daemon(code, **how):
     child = os.fork()
     if child:
@@ -182,14 +193,9 @@ def main():
             print(f"\t{row}\n\n\t   What it does.\n")
     elif switch == "launch":
         launch(words)
-    elif switch == "start":
-        start(words)
-    elif switch == "stop":
-        stop(words)
-    elif switch == "sessions":
-        sessions()
     else:
-        sys.exit(f"unknown: {switch}")
+        refuse(switch)
+        {"start": lambda: start(words), "stop": lambda: stop(words), "sessions": sessions}[switch]()
 
 
 if __name__ == "__main__":

@@ -372,6 +372,24 @@ def test_session_that_does_not_come_is_given_up(
     assert "start" not in nsys.verbs()
 
 
+@pytest.mark.parametrize("fault", ["unsent", "unknown"])
+def test_busy_machine_is_asked_again(profiled: Profiled, nsys: FakeNsys, fault: str) -> None:
+    nsys.fail(fault)
+    with profiled("nsys") as server:
+        pass
+    assert nsys.verbs() == ["launch", "start", "stop"]
+    assert report(server.profiles) == "half a report"
+
+
+def test_command_that_reaches_nobody_is_given_up(
+    profiled: Profiled, nsys: FakeNsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pytest_infserver.launcher.profiling.nsys._SESSION_LIMIT", 1.0)
+    nsys.fail("never-sent")
+    with pytest.raises(ProfileError, match="The proxy is not started"):
+        profiled("nsys").start()
+
+
 def test_flush_is_told_as_progress(profiled: Profiled, nsys: FakeNsys) -> None:
     nsys.fail("slow")
     told: list[str] = []
