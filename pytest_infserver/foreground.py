@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import queue
-import re
 import signal
 import sys
 import threading
@@ -17,6 +16,7 @@ from pytest_infserver.config.loading import choose
 from pytest_infserver.config.model import ServerConfig
 from pytest_infserver.launcher.factory import create_from_config, load_server_configs
 from pytest_infserver.launcher.log_follower import LogFollower
+from pytest_infserver.launcher.phases import without_percent
 from pytest_infserver.launcher.profiling.viewers import with_viewer
 from pytest_infserver.launcher.redaction import redact
 from pytest_infserver.launcher.server import InferenceServer
@@ -146,8 +146,7 @@ class _Life:
 
     def _tell_phase(self, server: InferenceServer) -> None:
         seconds = server.starting_seconds
-        # A percentage alone makes no new phase.
-        phase = re.sub(r" \d+ %", "", server.phase)
+        phase = without_percent(server.phase)
         if seconds is None or seconds < _FIRST_PHASE:
             return
         if phase != self._phase or seconds - self._phase_shown >= _NEXT_PHASE:

@@ -107,7 +107,10 @@ def test_what_lies_beside_a_servers_log(project, servers_yaml, run, monkeypatch)
     assert "MY_TOKEN=********" in (folder / "environment.txt").read_text()
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     kinds = [event["event"] for event in events if event["event"] != "phase"]
-    assert kinds == ["starting", "launched", "ready", *["test"] * 6, "stopping", "stopped"]
+    assert [kind for kind in kinds if kind != "test"] == ["starting", "launched", "ready", "stopping", "stopped"]
+    assert kinds.count("test") == 6
+    # The news of each worker's last test may come after the end of its use.
+    assert kinds[:7] == ["starting", "launched", "ready", *["test"] * 4]
     assert {event["outcome"] for event in events if event["event"] == "test"} == {
         "passed",
         "failed",
