@@ -388,6 +388,10 @@ def main(argv: list[str] | None = None) -> NoReturn:
     params.hostnames = ["127.0.0.1"]
     params.port = 8080
     params.n_parallel = -1
+    keys = os.environ.get("LLAMA_API_KEY")
+    if keys:
+        # As llama-server does: on a command line all users of the machine can read it.
+        params.api_keys = _commas(keys)
     for option, value in chosen:
         try:
             option.apply(params, value)

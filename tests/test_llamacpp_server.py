@@ -277,6 +277,14 @@ class TestFlags:
                 server.key = key
                 assert server.post("/v1/completions", prompt="x", max_tokens=1).status_code == status, key
 
+    def test_key_in_environment(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LLAMA_API_KEY", "first,second")
+        with serving(tmp_path, "--api-key", "third") as server:
+            assert server.post("/v1/completions", prompt="x", max_tokens=1).status_code == 401
+            for key, status in {"first": 200, "second": 200, "third": 200, "fourth": 401}.items():
+                server.key = key
+                assert server.post("/v1/completions", prompt="x", max_tokens=1).status_code == status, key
+
     def test_what_is_served(self, tmp_path: Path) -> None:
         with serving(tmp_path, "--no-slots", "--props", "--no-webui", "--slot_save_path", str(tmp_path)) as server:
             assert server.get("/slots").status_code == 501
