@@ -15,6 +15,10 @@ from pytest_infserver.config.flags import ARGUMENT_KEYS
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 # Thirty years: what is longer overflows the clocks of the operating system.
 _MAX_SECONDS = 1_000_000_000
+_MIN_AMOUNT, _MAX_AMOUNT = 0.0001, 1_000_000
+"""Ray counts in steps of that size."""
+_OWN_KEYS = ["CPU", "GPU"]
+_RAYS = ["memory", "object_store_memory"]
 _MAX_SHOWN = 80
 
 
@@ -148,6 +152,25 @@ def _environment(value: Any) -> dict[str, str | None]:
     return result
 
 
+def _amount(value: Any, *path: str | int) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and (value == 0 or _MIN_AMOUNT <= value <= _MAX_AMOUNT):
+        return float(value)
+    expected = f"expected 0, or a number from {_MIN_AMOUNT} to {_MAX_AMOUNT}"
+    raise KindError(f"{expected}, not {_shown(value)}{_unquote(value)}", *path)
+
+
+def _resources(value: Any) -> dict[str, float]:
+    result = {}
+    for key, item in _mapping(value).items():
+        if key in _OWN_KEYS:
+            raise KindError(f"write '{key.lower()}s: N' beside 'resources', not {key} in it", key)
+        if key in _RAYS:
+            raise KindError(f"{key} is Ray's own: use a name that 'ray start --resources' has given", key)
+        result[key] = _amount(item, key)
+    return result
+
+
 def _endpoints(value: Any) -> dict[str, str]:
     result = {}
     for key, item in _mapping(value).items():
@@ -204,6 +227,16 @@ URL = Kind(_url, {"type": "string", "pattern": "^https?://"})
 FLAG = Kind(_flag, {"type": "boolean"})
 PORT = Kind(_integer(1, 65535, "a port from 1 to 65535"), {"type": "integer", "minimum": 1, "maximum": 65535})
 COUNT = Kind(_integer(0, 4096, "a whole number from 0 to 4096"), {"type": "integer", "minimum": 0, "maximum": 4096})
+NODES = Kind(_integer(1, 1024, "a whole number from 1 to 1024"), {"type": "integer", "minimum": 1, "maximum": 1024})
+AMOUNT = Kind(_amount, {"anyOf": [{"const": 0}, {"type": "number", "minimum": _MIN_AMOUNT, "maximum": _MAX_AMOUNT}]})
+RESOURCES = Kind(
+    _resources,
+    {
+        "type": "object",
+        "additionalProperties": AMOUNT.schema,
+        "propertyNames": {"not": {"enum": [*_OWN_KEYS, *_RAYS]}},
+    },
+)
 SECONDS = Kind(_seconds, {"type": "number", "exclusiveMinimum": 0, "maximum": _MAX_SECONDS})
 STRINGS = Kind(_strings, {"type": "array", "items": {"type": ["string", "number"]}})
 LEAKS = Kind(_leaks, {"type": "array", "items": {"type": "string", "pattern": f"^({'|'.join(LEAK_KINDS)}):.+"}})

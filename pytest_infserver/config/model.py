@@ -78,6 +78,11 @@ class ServerConfig:
     )
     profile: ProfileConfig | None = _key(PROFILE, "Profile the server: enabled, tool, output_dir, args.")
     gpus: int | None = _key(kinds.COUNT, "Number of GPUs that the server needs; 0 hides them from it.")
+    cpus: float | None = _key(kinds.AMOUNT, "CPUs that it asks of a cluster, on each node; 1 if unset.")
+    resources: Mapping[str, float] = _key(
+        kinds.RESOURCES, "Amounts of a cluster's own resources that it asks for, on each node.", {}
+    )
+    nodes: int = _key(kinds.NODES, "Number of machines of a cluster that it runs on.", 1)
     launch_command: tuple[str, ...] | None = _key(
         kinds.COMMAND, "Command of the `command` backend; {model}, {host} and {port} are filled in."
     )
