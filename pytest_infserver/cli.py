@@ -7,6 +7,10 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_infserver.reporting.server_stop import Stoppable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,10 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     schema.add_argument("of", nargs="?", choices=("config", "run"), default="config")
     fetch = commands.add_parser("fetch", help="fetch a built-in model into the cache")
     fetch.add_argument("model", help="builtin:smollm2")
-    commands.add_parser("ps", help="list the servers that run on this machine, kept ones too")
+    ps = commands.add_parser("ps", help="list the servers that run on this machine, kept ones too, or on a Ray cluster")
     stop = commands.add_parser("stop", help="stop servers that run, kept ones and those in use")
     stop.add_argument("name", nargs="*", help="name of a server, or a pattern like 'llama-*'")
-    stop.add_argument("--all", action="store_true", help="all servers of this user")
+    stop.add_argument("--all", action="store_true", help="all servers of this user, or of the cluster")
+    for command in (ps, stop):
+        command.add_argument("--cluster", metavar="ADDRESS", help="those on a Ray cluster: HOST:PORT, or auto")
     arguments = parser.parse_args(argv)
     if arguments.command == "stop" and arguments.all == bool(arguments.name):
         stop.error("name the servers, or say --all; 'infserver ps' lists them")
@@ -45,9 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "schema":
             return _schema(arguments.of)
         if arguments.command == "ps":
-            return _ps()
+            return _ps() if arguments.cluster is None else _ps_on_cluster(arguments.cluster)
         if arguments.command == "stop":
-            return _stop(["*"] if arguments.all else arguments.name)
+            names = ["*"] if arguments.all else arguments.name
+            return _stop(names) if arguments.cluster is None else _stop_on_cluster(arguments.cluster, names)
         return _fetch(arguments.model)
     except BrokenPipeError:
         # `infserver schema | head`: the reader has seen enough.
@@ -102,11 +109,48 @@ def _ps() -> int:
     return 0
 
 
+def _ps_on_cluster(address: str) -> int:
+    from pytest_infserver.cluster.listing import cluster_to_look_at
+    from pytest_infserver.errors import InferenceServerError
+    from pytest_infserver.reporting.server_table import cluster_table
+
+    try:
+        with cluster_to_look_at(address) as cluster:
+            lines = cluster_table(cluster.servers())
+    except InferenceServerError as error:
+        return _cluster_failed(error)
+    for line in lines:
+        print(line)
+    return 0
+
+
+def _stop_on_cluster(address: str, names: Sequence[str]) -> int:
+    from pytest_infserver.cluster.listing import cluster_to_look_at
+    from pytest_infserver.errors import InferenceServerError
+
+    try:
+        with cluster_to_look_at(address) as cluster:
+            return _stop_those(cluster.servers(), names)
+    except InferenceServerError as error:
+        return _cluster_failed(error)
+
+
+def _cluster_failed(error: Exception) -> int:
+    from pytest_infserver.errors import ConfigError
+
+    print(f"infserver: {error}", file=sys.stderr)
+    return 4 if isinstance(error, ConfigError) else 1
+
+
 def _stop(names: Sequence[str]) -> int:
     from pytest_infserver.launcher.kept import all_servers
+
+    return _stop_those(all_servers(), names)
+
+
+def _stop_those(servers: Sequence[Stoppable], names: Sequence[str]) -> int:
     from pytest_infserver.reporting.server_stop import NoSuchServer, chosen, stop_all
 
-    servers = all_servers()
     if names == ["*"] and not servers:
         print("no server runs")
         return 0

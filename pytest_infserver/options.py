@@ -85,6 +85,13 @@ OPTIONS = (
         "",
         "WHEN",
     ),
+    Option(
+        "cluster",
+        "Run the servers on a Ray cluster: its HOST:PORT, auto (the one of this machine), or local (one for this run).",
+        "value",
+        "",
+        "ADDRESS",
+    ),
     Option("strict", "A test that no configured server fits fails instead of being skipped.", "flag"),
     Option("dry-run", "Print the command of each server and stop.", "flag", command_line_only=True),
 )

@@ -37,6 +37,7 @@ class Settings:
         prelaunch: Whether servers are started before a test asks for them.
         keep: Seconds that servers live on after their last use, or None.
         on_crash: ``restart`` or ``fail``.
+        cluster: The Ray cluster that the servers run on: an address, ``auto`` or ``local``; None for this machine.
         summary: When the table of servers is shown: ``auto``, ``always`` or ``never``.
         overrides: Server settings from environment and command line, each with the option it came from; a later
             one counts more.
@@ -53,6 +54,7 @@ class Settings:
     prelaunch: bool = True
     keep: float | None = None
     on_crash: str = "restart"
+    cluster: str | None = None
     summary: str = "auto"
     overrides: tuple[Layer, ...] = ()
     defaults: tuple[Layer, ...] = ()
@@ -76,6 +78,8 @@ def read_settings(config: pytest.Config, environ: Mapping[str, str] | None = Non
         prelaunch=reader.get("prelaunch") is not False,
         keep=reader.duration("keep"),
         on_crash=reader.one_of("on-crash", ("restart", "fail")),
+        # An empty one is this machine, whatever the ini file says.
+        cluster=reader.get("cluster") or None,
         summary=reader.one_of("summary", ("auto", "always", "never")),
         overrides=reader.overrides(),
         defaults=reader.defaults(),

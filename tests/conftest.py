@@ -107,7 +107,7 @@ def _processes_with(token: str) -> list[psutil.Process]:
 
 def fake_command(*arguments: str) -> list[str]:
     """Return the command line of the fake engine."""
-    return [sys.executable, "-S", str(FAKE_ENGINE), "--port", "{port}", *arguments]
+    return [sys.executable, "-S", str(FAKE_ENGINE), "--host", "{host}", "--port", "{port}", *arguments]
 
 
 @pytest.fixture

@@ -67,3 +67,15 @@ def test_without_openai_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(pytest.fail.Exception, match=r"pip install 'pytest-infserver\[openai\]'"):
         make_client(CommandServer(launch_command=["x", "{port}"]))
+
+
+def test_on_a_cluster_it_follows_the_server_to_another_place(fake_server: Callable[..., CommandServer]) -> None:
+    pytest.importorskip("openai")
+    first = fake_server("--host", "127.0.0.2", host="127.0.0.2", name="first").start()
+    second = fake_server("--host", "127.0.0.3", host="127.0.0.3", name="second").start()
+    first.node = "node-2 (127.0.0.2)"
+    with make_client(first) as client:
+        assert client.models.list().data[0].id == "fake"
+        first.stop()
+        first._address, first._port = second.host, second.port
+        assert client.models.list().data[0].id == "fake"

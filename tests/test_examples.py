@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from pytest_infserver import ServerConfig, load_server_configs
@@ -26,8 +27,8 @@ def run(argv: list[str], output_dir: Path, **env: str) -> subprocess.CompletedPr
     )
 
 
-def run_example(folder: str, output_dir: Path, **env: str) -> list[str]:
-    argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", f"conftest_examples/{folder}"]
+def run_example(folder: str, output_dir: Path, *arguments: str, **env: str) -> list[str]:
+    argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", f"conftest_examples/{folder}", *arguments]
     result = run(argv, output_dir, **env)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout.splitlines()
@@ -62,6 +63,25 @@ def test_profiling(tmp_path: Path, nothing_left: None) -> None:
         "answers.speedscope.json",
         "test_profiling.test_whole-tiny.speedscope.json",
     ]
+
+
+def test_cluster(tmp_path: Path, nothing_left: None) -> None:
+    pytest.importorskip("ray")
+    from cluster.ray_nodes import RayNodes
+
+    lines = run_example("cluster", tmp_path / "local", "--infserver-cluster", "local")
+    assert (
+        "infserver: servers.yaml: small-context (llamacpp), large-context (llamacpp); on the Ray cluster local" in lines
+    )
+    assert "11 passed, 2 skipped" in lines[-1]
+    nodes = RayNodes(tmp_path, {"head": {"num_cpus": 2, "node_ip_address": "127.0.0.2"}})
+    try:
+        lines = run_example("cluster", tmp_path / "cluster", "--infserver-cluster", nodes.address)
+    finally:
+        nodes.close()
+    assert "13 passed" in lines[-1]
+    lines = run_example("cluster", tmp_path / "machine")
+    assert "9 passed, 4 skipped" in lines[-1]
 
 
 def test_attach(tmp_path: Path, nothing_left: None) -> None:

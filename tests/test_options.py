@@ -395,6 +395,24 @@ def test_the_options_of_the_pool(
     assert pool_options(settings_of(pytester, *words, environ=environ)) == expected
 
 
+@pytest.mark.parametrize(
+    ("words", "environ", "expected"),
+    [
+        ([], {}, "auto"),
+        ([], {"INFSERVER_CLUSTER": "head:6379"}, "head:6379"),
+        (["--infserver-cluster=local"], {"INFSERVER_CLUSTER": "head:6379"}, "local"),
+        # This machine, whatever the ini file says.
+        (["--infserver-cluster="], {"INFSERVER_CLUSTER": "head:6379"}, None),
+        ([], {"INFSERVER_CLUSTER": ""}, "auto"),
+    ],
+)
+def test_the_cluster(
+    pytester: pytest.Pytester, words: list[str], environ: dict[str, str], expected: str | None
+) -> None:
+    pytester.makeini("[pytest]\ninfserver_cluster = auto\n")
+    assert settings_of(pytester, *words, environ=environ).cluster == expected
+
+
 @NATIVE_TOML
 @pytest.mark.parametrize(
     ("lines", "expected"),

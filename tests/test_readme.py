@@ -72,8 +72,9 @@ def test_commands_without_a_file(first_test: Path) -> None:
 
 
 def test_every_bash_block_is_covered() -> None:
-    known = ("pip install", "pytest --infserver-config", "pytest --infserver-backend", "pytest --infserver-profile")
-    assert all(text.startswith(known) for text in blocks("bash"))
+    known = ("config", "backend", "profile", "cluster")
+    starts = ("pip install", *(f"pytest --infserver-{option}" for option in known))
+    assert all(text.startswith(starts) for text in blocks("bash"))
 
 
 def test_yaml_blocks_load(tmp_path: Path) -> None:
@@ -149,11 +150,53 @@ def test_keep_block(tmp_path: Path, nothing_left: None, monkeypatch: pytest.Monk
     )
     assert "1 passed" in result.stdout, result.stdout + result.stderr
     titles, row = (line.split() for line in run(["infserver", "ps"], tmp_path).stdout.splitlines())
-    shown_titles, shown_row = (line.split() for line in one_block("text", "USED BY").splitlines())
+    shown_titles, shown_row = (line.split() for line in one_block("text", "LEFT").splitlines())
     assert titles == shown_titles
     assert row[:3] == shown_row[:3] == ["smollm2", "kept", "builtin:tiny"]
     assert "smollm2 (pid" in run(["infserver", "stop", "--all"], tmp_path).stdout
     assert run(["infserver", "ps"], tmp_path).stdout == "no server runs\n"
+
+
+CLUSTER_TESTS = """
+import pytest, subprocess
+
+def test_it(inference_server):
+    assert inference_server.node
+
+@pytest.mark.infserver_needs("llama-tp1", "llama-tp2")
+def test_ps(inference_servers):
+    print()
+    print(subprocess.run({!r}, capture_output=True, text=True, check=True).stdout)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="several nodes on one machine")
+def test_cluster_blocks(tmp_path: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    from cluster.ray_nodes import RayNodes
+
+    (tmp_path / "servers.yaml").write_text(TINY.replace("builtin:tiny", "builtin:tiny, cpus: 0.5"))
+    (tmp_path / "pytest.ini").write_text("[pytest]\ninfserver_config = servers.yaml\ninfserver_server = llama-tp[12]\n")
+    local, auto, ps = (shlex.split(line, comments=True) for line in one_block("bash", "--cluster").splitlines())
+    (tmp_path / "test_on_nodes.py").write_text(CLUSTER_TESTS.format(ps))
+    result = run([*local, "-k", "test_it", "-p", "no:cacheprovider"], tmp_path)
+    assert "= 2 passed, 1 deselected" in result.stdout, result.stdout + result.stderr
+    nodes = RayNodes(tmp_path, {"gpu-1": {"num_cpus": 1, "node_ip_address": "127.0.0.2"}})
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+        result = run([*auto, "-k", "test_ps", "-s", "-p", "no:cacheprovider"], tmp_path)
+    finally:
+        nodes.close()
+    assert "1 passed, 2 deselected" in result.stdout, result.stdout + result.stderr
+    shown = one_block("text", "MODEL         NODE").splitlines()
+    lines = result.stdout.splitlines()
+    head = next(index for index, line in enumerate(lines) if line.split() == shown[0].split())
+    rows = [re.split(r"\s{2,}", line) for line in lines[head + 1 : head + 3]]
+    for row, expected in zip(sorted(rows), (re.split(r"\s{2,}", line) for line in shown[1:]), strict=True):
+        # Both run by then, on the only node; how long and how large nobody knows.
+        assert [row[0], row[2], row[3]] == [expected[0], expected[2], "gpu-1 (127.0.0.2)"]
+        assert len(row) == len(expected)
+        assert re.sub(r"^pid \d+ on \S+", "", row[-1]).startswith(" (pytest --infserver-cluster auto")
 
 
 def test_profiling_blocks(tmp_path: Path, nothing_left: None) -> None:

@@ -45,6 +45,19 @@ def check_settings(server: ConfiguredServer) -> None:
         raise settings.error(f"{' and '.join(given)} mean the same: use one of them", "config", given[1])
     if given:
         _check_reserved(server)
+    if settings.nodes > 1:
+        _check_nodes(server)
+
+
+def require_one_node(settings: ServerConfig) -> None:
+    """Make sure that a server is for one machine.
+
+    Raises:
+        ConfigError: It is for several; it points at the place where that is said.
+    """
+    if settings.nodes > 1:
+        message = f"nodes: {settings.nodes} needs a cluster: run pytest with --infserver-cluster"
+        raise settings.error(message, "nodes")
 
 
 def missing_model(server: ConfiguredServer) -> list[str]:
@@ -87,6 +100,26 @@ def _check_reserved(server: ConfiguredServer) -> None:
             if configured is None or words != [str(configured)]:
                 message = f"{flag} belongs in '{key}:', not in 'config'"
                 raise server.settings.error(message, *place_of_flag(server.settings, flag))
+
+
+def _check_nodes(server: ConfiguredServer) -> None:
+    settings, backend = server.settings, server.get_backend_name()
+    nodes = f"nodes: {settings.nodes}"
+    if server.attached:
+        raise settings.error(f"'nodes' and 'url': what runs already is not placed on {settings.nodes} nodes", "nodes")
+    if server.several_nodes is None:
+        raise settings.error(
+            f"{nodes}: a {backend} server runs on one node; vllm and sglang servers can run on several", "nodes"
+        )
+    if settings.profile is not None and settings.profile.enabled:
+        raise settings.error(f"'profile' and {nodes}: profiles are made of servers on one node only", "profile")
+    for word in server.server_args():
+        flag = word.partition("=")[0]
+        # vLLM takes underscores, too.
+        name = flag.replace("_", "-") if flag.startswith("--") else flag
+        why = server.node_options.get(name)
+        if why is not None and option_values(server.server_args(), flag) != [[server.node_settings.get(name)]]:
+            raise settings.error(f"{flag} and {nodes}: {why}", *place_of_flag(settings, flag))
 
 
 def place_of_flag(settings: ServerConfig, flag: str) -> tuple[str | int, ...]:

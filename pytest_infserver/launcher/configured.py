@@ -24,6 +24,7 @@ from pytest_infserver.launcher.engine_facts import EngineFacts
 from pytest_infserver.launcher.engine_version import installed_version
 from pytest_infserver.launcher.profiling.profiler import SHOWN, Place
 from pytest_infserver.launcher.profiling.tools import TOOLS
+from pytest_infserver.launcher.share import Share
 from pytest_infserver.models.builtin import builtin_path, is_builtin
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ class ConfiguredServer(EngineFacts):
         settings: Everything that was configured.
         output_dir: Directory that holds the server's log folder.
         device_keys: Names of the devices that were reserved for it; others are told.
+        node: The node of a cluster that it runs on, by name and address; None without a cluster.
+        remote: Whether that is another machine than this one.
+        share: Which part of a server on several nodes this is; None for one that runs on one node.
     """
 
     def __init__(self, model: str | None, settings: Mapping[str, Any]) -> None:
@@ -55,6 +59,10 @@ class ConfiguredServer(EngineFacts):
         self.name: str = self.settings.name or self.get_backend_name()
         self.output_dir = Path(self.settings.output_dir).expanduser().absolute()
         self.device_keys: Sequence[str] = ()
+        self.node: str | None = None
+        self.remote = False
+        self.share: Share | None = None
+        self._address: str | None = None
         self._port = self.settings.port
         self._command: Command | None = None
         self._given_devices: DeviceClaim | None = None
@@ -94,8 +102,10 @@ class ConfiguredServer(EngineFacts):
 
     @property
     def host(self) -> str:
-        """The address that the server listens on."""
-        return self.settings.host if not self.attached else urlsplit(self.server_url).hostname or ""
+        """The address that the server listens on, or where its node is reached."""
+        if self.attached:
+            return urlsplit(self.server_url).hostname or ""
+        return self._address or self.settings.host
 
     @property
     def port(self) -> int:
@@ -107,11 +117,16 @@ class ConfiguredServer(EngineFacts):
 
     @property
     def server_url(self) -> str:
-        """The URL under which clients on this machine reach the server, without a slash at the end."""
+        """The URL under which clients reach the server from here, without a slash at the end."""
         if self.settings.url:
             return self.settings.url
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def serves(self) -> bool:
+        """Whether clients are to reach it: not on the further nodes of a server that runs on several."""
+        return self.share is None or self.share.rank == 0
 
     @property
     def binary_path(self) -> str:
@@ -322,6 +337,8 @@ class ConfiguredServer(EngineFacts):
 
     def why_not_profiled(self, tool: str) -> str | None:
         """Return why this server cannot be profiled with a tool, in words, or None."""
+        if self.settings.nodes > 1:
+            return f"it runs on {self.settings.nodes} nodes, and profiles are made of servers on one node only"
         return None
 
     def require_engine(self) -> None:

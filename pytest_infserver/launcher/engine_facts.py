@@ -9,6 +9,7 @@ from typing import ClassVar
 from pytest_infserver.launcher.changed_options import ChangedOption
 from pytest_infserver.launcher.phases import Phase
 from pytest_infserver.launcher.profiling.endpoints import ProfileEndpoints
+from pytest_infserver.launcher.share import SeveralNodes
 
 
 class EngineFacts:
@@ -40,6 +41,9 @@ class EngineFacts:
         parallel_sizes: Options whose product is the number of GPUs; each with all its spellings, the name first.
         inner_sizes: The name of such an option to a flag with which it is a part of the others.
         node_counts: Spellings of the option that says among how many machines these GPUs are divided.
+        several_nodes: How the engine runs on several nodes of a cluster, or None if it does not.
+        node_options: Flags that a server on several nodes must not be given, and why not.
+        node_settings: Options that it is given; the user may write the same.
     """
 
     install_hint: ClassVar[str] = ""
@@ -67,7 +71,14 @@ class EngineFacts:
     parallel_sizes: ClassVar[Sequence[Sequence[str]]] = ()
     inner_sizes: ClassVar[Mapping[str, str]] = {}
     node_counts: ClassVar[Sequence[str]] = ()
+    several_nodes: ClassVar[SeveralNodes | None] = None
+    node_options: ClassVar[Mapping[str, str]] = {}
+    node_settings: ClassVar[Mapping[str, str]] = {}
 
     def derived_ports(self, port: int) -> Sequence[int]:
         """Return the ports that the engine takes besides ``port``, because it derives them from it."""
+        return ()
+
+    def meeting_ports(self, port: int) -> Sequence[int]:
+        """Return the ports that the engine takes besides the one where the ranks of several nodes meet."""
         return ()

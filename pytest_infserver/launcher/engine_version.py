@@ -62,7 +62,7 @@ def editable_source(binary: str, packages: Sequence[str], env: Mapping[str, str]
 
 def _installed(binary: str, packages: Sequence[str], env: Mapping[str, str]) -> tuple[str, str] | None:
     """Return the engine's version and its direct_url.json."""
-    python = _interpreter(binary, env.get("PATH", os.defpath))
+    python = interpreter_of(binary, env.get("PATH", os.defpath))
     if python is None or not packages:
         return None
     return _ask(python, tuple(packages), env.get("PYTHONPATH"))
@@ -78,7 +78,13 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in found[1].split(".")) if found else ()
 
 
-def _interpreter(binary: str, path: str) -> str | None:
+def interpreter_of(binary: str, path: str) -> str | None:
+    """Return the Python interpreter that runs a command, or None if its first line does not say it.
+
+    Args:
+        binary: A script that names its interpreter, or that interpreter; a path or a name.
+        path: Where names are looked up.
+    """
     found = shutil.which(binary, path=path)
     if found is None:
         return None

@@ -165,7 +165,7 @@ def _become_ready(server: InferenceServer, kept: KeptServer) -> None:
     server._log.adopt(Path(kept.log_path))
     server.launch_log_start = server._log.size()
     server._command = server.command_and_notes()[0]
-    server._hang = None
+    server._why_killed = None
     server.survivors = ()
     server.leak_report = None
     server.taken_over = True

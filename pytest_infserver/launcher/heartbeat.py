@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections import deque
@@ -37,6 +38,12 @@ class Pulse:
     interval: float
     hang_timeout: float
     still: bool = False
+
+    def later(self, seconds: float) -> Pulse:
+        """Return what is still known some seconds later."""
+        moments = {name: getattr(self, name) for name in ("age", "good_age", "failing_for")}
+        shifted = {name: moment + seconds for name, moment in moments.items() if moment is not None}
+        return dataclasses.replace(self, **shifted)
 
 
 class Heartbeat:

@@ -25,8 +25,8 @@ class Event:
 
     Attributes:
         time: When, in seconds since the epoch.
-        kind: What: starting, launched, taken_over, attached, phase, ready, failed, died, stopping, stopped, kept,
-            profile, test.
+        kind: What: starting, placed, launched, taken_over, attached, phase, ready, failed, died, stopping, stopped,
+            kept, profile, test.
         fields: More about it; JSON values.
     """
 

@@ -68,6 +68,11 @@ class KeptServer:
     path: str = field(repr=False)
 
     @property
+    def label(self) -> str:
+        """Which one it is."""
+        return f"pid {self.pid}, {self.url}"
+
+    @property
     def kept(self) -> bool:
         """Whether nobody uses it."""
         return self.state == KEPT
@@ -75,6 +80,18 @@ class KeptServer:
     def memory(self) -> int | None:
         """Return the resident memory of its processes in bytes, shared parts counted for each; None if unknown."""
         return resident_memory(process.pid for process in descendants(self.supervisor_pid)) or None
+
+    def end(self) -> tuple[bool, str]:
+        """Stop it; tell whether it is gone, and how that went, in words."""
+        begin = time.monotonic()
+        gone = self.stop()
+        seconds = time.monotonic() - begin
+        if gone:
+            return True, f"stopped in {seconds:.1f} s"
+        return False, (
+            f"has not ended after {seconds:.0f} s; 'kill -9 {self.supervisor_pid}' ends its supervisor, and whatever"
+            " of it can be killed"
+        )
 
     def stop(self, timeout: float | None = None) -> bool:
         """Stop it, also if somebody uses it, and return when it is gone.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pytest_infserver.errors import PortInUseError, ServerStartupError
 from pytest_infserver.launcher import diagnosis, handover, messages, ports
-from pytest_infserver.launcher.checks import missing_model
+from pytest_infserver.launcher.checks import missing_model, require_one_node
 from pytest_infserver.launcher.command import Command
 from pytest_infserver.launcher.devices import claim_for
 from pytest_infserver.launcher.launch_files import write_launch_files
@@ -60,7 +60,9 @@ def root_cause(server: InferenceServer, patterns: Sequence[re.Pattern[bytes]]) -
 
 def _prepare(server: InferenceServer) -> None:
     """Do what is done once per start."""
-    if not ports.is_loopback(server.host) and server.api_key is None:
+    if server.share is None:
+        require_one_node(server.settings)
+    if server.serves and not ports.is_loopback(server.host) and server.api_key is None:
         server.on_warning(
             f"{server}: listens on {server.host}, where others may reach it, and has no API key; set one with the"
             " engine's --api-key, or leave 'host' at 127.0.0.1"
@@ -74,7 +76,8 @@ def _prepare(server: InferenceServer) -> None:
             ensure_builtin(server.model, server._note_download)
         except RuntimeError as error:
             raise ServerStartupError(f"{server} cannot start: {error}") from None
-    if server.devices is None:
+    if server.devices is None and not (server.share is not None and server.share.group):
+        # In a placement group the devices are those of Ray's workers.
         server._own_devices = claim_for(server)
 
 
@@ -116,6 +119,7 @@ def _launch_once(server: InferenceServer, tried: list[int]) -> None:
             private_tmpdir=tmpdir is not None and "TMPDIR" not in server.profiler_env_vars,
             pid_file=place.pid_file if place is not None and server.has_engine_below else None,
             scratch=None if place is None else place.scratch,
+            work_folder=None if server.work_folder is None else str(server.work_folder),
             **handover.door_and_info(server),
         )
         if check is not None:
@@ -132,7 +136,8 @@ def _launch_once(server: InferenceServer, tried: list[int]) -> None:
             "launched", launch=server.launches, pid=process.pid, port=server.port, log_start=server.launch_log_start
         )
         server._profiling.launched()
-    _wait_until_ready(server, process, command)
+    if server.serves:
+        _wait_until_ready(server, process, command)
     server._note_processes(now=True)
     process.mark_ready()
 
@@ -180,6 +185,7 @@ def _wait_until_ready(server: InferenceServer, process: ServerProcess, command: 
         phases=server.phases,
         on_wait=server._note_phase,
         owns_port=server._owns_port,
+        elsewhere=server._listens_elsewhere,
         cancelled=server._start_is_cancelled,
         headers=server._headers(),
     )

@@ -52,6 +52,8 @@ def startup_error(
     lines += [f"  | {line}" for line in tail if line != cause]
     if outcome.timed_out:
         lines.append(f"  What to do: {_more_time(outcome)}")
+    elif outcome.misplaced:
+        lines.append("  What to do: let it listen on 'host'; in a 'launch_command' that is {host}.")
     elif outcome.foreign_listener:
         lines.append("  What to do: set 'port' to one that nobody else uses.")
     text = redact("\n".join(lines), command.secrets)

@@ -46,6 +46,7 @@ def reserve_port(
     port: int | None,
     avoid: Iterable[int] = (),
     further: Callable[[int], Sequence[int]] = lambda port: (),
+    search: Sequence[int] | None = None,
 ) -> Reservation:
     """Reserve a port for a server that is about to start.
 
@@ -54,6 +55,7 @@ def reserve_port(
         port: The port that the user named; if None 8000, or the next free one.
         avoid: Ports not to choose.
         further: Gives the ports that the engine derives from its own; they are reserved with it.
+        search: Where a free one is looked for, if not from 8000 on.
 
     Raises:
         PortInUseError: The named port, or one that goes with it, is taken; the message says who holds it.
@@ -62,7 +64,8 @@ def reserve_port(
     if port is not None:
         return _reserve_named(host, port, further(port))
     shunned = set(avoid)
-    for number in (*_SEARCH, 0):
+    search = search or _SEARCH
+    for number in (*search, 0):
         if number in shunned:
             continue
         # The last resort is a port that the system chooses.
@@ -70,7 +73,7 @@ def reserve_port(
         locks = _lock_all(host, candidate, further(candidate))
         if locks is not None:
             return Reservation(candidate, locks)
-    raise PortInUseError(f"no free port from {_SEARCH.start} to {_SEARCH.stop - 1} on {host}")
+    raise PortInUseError(f"no free port from {search[0]} to {search[-1]} on {host}")
 
 
 def is_still_free(host: str, reservation: Reservation, further: Sequence[int]) -> bool:
@@ -210,6 +213,31 @@ def listener_pids(port: int, pids: Iterable[int]) -> set[int] | None:
         if any(entry.status == psutil.CONN_LISTEN and entry.laddr[1:2] == (port,) for entry in connections):
             found.add(pid)
     return None if hidden and not found else found
+
+
+def listening_hosts(port: int, supervisor: int | None) -> set[str]:
+    """Return the addresses on which processes below a supervisor listen on ``port``, as far as that can be seen."""
+    import psutil
+
+    found: set[str] = set()
+    with contextlib.suppress(psutil.Error, OSError):
+        for process in psutil.Process(supervisor).children(recursive=True):
+            with contextlib.suppress(psutil.Error, OSError):
+                connections = process.net_connections("tcp")
+                found |= {
+                    entry.laddr[0]
+                    for entry in connections
+                    if entry.status == psutil.CONN_LISTEN and entry.laddr[1:2] == (port,)
+                }
+    return found
+
+
+def addresses_of(host: str) -> set[str]:
+    """Return the addresses that a host name stands for: of an address that, of a name that nobody knows the name."""
+    try:
+        return {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        return {host}
 
 
 def describe_holder(port: int) -> str:

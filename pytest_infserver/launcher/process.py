@@ -28,6 +28,7 @@ _NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
 _JOIN_LIMIT = 2.0
 _ANSWER_LIMIT = 5.0
 """Seconds that the supervisor gets beyond what it gives the server's processes."""
+_GRACES = supervisor.DRAIN_GRACE + supervisor.ASKED_GRACE + supervisor.KILL_LIMIT
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Launch:
         info: What they are told.
         pid_file: Where the engine leaves its process id, if the command is that of a profiler which starts it.
         scratch: A folder that the supervisor removes at the end, or None.
+        work_folder: One that it removes at the end if its owner is gone by then, or None.
     """
 
     argv: Sequence[str]
@@ -62,6 +64,7 @@ class Launch:
     info: Mapping[str, Any] = field(default_factory=dict)
     pid_file: str | None = None
     scratch: str | None = None
+    work_folder: str | None = None
 
 
 class LaunchFailed(Exception):
@@ -112,6 +115,7 @@ class ServerProcess:
                 "info": dict(launch.info),
                 "pid_file": launch.pid_file,
                 "scratch": launch.scratch,
+                "work_folder": launch.work_folder,
             }
             self._pid_file = launch.pid_file
             reap_left_behind()
@@ -218,6 +222,17 @@ class ServerProcess:
             self._changed.wait_for(lambda: self.exit is not None, timeout)
             return self.exit
 
+    def stop_for(self, who: str, timeout: float) -> bool:
+        """End the whole tree for somebody who does not own it; tell whether it is gone.
+
+        Args:
+            who: Who has asked for it, as `Exit` tells.
+            timeout: Seconds between SIGTERM and SIGKILL.
+        """
+        self._send(do="stop", timeout=timeout, by=who)
+        with self._changed:
+            return self._changed.wait_for(lambda: self._gone, timeout + _GRACES + _ANSWER_LIMIT)
+
     def stop(self, timeout: float) -> None:
         """End the whole tree: SIGTERM, ``timeout`` seconds, SIGKILL. Returns when it is gone."""
         if self._supervisor is None or self._left:
@@ -225,8 +240,7 @@ class ServerProcess:
             return
         try:
             self._send(do="stop", timeout=timeout)
-            graces = supervisor.DRAIN_GRACE + supervisor.ASKED_GRACE + supervisor.KILL_LIMIT
-            limit = timeout + graces + _ANSWER_LIMIT
+            limit = timeout + _GRACES + _ANSWER_LIMIT
             with self._changed:
                 gone = self._changed.wait_for(lambda: self._gone, limit)
             if not gone:

@@ -18,6 +18,8 @@ _MAX_LINE = 16 * 1024
 _MAX_SEARCHED = 1024
 """Bytes of a line that patterns get to see: some take long on a line of many kilobytes."""
 _REQUEST_LIMIT = 5.0
+_MISPLACED_LIMIT = 3.0
+"""Seconds that a server gets to listen also where it is asked, once it listens somewhere else on its port."""
 _FATAL_GRACE = 5.0
 """Seconds that a server gets to end by itself, with its whole traceback, after a fatal line."""
 
@@ -36,6 +38,7 @@ class NotReady:
         exit: How it ended, if it did.
         timed_out: Whether the time was up.
         foreign_listener: Whether another process answers on its port.
+        misplaced: Whether it listens where nobody asks it.
         status: The last HTTP status of its health check, if there was one.
     """
 
@@ -43,6 +46,7 @@ class NotReady:
     exit: Exit | None = None
     timed_out: bool = False
     foreign_listener: bool = False
+    misplaced: bool = False
     status: int | None = None
 
 
@@ -60,6 +64,7 @@ class ReadinessCheck:
         phases: Log lines that tell what the server is doing.
         on_wait: Called some four times a second with the newest phase, or None while the log tells of none.
         owns_port: Whether the listener on the port is the server's own; None if nobody can tell.
+        elsewhere: Where it listens on its port, in words, if that is not where it is asked; else None.
         cancelled: Whether nobody wants the server any more.
         headers: Sent with the health request.
     """
@@ -73,6 +78,7 @@ class ReadinessCheck:
     phases: Sequence[Phase] = ()
     on_wait: Callable[[str | None], None] = lambda phase: None
     owns_port: Callable[[], bool | None] = lambda: True
+    elsewhere: Callable[[], str | None] = lambda: None
     cancelled: Callable[[], bool] = lambda: False
     headers: dict[str, str] | None = None
 
@@ -109,6 +115,9 @@ def wait_until_ready(
         watch.look(now)
         if watch.fatal_line and process.wait_exit(_FATAL_GRACE) is None:
             return NotReady("reported a fatal error and did not end")
+        place = watch.misplaced(answer, now)
+        if place is not None:
+            return NotReady(f"listens on {place} only, and is asked at {check.health_url}", misplaced=True)
         if watch.time_left() <= 0:
             return NotReady(watch.timeout_text(answer), timed_out=True, status=answer.status)
         # Short steps at first, for quick servers; a share of the elapsed time later, for cheap waiting. A closed
@@ -142,6 +151,22 @@ class _LogWatch:
         self.fatal_line = False
         self.phase: str | None = None
         self.unfinished = b""
+        self.misplaced_since: float | None = None
+        self.next_search = begin + 1.0
+
+    def misplaced(self, answer: Answer, now: float) -> str | None:
+        """Return where the server listens, if it has done so for a while where nobody asks it."""
+        if answer.status is not None or now < self.next_search:
+            return None
+        self.next_search = now + 1.0
+        place = self.check.elsewhere()
+        if place is None:
+            self.misplaced_since = None
+        elif self.misplaced_since is None:
+            self.misplaced_since = now
+        elif now - self.misplaced_since >= _MISPLACED_LIMIT:
+            return place
+        return None
 
     def look(self, now: float) -> None:
         if now - self.last_look < _LOG_INTERVAL:

@@ -10,10 +10,11 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from pytest_infserver.config.model import ServerConfig
 from pytest_infserver.errors import (
@@ -51,6 +52,7 @@ Self = TypeVar("Self", bound="InferenceServer")
 
 _MEMORY_LIMIT = 10.0
 """Seconds that the driver gets to take a server's GPU memory back before its devices are released."""
+_KILLED = "was killed by server.kill()"
 
 
 @dataclasses.dataclass
@@ -82,6 +84,8 @@ class InferenceServer(ConfiguredServer):
         taken_over: Whether it was running already when `take_over` made it this object's.
         why_not_kept: Why the last `keep` did not keep it, in words.
         holds_port: Whether its port is held between its end and its next start, until `release_port`.
+        work_folder: A folder with its files that is of no use without the process that owns it, or None.
+        memory: Bytes of resident memory and of GPU memory that it uses on another machine, as was told last.
     """
 
     def __init__(self, model: str | None = None, **settings: Any) -> None:
@@ -117,7 +121,7 @@ class InferenceServer(ConfiguredServer):
         self._state = ServerState.NEW
         self._death_noted: ServerProcess | None = None
         self._last_exit: Exit | None = None
-        self._hang: str | None = None
+        self._why_killed: str | None = None
         self._stop_refusal: str | None = None
         self._keeper: Keeper | None = None
         self._profiling = Profiling(self)
@@ -127,6 +131,8 @@ class InferenceServer(ConfiguredServer):
         self.launches = 0
         self.taken_over = False
         self.holds_port = False
+        self.work_folder: Path | None = None
+        self.memory: tuple[int, int | None] | None = None
         self._reservation: ports.Reservation | None = None
         self.why_not_kept: str | None = None
         self._check_settings()
@@ -149,14 +155,13 @@ class InferenceServer(ConfiguredServer):
 
     @property
     def pid(self) -> int | None:
-        """The process id of the server's root process while it runs, else None."""
-        process = self._process
-        return process.engine_pid if process is not None and process.exit is None else None
+        """The process id of the server's root process while it runs here, else None."""
+        return None if self.remote else self._running_pid
 
     def process_tree(self) -> list[int]:
         """Return the process ids of the server while it runs, as far as this machine knows them."""
         process = self._process
-        above = None if process is None else process.supervisor_pid
+        above = None if process is None or self.remote else process.supervisor_pid
         return [] if above is None else [one.pid for one in descendants(above)]
 
     @property
@@ -175,6 +180,11 @@ class InferenceServer(ConfiguredServer):
     def running(self) -> bool:
         """Whether the server is ready to be used."""
         return self.state is ServerState.READY
+
+    @property
+    def runs_elsewhere(self) -> bool:
+        """Whether somebody else starts it, perhaps on another machine."""
+        return self._keeper is not None
 
     @property
     def starting_seconds(self) -> float | None:
@@ -239,7 +249,7 @@ class InferenceServer(ConfiguredServer):
                 self._owner = os.getpid()
                 self._state = ServerState.STARTING
                 self._command = None
-                self._hang = self._last_exit = None
+                self._why_killed = self._last_exit = None
                 self.journal.note("starting")
                 if self.attached:
                     self._profiling.check()
@@ -250,7 +260,8 @@ class InferenceServer(ConfiguredServer):
                 self._raise_if_cancelled()
                 self._ready_at = time.monotonic()
                 self._state = ServerState.READY
-                self._start_heartbeat()
+                if self.serves:
+                    self._start_heartbeat()
                 self._profiling.ready()
                 self.start_seconds = time.monotonic() - begin
                 self.journal.note("ready", seconds=round(self.start_seconds, 3), pid=self.pid)
@@ -284,10 +295,29 @@ class InferenceServer(ConfiguredServer):
     def kill(self) -> None:
         """End the server at once, without the time that `stop` gives it; also while another thread waits in `stop`."""
         self._require_owner("kill it")
+        if self._keeper is not None:
+            self._keeper.kill(self)
+            return
         self.cancel_start()
         process = self._process
         if process is not None:
+            self._why_killed = self._why_killed or _KILLED
             process.stop(0)
+
+    def stop_for(self, who: str) -> bool:
+        """Stop the server for somebody who does not own it; its owner sees that as its death.
+
+        Args:
+            who: Who has asked for it, in words that follow "was stopped by".
+
+        Returns:
+            Whether it is gone.
+        """
+        process = self._process
+        if process is None or process.pid is None:
+            self.cancel_start()
+            return True
+        return process.stop_for(who, self._end_limit)
 
     def stop(self) -> None:
         """Stop the server and everything that it started; no effect when it does not run.
@@ -366,7 +396,7 @@ class InferenceServer(ConfiguredServer):
             Whether that went well: the server is ready then, and `start` is not needed.
         """
         with self._lifecycle:
-            return not self.launched and handover.take_over(self)
+            return not self.launched and not self.runs_elsewhere and handover.take_over(self)
 
     def _report_leftovers(self, problems: list[ProfileError]) -> None:
         report = self.leak_report
@@ -398,8 +428,8 @@ class InferenceServer(ConfiguredServer):
     def _how_died(self) -> str:
         assert self._process is not None
         how, finding = self._process.exit, self._memory_finding()
-        words = self._hang or str(how)
-        return words if finding is None else finding.end(words, None if how is None or self._hang else how.code)
+        words = self._why_killed or str(how)
+        return words if finding is None else finding.end(words, None if how is None or self._why_killed else how.code)
 
     def _memory_finding(self) -> Finding | None:
         """Return what the kernel had to do with the end of a server that was ready."""
@@ -407,7 +437,7 @@ class InferenceServer(ConfiguredServer):
         how = None if process is None else process.exit
         if process is None or how is None or watch is None:
             return None if how is None else how.out_of_memory
-        killed = self._hang is not None or process.pid in {survivor.pid for survivor in process.survivors}
+        killed = self._why_killed is not None or process.pid in {survivor.pid for survivor in process.survivors}
         return watch.finding(process.pid, how, ours=killed)
 
     def raise_if_dead(self) -> None:
@@ -436,6 +466,11 @@ class InferenceServer(ConfiguredServer):
         """Those of them that were begun and ended here, on demand."""
         return list(self._profiling.asked_for)
 
+    def note_profiles(self, files: Sequence[Path]) -> None:
+        """Count a profile among those that were asked for here; its files were brought from another machine."""
+        self._profiling.made += files
+        self._profiling.asked_for += files
+
     def start_profile(self, name: str = "profile", tool: str | None = None) -> None:
         """Begin to profile; `stop_profile` ends that.
 
@@ -447,7 +482,10 @@ class InferenceServer(ConfiguredServer):
         Raises:
             ProfileError: It cannot be done, or a profile is being made already.
         """
-        self._profiling.begin(name, tool)
+        if self._keeper is not None and self.node is not None:
+            self._keeper.start_profile(self, name, tool)
+        else:
+            self._profiling.begin(name, tool)
 
     def stop_profile(self) -> list[Path]:
         """End the profile that `start_profile` has begun, and return its files, which are complete.
@@ -455,6 +493,8 @@ class InferenceServer(ConfiguredServer):
         Raises:
             ProfileError: There is none, or it is not complete.
         """
+        if self._keeper is not None and self.node is not None:
+            return self._keeper.stop_profile(self)
         return self._profiling.end()
 
     @contextlib.contextmanager
@@ -483,11 +523,15 @@ class InferenceServer(ConfiguredServer):
 
     def pause_heartbeat(self) -> None:
         """Keep the server from being taken for hung, as under a debugger, until `resume_heartbeat`."""
+        if self._keeper is not None:
+            self._keeper.pause(self)
         if self._heartbeat is not None:
             self._heartbeat.pause()
 
     def resume_heartbeat(self) -> None:
         """Undo one `pause_heartbeat`."""
+        if self._keeper is not None:
+            self._keeper.resume(self)
         if self._heartbeat is not None:
             self._heartbeat.resume()
 
@@ -499,9 +543,9 @@ class InferenceServer(ConfiguredServer):
         end = process.exit_at if died and process is not None and process.exit_at is not None else now
         begin = self._ready_at if died or state is ServerState.READY else self._start_began
         heartbeat = self._heartbeat
-        return View(
+        view = View(
             port=self.port,
-            pid=self.pid,
+            pid=self._running_pid,
             supervisor_pid=None if process is None else process.supervisor_pid,
             running=state is ServerState.READY,
             launches=self.launches,
@@ -514,7 +558,20 @@ class InferenceServer(ConfiguredServer):
             how=self._how_died() if died and process is not None else None,
             pulse=None if heartbeat is None else heartbeat.pulse(),
             log_end=self.log_size if died else None,
+            node=self.node,
+            address=self._address,
+            remote=self.remote,
         )
+        return view if self._keeper is None else self._keeper.seen(self, view)
+
+    def look(self) -> View:
+        """Return its `view`, after asking who owns it, which takes no longer than a few seconds."""
+        return self.view() if self._keeper is None else self._keeper.look(self)
+
+    def log_size_now(self) -> int:
+        """Return the size of the log in bytes, with what is still on its way here from another machine."""
+        size = None if self._keeper is None else self._keeper.log_size(self)
+        return self.log_size if size is None else size
 
     def follow(self, view: View, keeper: Keeper) -> FollowedProcess:
         """Stand for a server that another process owns.
@@ -528,9 +585,10 @@ class InferenceServer(ConfiguredServer):
         """
         self._keeper = keeper
         self._owner = os.getpid()
+        self.node, self._address, self.remote = view.node, view.address, view.remote
         self._port = None if self.attached else view.port
         self._log.path = view.log_path
-        self._hang = None
+        self._why_killed = None
         self.launches = view.launches
         self.taken_over = view.running and not view.launches
         self.launch_log_start = view.launch_log_start
@@ -550,7 +608,7 @@ class InferenceServer(ConfiguredServer):
             hang: Why it was killed, if it was taken for hung.
         """
         if process is self._process:
-            self._hang = hang
+            self._why_killed = hang
         process.ended(how)
 
     @property
@@ -559,7 +617,7 @@ class InferenceServer(ConfiguredServer):
         how = None if self._process is None else self._process.exit
         if how is not None:
             how = dataclasses.replace(how, out_of_memory=self._memory_finding())
-        return how, self._hang
+        return how, self._why_killed
 
     def refuse_stop(self, reason: str | None) -> None:
         """Make `stop` fail with ``reason``, for a server that others use too; None allows it again."""
@@ -583,6 +641,12 @@ class InferenceServer(ConfiguredServer):
         return f"<{type(self).__name__} {self.name} {self.state} {self.server_url}>"
 
     # The inside.
+
+    @property
+    def _running_pid(self) -> int | None:
+        """The process id of its root process on the machine where it runs."""
+        process = self._process
+        return process.engine_pid if process is not None and process.exit is None else None
 
     def _require_owner(self, deed: str) -> None:
         if os.getpid() != self._owner:
@@ -662,6 +726,15 @@ class InferenceServer(ConfiguredServer):
             return None
         return ports.is_listener(self.port, process.pid, process.supervisor_pid)
 
+    def _listens_elsewhere(self) -> str | None:
+        """Return where it listens on its port if that is not where its clients are."""
+        process = self._process
+        if self.host == ServerConfig().host or process is None or not self.settings.own_listener:
+            return None
+        hosts = ports.listening_hosts(self.port, process.supervisor_pid)
+        asked = ports.addresses_of(urlsplit(self.server_url).hostname or self.host)
+        return None if hosts & {*asked, "0.0.0.0", "::"} else " and ".join(sorted(hosts)) or None
+
     def _start_heartbeat(self) -> None:
         # A check that may take longer than hang_timeout would delay the news of a hang.
         limit = min(self.settings.heartbeat_timeout, self.settings.hang_timeout)
@@ -689,7 +762,7 @@ class InferenceServer(ConfiguredServer):
         stacks = write_hang_report(f"{self} hangs: {how}", process.supervisor_pid, self.log_path.parent, self.secrets)
         if process is not self._process or heartbeat is not self._heartbeat or process.exit is not None:
             return
-        self._hang = f"hung and was killed: {how}; {stacks}"
+        self._why_killed = f"hung and was killed: {how}; {stacks}"
         process.stop(0)
 
     def _end_process(self, *, keep: bool = False, orderly: bool = False) -> bool:
@@ -713,7 +786,9 @@ class InferenceServer(ConfiguredServer):
             process.close()
             raise
         finally:
-            self.survivors, self._last_exit = process.survivors, process.exit
+            # What gets no time to end does not do so in time.
+            self.survivors = () if self._why_killed == _KILLED else process.survivors
+            self._last_exit = process.exit
             if not keep:
                 self._process = None
                 self._end_memory_watch()

@@ -5,12 +5,12 @@ Runs under ``python -I -S`` and imports only the standard library and modules of
 that uses `pytest_infserver.launcher.process`; both talk in JSON lines over one socket.
 
 To the supervisor: {"do": "launch", "argv", "env", "stop_timeout", "stop_command", "private_tmpdir", "door", "info",
-"pid_file", "scratch"}, then {"do": "ready"}, {"do": "stop", "timeout"}, {"do": "keep", "seconds"}, {"do": "update",
-"info"}. From it: {"event": "launched", "pid", "supervisor", "door"} or {"event": "failed", "message"}, then {"event":
-"exited", "code", "max_rss", "stopped_by"}, {"event": "stop_command", "problem"} if that failed, {"event": "kept", "ok"}
-as answer to "keep", and last {"event": "gone", "survivors", "stuck", "leaks"}. The words of the commands and of the
-environment are bytes, sent as latin-1: the two processes may differ in their encodings. The server's output goes where
-the supervisor's own goes.
+"pid_file", "scratch", "work_folder"}, then {"do": "ready"}, {"do": "stop", "timeout"}, {"do": "keep", "seconds"},
+{"do": "update", "info"}. From it: {"event": "launched", "pid", "supervisor", "door"} or {"event": "failed", "message"},
+then {"event": "exited", "code", "max_rss", "stopped_by"}, {"event": "stop_command", "problem"} if that failed,
+{"event": "kept", "ok"} as answer to "keep", and last {"event": "gone", "survivors", "stuck", "leaks"}. The words of the
+commands and of the environment are bytes, sent as latin-1: the two processes may differ in their encodings. The
+server's output goes where the supervisor's own goes.
 
 Other processes of the same user ask at its door (`pytest_infserver.launcher.door`): {"do": "describe"}, {"do": "stop",
 "timeout"}, {"do": "take_over", "fingerprint", "stop_timeout", "info"}. The last one is for a server that is kept: its
@@ -142,6 +142,7 @@ class Supervisor:
         self.info: dict[str, Any] = {}  # what the owner says of the server
         self.pid_file: str | None = None  # if the root is a profiler, where the engine below it has left its pid
         self.scratch: str | None = None  # a folder that goes with the server
+        self.work_folder: str | None = None  # the owner's, if nobody is to have it when that is gone
         self.kept_until: float | None = None  # while there is no owner
         self.stopped_by: str | None = None
         self.waiting: list[Visitor] = []  # until the server is gone
@@ -236,10 +237,11 @@ class Supervisor:
         return self.root
 
     def _remove_scratch(self) -> None:
-        if self.scratch is not None:
+        folders = [self.scratch, self.work_folder if self.owner_gone else None]
+        for folder in filter(None, folders):
             import shutil
 
-            shutil.rmtree(self.scratch, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _run_stop_command(self) -> bool:
         """Start the command that stops what is not our descendant; tell whether there is one."""
@@ -424,6 +426,8 @@ class Supervisor:
                 self.ready = True
                 self._look()
             elif action == "stop":
+                if not self.stopping and not self.root_exited:
+                    self.stopped_by = message.get("by")
                 self.begin_stop(message["timeout"])
             elif action == "update":
                 self.info.update(message["info"])
@@ -529,11 +533,13 @@ class Supervisor:
         info: dict[str, Any],
         pid_file: str | None,
         scratch: str | None,
+        work_folder: str | None,
     ) -> None:
         self.stop_timeout = stop_timeout
         self.info = info
         self.pid_file = pid_file
         self.scratch = scratch
+        self.work_folder = work_folder
         if stop_command is not None:
             self.stop_command = [word.encode("latin-1") for word in stop_command]
         self.env = {name.encode("latin-1"): value.encode("latin-1") for name, value in env.items()}

@@ -95,13 +95,15 @@ def _with_url(config: ServerConfig, url: str) -> ServerConfig:
 
 
 def check_command(config: ServerConfig) -> None:
-    """Make sure that the installed engine still has the options of a server; it is asked only where that matters.
+    """Make sure that the engine of this machine has a server's options; it is asked only where that matters.
 
     Raises:
-        ConfigError: It has one of them no more.
+        ConfigError: It has one of them no more, or the server is for several machines.
     """
+    from pytest_infserver.launcher.checks import require_one_node
     from pytest_infserver.launcher.factory import create_from_config
 
+    require_one_node(config)
     server = create_from_config(config)
     if server.attached or not server.changed_options:
         return

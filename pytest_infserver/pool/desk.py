@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_infserver.errors import ConfigError, InferenceServerError
 from pytest_infserver.pool.lease import Lease
+from pytest_infserver.pool.profile_turns import ProfileTurns
 
 if TYPE_CHECKING:
+    from pytest_infserver.cluster.demand import Demand as ClusterDemand
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.outlook import Outlook
     from pytest_infserver.pool.pool import Pool
@@ -46,6 +48,7 @@ class Desk:
             progress: Gets a line of text when a start takes long for another reason.
         """
         self._pool = pool
+        self._profiles = ProfileTurns()
         self._each = each
         self._waiting = waiting
         self._progress = progress
@@ -91,6 +94,7 @@ class Desk:
             if client in self._planners:
                 self._planners.discard(client)
                 self._bereft += 1
+        self._profiles.leave(client)
         self._pool.leave(client)
 
     def tell_end(self, server: InferenceServer) -> None:
@@ -140,6 +144,7 @@ class Desk:
                     number, verb, arguments = connection.recv()
                     connection.send((number, *self._answer(client, verb, arguments)))
             finally:
+                self._profiles.leave(client)
                 self._pool.leave(client)
 
     def _answer(self, client: str, verb: str, arguments: Mapping[str, Any]) -> tuple[str, Any]:
@@ -202,6 +207,18 @@ class Desk:
         server = self._pool.alone(client, name)
         server.stop()
         return server.view()
+
+    def _do_kill(self, client: str, name: str) -> None:
+        self._pool.alone(client, name).kill()
+
+    def _do_make_room_for(self, client: str, name: str, demands: Sequence[ClusterDemand]) -> None:
+        self._pool.make_room_for(name, demands)
+
+    def _do_start_profile(self, client: str, name: str, profile: str, tool: str | None) -> None:
+        self._profiles.begin(client, self._pool.server(name), profile, tool)
+
+    def _do_stop_profile(self, client: str, name: str) -> Any:
+        return self._profiles.end(client, self._pool.server(name))
 
 
 def _wire(lease: Lease) -> tuple[Any, ...]:

@@ -55,7 +55,7 @@ class ServerFactory:
         __tracebackhide__ = True
         try:
             node = self._node(scope)
-            server = create_from_config(self._config(which, settings))
+            server = self._made(self._config(which, settings))
             server.on_progress = self._run.progress
             server.on_wait = lambda server: self._run.waiting(outlook_on(server))
             server.on_warning = self._run.member.incidents.append
@@ -65,6 +65,16 @@ class ServerFactory:
         except InferenceServerError as error:
             # The traceback would only show this package's own lines.
             raise error.with_traceback(None) from None
+
+    def _made(self, config: ServerConfig) -> InferenceServer:
+        cluster = self._run.cluster
+        if cluster is None:
+            return create_from_config(config)
+        server = create_from_config(cluster.with_api_key(config))
+        if not server.attached:
+            name = f"{server.name} (factory)"
+            cluster.keeper.adopt_transient(server, lambda demands: self._run.member.make_room_for(name, demands))
+        return server
 
     def _config(self, what: str | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> ServerConfig:
         configs = self._run.choice.configs

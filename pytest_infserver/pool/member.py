@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from pytest_infserver.pool.lease import Lease, Problem
 
 if TYPE_CHECKING:
+    from pytest_infserver.cluster.demand import Demand as ClusterDemand
     from pytest_infserver.launcher.follower import View
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.outlook import Outlook
@@ -55,6 +56,9 @@ class Member(Protocol):
 
     def view(self, name: str, launch: int) -> View | None:
         """Return how a server is as its owner sees it, or None if that does not answer at once; nothing is raised."""
+
+    def make_room_for(self, name: str, demands: Sequence[ClusterDemand]) -> None:
+        """Have idle servers stopped in whose room one could run that waits for the cluster and is not the pool's."""
 
     def take_problems(self) -> list[Problem]:
         """Return what went wrong at stops since the last call."""
@@ -137,6 +141,10 @@ class LocalMember:
     def view(self, name: str, launch: int) -> View | None:
         """Return how a server is."""
         return self.pool.view(name, launch)
+
+    def make_room_for(self, name: str, demands: Sequence[ClusterDemand]) -> None:
+        """Have idle servers stopped."""
+        self.pool.make_room_for(name, demands)
 
     def take_problems(self) -> list[Problem]:
         """Return what went wrong at stops since the last call."""

@@ -11,7 +11,7 @@ from pytest_infserver.pool.planner import Phase, Planner, Request
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
-    from pytest_infserver.pool.room import MachineRoom
+    from pytest_infserver.pool.room import Room
 
 _DEEDS = {Phase.STARTING: "starts", Phase.STOPPING: "stops"}
 _MOST_NAMED = 3
@@ -57,7 +57,7 @@ def outlook_on(server: InferenceServer) -> Outlook:
     return outlook(() if seconds is None else (Wait(server, seconds),))
 
 
-def causes(planner: Planner, room: MachineRoom, tests: Mapping[int, str]) -> Iterator[tuple[str, str, int | None]]:
+def causes(planner: Planner, room: Room, tests: Mapping[int, str]) -> Iterator[tuple[str, str, int | None]]:
     """Yield the name of each server that is not there yet, what hinders its start, and the ticket of who waits.
 
     Those that somebody waits for come first, then those that are started ahead of time and those whose stop somebody
@@ -79,7 +79,7 @@ def causes(planner: Planner, room: MachineRoom, tests: Mapping[int, str]) -> Ite
                 others = planner.names(Phase.STARTING, Phase.UP, Phase.DEAD, Phase.STOPPING)
                 holders = [] if name in planner.short else [one for one in others if one in room.holders(name)]
                 stopping += [one for one in holders if planner.phase(one) is Phase.STOPPING]
-                text = _no_room(planner, holders) if name not in planner.short else _taken(room.gpus_wanted(name))
+                text = _no_room(planner, holders) if name not in planner.short else room.taken(name)
             elif phase is Phase.UP:
                 text = _in_use(planner, request, name, tests)
                 if not text:
@@ -100,12 +100,6 @@ def _no_room(planner: Planner, holders: list[str]) -> str:
     named = [f"{one} {_DEEDS.get(planner.phase(one), 'runs')}" for one in holders[:_MOST_NAMED]]
     more = len(holders) - _MOST_NAMED
     return f"waits for room ({', '.join(named)}{f' and {more} more' if more > 0 else ''})"
-
-
-def _taken(gpus: int) -> str:
-    if gpus < 2:
-        return "waits for a GPU that another process holds"
-    return f"waits for {gpus} GPUs that other processes hold"
 
 
 def _in_use(planner: Planner, request: Request, name: str, tests: Mapping[int, str]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -12,6 +13,8 @@ GRACE = 1.0
 again costs more."""
 RETRY = 0.5
 """Seconds until room that another run of pytest holds is asked for again."""
+HOLD = 3.0
+"""Seconds without starts ahead of time after room was made for a server that is not the planner's."""
 
 ENDED = "the run ends: no server is handed out any more"
 
@@ -87,12 +90,13 @@ Decision: TypeAlias = "Start | Stop | Grant"
 class Room(Protocol):
     """What there is only so much of: GPUs, and places for servers without one."""
 
-    def claim(self, name: str, *, beyond: bool = False) -> bool:
+    def claim(self, name: str, *, beyond: bool = False, ahead: bool = False) -> bool:
         """Take all the room that a server needs, or none; tell whether it was taken.
 
         Args:
             name: The server.
             beyond: Also if that is more than was planned for, where it is possible at all.
+            ahead: Whether nobody asks for the server yet.
         """
 
     def release(self, name: str) -> None:
@@ -145,6 +149,7 @@ class Planner:
         self._clients: set[str] = set()
         self._promised: list[str] = []
         self._ending = False
+        self._hold_until = 0.0
         self.short: set[str] = set()
         self.wake: float | None = None
 
@@ -277,9 +282,30 @@ class Planner:
             for name in request.names:
                 short |= self._bring_up(name, request, needed, now, decisions)
         decisions += self._stop_unwanted()
-        if self._prelaunch and not short and not self._ending:
+        if self._prelaunch and not short and not self._ending and now >= self._hold_until:
             decisions += self._start_ahead()
         return decisions
+
+    def make_room_for(self, name: str, fits: Callable[[Iterable[str]], bool], now: float) -> list[Stop]:
+        """Return which idle servers to stop for one that is not the planner's, and start none ahead for a moment.
+
+        Args:
+            name: What it is called.
+            fits: Tells whether there is room for it if some servers were gone.
+            now: The time, as for `decide`.
+        """
+        self._hold_until = now + HOLD
+        leaving = self.names(Phase.STOPPING)
+        if fits(leaving):
+            # It comes with the next stop, or somebody else has it.
+            return []
+        victims: list[_Server] = []
+        for victim in self._victims({one for request in self._waiting.values() for one in request.names}, now):
+            victims.append(victim)
+            if fits([*leaving, *(one.name for one in victims)]):
+                needed = self._only_needed(fits, leaving, victims)
+                return [self._stop(one, name if one.wanted_later else None) for one in needed]
+        return []
 
     def stop_all(self) -> list[Stop]:
         """Forget who uses or wants what; return which servers to stop, the starting ones among them."""
@@ -373,7 +399,7 @@ class Planner:
         for victim in self._victims(needed, now):
             victims.append(victim)
             if self._room.fits(server.name, [*leaving, *(one.name for one in victims)]):
-                for one in self._only_needed(server.name, leaving, victims):
+                for one in self._only_needed(functools.partial(self._room.fits, server.name), leaving, victims):
                     decisions.append(self._stop(one, server.name if one.wanted_later else None))
                 self._promised.append(server.name)
                 return
@@ -384,11 +410,14 @@ class Planner:
             else:
                 decisions.append(self._answer(request, self._deadlock(server.name)))
 
-    def _only_needed(self, name: str, leaving: Sequence[str], victims: list[_Server]) -> list[_Server]:
+    @staticmethod
+    def _only_needed(
+        fits: Callable[[Iterable[str]], bool], leaving: Sequence[str], victims: list[_Server]
+    ) -> list[_Server]:
         """Leave out those whose place does not help, as that of a server without a GPU for one with."""
         for victim in list(victims):
             others = [one.name for one in victims if one is not victim]
-            if self._room.fits(name, [*leaving, *others]):
+            if fits([*leaving, *others]):
                 victims = [one for one in victims if one is not victim]
         return victims
 
@@ -457,14 +486,14 @@ class Planner:
             if not one.wanted_later or one.phase is not Phase.DOWN or one.failed or self._room.fits(one.name, leaving):
                 continue
             if self._room.fits(one.name, [*leaving, *(other.name for other in servers)]):
-                return self._only_needed(one.name, leaving, servers)
+                return self._only_needed(functools.partial(self._room.fits, one.name), leaving, servers)
         return []
 
     def _start_ahead(self) -> Iterable[Start]:
         for server in self._servers.values():
             if not server.wanted_later or server.failed:
                 continue
-            if server.phase is Phase.DEAD or (server.phase is Phase.DOWN and self._room.claim(server.name)):
+            if server.phase is Phase.DEAD or (server.phase is Phase.DOWN and self._room.claim(server.name, ahead=True)):
                 server.phase = Phase.STARTING
                 yield Start(server.name)
             elif server.phase is Phase.DOWN and self._room.fits(server.name, ()):

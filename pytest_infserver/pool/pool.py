@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import threading
@@ -24,10 +25,11 @@ from pytest_infserver.pool.outlook import Outlook, Wait, causes, outlook
 from pytest_infserver.pool.planner import ENDED, Grant, Phase, Planner, Request, Start, Stop
 
 if TYPE_CHECKING:
+    from pytest_infserver.cluster.demand import Demand as ClusterDemand
     from pytest_infserver.config.model import ServerConfig
     from pytest_infserver.launcher.follower import View
     from pytest_infserver.launcher.server import InferenceServer
-    from pytest_infserver.pool.room import MachineRoom
+    from pytest_infserver.pool.room import Room
 
 MAX_RESTARTS = 3
 """How often a server that died is started again in one run."""
@@ -78,7 +80,7 @@ class Pool:
     """
 
     def __init__(
-        self, configs: Mapping[str, ServerConfig], room: MachineRoom, hooks: Hooks, policy: Policy | None = None
+        self, configs: Mapping[str, ServerConfig], room: Room, hooks: Hooks, policy: Policy | None = None
     ) -> None:
         """Make a pool; nothing is started.
 
@@ -101,7 +103,7 @@ class Pool:
         self._shown: set[str] = set()
         self._first_told: dict[str, str] = {}
         self._deaths: dict[tuple[str, int], str] = {}
-        self._last_views: dict[tuple[str, int | None], View] = {}
+        self._last_views: dict[tuple[str, int | None], tuple[float, View]] = {}
         self._restarts: Counter[str] = Counter()
         self._evictions: Counter[tuple[str, str]] = Counter()
         self._tests: dict[str, tuple[str, ...]] = {}
@@ -174,7 +176,7 @@ class Pool:
                 raise ConfigError(f"{test}: {shortage}")
         for name in wanted:
             server = self.server(name)
-            problem = server.profile_problem(also_on_demand=False)
+            problem = None if server.runs_elsewhere else server.profile_problem(also_on_demand=False)
             if problem is not None:
                 raise server.settings.error(problem, "profile", "tool")
         for name, tool in (profilers or {}).items():
@@ -238,6 +240,8 @@ class Pool:
             self.release(ticket)
             waiting(self.outlook())
             raise
+        # Asked for and waited for here: the first request of the test takes the shorter way.
+        begins = [server.log_size_now() for server in handles]
         with self._changed:
             del self._asked[ticket]
             grant = self._granted.pop(ticket)
@@ -246,7 +250,10 @@ class Pool:
             # All of them together or none.
             failed = next((name for name in names if name in self._failures), None)
             errors = {name: self._failure(name if name in self._failures else failed, test) for name in names}
-            return [self._lease(ticket, name, grant, exclusive, errors[name]) for name in names]
+            return [
+                self._lease(ticket, name, grant, exclusive, errors[name], begin)
+                for name, begin in zip(names, begins, strict=True)
+            ]
 
     def release(self, ticket: int, done: str | None = None) -> None:
         """Take a lease back.
@@ -275,7 +282,10 @@ class Pool:
         """Return how a server is; if a launch is named that has died, how it was then."""
         with self._changed:
             last = self._last_views.get((name, launch))
-        return self.server(name).view() if last is None else last
+        if last is None:
+            return self.server(name).look()
+        at, view = last
+        return view.later(time.monotonic() - at)
 
     def take_problems(self) -> list[Problem]:
         """Return what went wrong at stops since the last call; raise what a hook raised to end the run."""
@@ -287,6 +297,19 @@ class Pool:
     def servers_of(self, test: str) -> Sequence[str]:
         """Return the servers that a planned test needs."""
         return self._tests.get(test, ())
+
+    def make_room_for(self, name: str, demands: Sequence[ClusterDemand]) -> None:
+        """Stop idle servers in whose room one could run that waits for the cluster and is not the pool's.
+
+        Args:
+            name: What it is called.
+            demands: What it needs, and others like it have.
+        """
+        with self._changed:
+            if not self._closed:
+                fits = functools.partial(self._room.fits_beside, demands)
+                for stop in self._planner.make_room_for(name, fits, time.monotonic()):
+                    self._carry_out(stop)
 
     def is_ready(self, name: str) -> bool:
         """Tell whether a server runs now."""
@@ -369,6 +392,7 @@ class Pool:
         server.on_progress = self._lines.append
         server.on_warning = self.incidents.append
         server.refuse_stop(shared(server))
+        self._room.settle(server)
         self.on_made(server)
         return server
 
@@ -401,12 +425,17 @@ class Pool:
         return lines
 
     def _lease(
-        self, ticket: int, name: str, grant: Grant, exclusive: bool, error: InferenceServerError | None
+        self,
+        ticket: int,
+        name: str,
+        grant: Grant,
+        exclusive: bool,
+        error: InferenceServerError | None,
+        log_start: int,
     ) -> Lease:
         server = self._servers[name]
         if error is None and grant.refusal is not None:
             error = InferenceServerError(grant.refusal)
-        log_start = server.log_size
         if name in self._failures and name not in self._shown and server.launches:
             # What a failed start has written is shown once, with the first test.
             self._shown.add(name)
@@ -493,10 +522,7 @@ class Pool:
                     self._begun[decision.name] = time.monotonic()
                     self._starts[decision.name] = self._spawn(self._start, decision.name)
                 elif isinstance(decision, Stop):
-                    if decision.room_for is not None:
-                        self._evictions[decision.name, decision.room_for] += 1
-                    self._begun[decision.name] = time.monotonic()
-                    self._spawn(self._stop, decision.name)
+                    self._carry_out(decision)
                 else:
                     self._granted[decision.request.ticket] = decision
             for name in self._planner.short:
@@ -504,6 +530,12 @@ class Pool:
                     self._look_again[name] = math.inf
                     self._spawn(self._make_way, name)
         self._changed.notify_all()
+
+    def _carry_out(self, stop: Stop) -> None:
+        if stop.room_for is not None:
+            self._evictions[stop.name, stop.room_for] += 1
+        self._begun[stop.name] = time.monotonic()
+        self._spawn(self._stop, stop.name)
 
     def _spawn(self, action: Callable[[str], None], name: str) -> threading.Thread:
         thread = threading.Thread(target=action, args=(name,), name=f"infserver-{name}", daemon=True)
@@ -522,7 +554,7 @@ class Pool:
             if reason is None:
                 continue
             self._deaths[name, server.launches] = reason
-            self._last_views[name, server.launches] = server.view()
+            self._last_views[name, server.launches] = time.monotonic(), server.view()
             # Before it is started again.
             self.on_end(server)
             self._planner.died(name)
@@ -551,7 +583,7 @@ class Pool:
                     self.watch(server)
                 else:
                     # N tests do not each wait for the same failure.
-                    self._failures[name] = error or InferenceServerError(ENDED)
+                    self._failures[name] = error or _ended_at_once(server)
                     self._planner.start_failed(name)
             self._proceed()
 
@@ -563,7 +595,7 @@ class Pool:
                         f"{server} cannot start again: another process has taken its GPUs meanwhile"
                     )
                 claim, places = self._room.devices(server.name), self._room.places_left()
-            if not server.attached and not server.launched:
+            if not server.attached and not server.launched and not server.runs_elsewhere:
                 self._clear(server, places)
             server.use_devices(claim)
             server.start()
@@ -679,6 +711,12 @@ def _not_restarted(server: InferenceServer, deaths: int) -> str:
     if deaths == 1:
         return f"{server} has died and is not restarted (--infserver-on-crash=fail); log: {server.log_path}"
     return f"{server} has died {deaths} times and is not restarted any more; log: {server.log_path}"
+
+
+def _ended_at_once(server: InferenceServer) -> InferenceServerError:
+    """Return why a server does not run although its start went well."""
+    reason = server.why_died()
+    return InferenceServerError(ENDED) if reason is None else ServerDiedError(reason)
 
 
 def _try(action: Callable[[InferenceServer], object], server: InferenceServer) -> list[str]:

@@ -8,25 +8,30 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Client, Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_infserver import errors
 from pytest_infserver.errors import InferenceServerError, LeakError
+from pytest_infserver.launcher.follower import Keeper
 from pytest_infserver.pool.desk import FAILED
 from pytest_infserver.pool.lease import Lease, Problem
 from pytest_infserver.pool.pool import shared
 
 if TYPE_CHECKING:
+    from pytest_infserver.cluster.demand import Demand as ClusterDemand
     from pytest_infserver.config.model import ServerConfig
     from pytest_infserver.launcher.follower import FollowedProcess, View
     from pytest_infserver.launcher.process import Exit
     from pytest_infserver.launcher.server import InferenceServer
 
+_END_LIMIT = 10.0
+"""Seconds that the news of an end gets which the controller knows of."""
 _VIEW_LIMIT = 2.0
 """Seconds that the report of a failed test waits for what the controller knows of its servers."""
 
 
-class RemoteMember:
+class RemoteMember(Keeper):
     """One worker of xdist."""
 
     alone = False
@@ -165,6 +170,26 @@ class RemoteMember:
             self._follow(server.name, self._ask("view", name=server.name))
             raise
         self._follow(server.name, view)
+
+    def kill(self, server: InferenceServer) -> None:
+        """Have a server ended at once."""
+        self._ask("kill", name=server.name)
+        # Its end is heard as any other, with how and why.
+        server.wait_death(_END_LIMIT)
+
+    def make_room_for(self, name: str, demands: Sequence[ClusterDemand]) -> None:
+        """Have idle servers stopped."""
+        self._ask("make_room_for", name=name, demands=demands)
+
+    def start_profile(self, server: InferenceServer, name: str, tool: str | None) -> None:
+        """Have a profile of a server on another machine begun."""
+        self._ask("start_profile", name=server.name, profile=name, tool=tool)
+
+    def stop_profile(self, server: InferenceServer) -> list[Path]:
+        """Have it ended."""
+        files: list[Path] = self._ask("stop_profile", name=server.name)
+        server.note_profiles(files)
+        return files
 
     # The inside.
 

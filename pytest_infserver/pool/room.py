@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pytest_infserver.launcher import machine
+from pytest_infserver.pool import planner
 
 if TYPE_CHECKING:
+    from pytest_infserver.cluster.demand import Demand as ClusterDemand
     from pytest_infserver.config.model import ServerConfig
     from pytest_infserver.launcher.devices import Demand, DeviceClaim, Visible
+    from pytest_infserver.launcher.server import InferenceServer
 
 CORES_PER_SERVER = 2
 MEMORY_PER_SERVER = 8 << 30
@@ -39,7 +42,51 @@ def machine_room(configs: Mapping[str, ServerConfig], max_servers: int | None) -
     return MachineRoom(max_servers, attached, demands, visible)
 
 
-class MachineRoom:
+class Room(planner.Room, Protocol):
+    """What the pool asks of a room beyond what the planner does."""
+
+    def settle(self, server: InferenceServer) -> None:
+        """Prepare the handle of a server for where it is going to run."""
+
+    def fits_beside(self, demands: Sequence[ClusterDemand], without: Iterable[str]) -> bool:
+        """Tell whether there would be room for servers that are not the pool's, if some of the pool's were gone.
+
+        Args:
+            demands: What they need.
+            without: Those that were gone.
+        """
+
+    def adopt(self, name: str, keys: Sequence[str]) -> None:
+        """Note the room of a server that was running already.
+
+        Args:
+            name: The server.
+            keys: The keys of its GPUs.
+        """
+
+    def renew(self, name: str) -> bool:
+        """Take the room of a server that was taken over and has ended once more; tell whether that went well."""
+
+    def places_left(self) -> int:
+        """Return how many servers without GPUs may run on this machine beside those of this run."""
+
+    def candidates(self, name: str) -> set[str]:
+        """Return the keys of the GPUs of this machine of which a server may get some."""
+
+    def holders(self, name: str) -> set[str]:
+        """Return the servers of this run that have some of what a server could get."""
+
+    def taken(self, name: str) -> str:
+        """Return in words what a server waits for that others than this run have."""
+
+    def shortage(self, names: Sequence[str]) -> str | None:
+        """Return, with the arithmetic, why these servers can never run at the same time; None if they can."""
+
+    def devices(self, name: str) -> DeviceClaim | None:
+        """Return the GPUs of this machine that a server has got, or None."""
+
+
+class MachineRoom(Room):
     """The machine's room for servers, of which this run's servers take their shares."""
 
     def __init__(
@@ -62,7 +109,14 @@ class MachineRoom:
         self._claims: dict[str, DeviceClaim] = {}
         self._adopted: set[str] = set()
 
-    def claim(self, name: str, *, beyond: bool = False) -> bool:
+    def settle(self, server: InferenceServer) -> None:
+        """Do nothing: it runs on this machine."""
+
+    def fits_beside(self, demands: Sequence[ClusterDemand], without: Iterable[str]) -> bool:
+        """Return False: nothing makes room for them; what lacks GPUs on this machine does not wait for some."""
+        return False
+
+    def claim(self, name: str, *, beyond: bool = False, ahead: bool = False) -> bool:
         """Take the room that a server needs; see `planner.Room`."""
         if name in self._attached:
             return True
@@ -107,9 +161,12 @@ class MachineRoom:
         keys = self.candidates(name)
         return {other for other, claim in self._claims.items() if any(device.key in keys for device in claim.devices)}
 
-    def gpus_wanted(self, name: str) -> int:
-        """Return how many GPUs a server needs."""
-        return 0 if name in self._attached else self._demands[name].count
+    def taken(self, name: str) -> str:
+        """Return in words that a server waits for GPUs of other processes."""
+        count = 0 if name in self._attached else self._demands[name].count
+        if count < 2:
+            return "waits for a GPU that another process holds"
+        return f"waits for {count} GPUs that other processes hold"
 
     def release(self, name: str) -> None:
         """Give a server's room back."""

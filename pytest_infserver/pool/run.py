@@ -23,6 +23,7 @@ _NOT_PROFILED = (
 )
 
 if TYPE_CHECKING:
+    from pytest_infserver.cluster.cluster import Cluster
     from pytest_infserver.launcher.follower import View
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.choice import Choice
@@ -37,6 +38,7 @@ class Run:
 
     Attributes:
         settings: What the user said.
+        cluster: The cluster that the servers run on; None for this machine.
         choice: Which test runs on which servers.
         member: Gives out the servers.
         progress: Gets a line of text when a start takes long for a reason.
@@ -57,10 +59,12 @@ class Run:
         member: Member,
         late: LateReports,
         *,
+        cluster: Cluster | None = None,
         progress: Callable[[str], None] = lambda text: None,
         waiting: Callable[[Outlook], None] = lambda outlook: None,
     ) -> None:
         self.settings = settings
+        self.cluster = cluster
         self.progress = progress
         self.waiting = waiting
         self.choice = choice
@@ -124,7 +128,7 @@ class Run:
         self.item, self._next = item, following
         if self._rearranged is not None:
             self._rearranged.begin(item, self.member.is_ready)
-        self.extra_servers = [(server, server.log_size) for server, _ in self.extra_servers if server.launched]
+        self.extra_servers = [(server, server.log_size_now()) for server, _ in self.extra_servers if server.launched]
         names = self._servers(item)
         if names and will_run(item):
             self._lease(names)
@@ -256,7 +260,9 @@ class Run:
     def view(self, server: InferenceServer) -> View:
         """Return how a server of the running test is; nobody is waited for long."""
         lease = self.leases.get(server.name)
-        view = self.member.view(server.name, lease.launch) if lease is not None and lease.server is server else None
+        if lease is None or lease.server is not server:
+            return server.look()
+        view = self.member.view(lease.name, lease.launch)
         return server.view() if view is None else view
 
     def pause(self) -> Callable[[], None]:
@@ -278,6 +284,8 @@ class Run:
         self.errors += self.late_errors
         self.late_errors = []
         self.member.close()
+        if self.cluster is not None:
+            self.cluster.close()
         self.errors += self.late.report(self.member.take_problems())
 
     def _servers(self, item: pytest.Item) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_infserver.errors import ConfigError
 from pytest_infserver.pool.choice import Choice
 from pytest_infserver.pool.configured import backend_of, check_command, configured_servers
 from pytest_infserver.pool.desk import INPUT, Desk
@@ -14,14 +15,17 @@ from pytest_infserver.pool.late import LateReports
 from pytest_infserver.pool.member import CLIENT, LocalMember, Member
 from pytest_infserver.pool.pool import MAX_RESTARTS, Hooks, Policy, Pool
 from pytest_infserver.pool.remote import RemoteMember
-from pytest_infserver.pool.room import machine_room
+from pytest_infserver.pool.room import Room, machine_room
 from pytest_infserver.pool.run import Run
 from pytest_infserver.selection import Candidate
 
 if TYPE_CHECKING:
+    from pytest_infserver.cluster.cluster import Cluster
     from pytest_infserver.config.model import ServerConfig
     from pytest_infserver.pool.outlook import Outlook
     from pytest_infserver.settings import Settings
+
+_SEED = "cluster_seed"
 
 
 def load_run(
@@ -42,20 +46,23 @@ def load_run(
         ConfigError: Something in it is wrong.
     """
     _register_backends(config)
+    worker: dict[str, Any] = getattr(config, "workerinput", {})
+    cluster = _cluster(settings, worker)
     configs = configured_servers(settings)
+    if cluster is not None:
+        configs = {name: cluster.with_api_key(one) for name, one in configs.items()}
     candidates = [Candidate(name, backend_of(one)) for name, one in configs.items()]
     choice = Choice(configs, candidates, settings.strict)
     late = LateReports(config)
-    worker: dict[str, Any] = getattr(config, "workerinput", {})
     member: Member
     if INPUT in worker:
         member = RemoteMember(configs, worker[INPUT], worker["workerid"])
     else:
-        for one in configs.values():
+        for one in configs.values() if cluster is None else ():
             check_command(one)
-        pool = _make_pool(config, settings, configs)
+        pool = _make_pool(config, settings, configs, cluster)
         member = LocalMember(pool, waiting=waiting, progress=progress)
-    return Run(settings, choice, member, late, progress=progress, waiting=waiting)
+    return Run(settings, choice, member, late, cluster=cluster, progress=progress, waiting=waiting)
 
 
 def open_desk(config: pytest.Config, run: Run) -> Desk:
@@ -67,10 +74,26 @@ def open_desk(config: pytest.Config, run: Run) -> Desk:
     each = config.getoption("dist", "no") == "each"
     desk = Desk(pool, each=each, waiting=run.waiting, progress=pool.incidents.append)
     pool.on_end = desk.tell_end
+    if run.cluster is not None:
+        desk.key[_SEED] = run.cluster.seed
     return desk
 
 
-def _make_pool(config: pytest.Config, settings: Settings, configs: Mapping[str, ServerConfig]) -> Pool:
+def _cluster(settings: Settings, worker: Mapping[str, Any]) -> Cluster | None:
+    if settings.cluster is None:
+        return None
+    if settings.keep is not None:
+        raise ConfigError(
+            "--infserver-keep and --infserver-cluster: a server on a cluster ends with the run that has started it"
+        )
+    from pytest_infserver.cluster.cluster import Cluster
+
+    return Cluster(settings.cluster, worker.get(INPUT, {}).get(_SEED))
+
+
+def _make_pool(
+    config: pytest.Config, settings: Settings, configs: Mapping[str, ServerConfig], cluster: Cluster | None
+) -> Pool:
     hook = config.hook
     hooks = Hooks(
         started=lambda server: hook.pytest_infserver_server_started(config=config, server=server),
@@ -82,8 +105,15 @@ def _make_pool(config: pytest.Config, settings: Settings, configs: Mapping[str, 
         restarts=MAX_RESTARTS if settings.on_crash == "restart" else 0,
         keep=settings.keep,
     )
-    room = machine_room(configs, settings.max_servers)
-    return Pool(configs, room, hooks, policy)
+    return Pool(configs, _room(settings, configs, cluster), hooks, policy)
+
+
+def _room(settings: Settings, configs: Mapping[str, ServerConfig], cluster: Cluster | None) -> Room:
+    if cluster is None:
+        return machine_room(configs, settings.max_servers)
+    from pytest_infserver.cluster.room import ClusterRoom
+
+    return ClusterRoom(cluster, configs, settings.max_servers)
 
 
 def _register_backends(config: pytest.Config) -> None:

@@ -15,7 +15,10 @@ def header_lines(settings: Settings, candidates: list[Candidate], debug: bool) -
         return []
     source = ", ".join(file.name for file in settings.config_files) or settings.url or "command line"
     servers = ", ".join(f"{one.name} ({one.backend})" for one in candidates)
-    return [f"infserver: {source}: {servers}{_debug_mode() if debug else ''}"]
+    where = f"; on the Ray cluster {settings.cluster}" if settings.cluster is not None else ""
+    # There the nodes look at their own GPUs.
+    mode = "" if not debug else "; debug mode" if where else _debug_mode()
+    return [f"infserver: {source}: {servers}{where}{mode}"]
 
 
 def _debug_mode() -> str:

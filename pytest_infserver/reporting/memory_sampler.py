@@ -76,14 +76,26 @@ class MemorySampler:
                 self._ended.wait(_TOGETHER)
 
     def _look(self) -> None:
-        servers = [server for server in self._servers() if server.pid is not None]
-        gpus = _gpus() if any(server.device_keys for server in servers) else []
+        servers = [server for server in self._servers() if server.pid is not None or server.remote]
+        gpus = _gpus() if any(server.device_keys and not server.remote for server in servers) else []
         for server in servers:
-            pids = server.process_tree()
-            used = resident_memory(pids), gpu_memory(gpus, server.device_keys, pids)
-            if used[0]:
+            used = memory_of(server, gpus) if not server.remote else server.memory
+            if used is not None and used[0]:
                 with self._lock:
                     self._series.setdefault(server, Series(_larger)).add(time.time(), used)
+
+
+def memory_of(server: InferenceServer, gpus: Sequence[Gpu] | None = None) -> Memory:
+    """Return how much memory a server on this machine uses now.
+
+    Args:
+        server: The server.
+        gpus: The machine's GPUs; None to ask for them.
+    """
+    if gpus is None:
+        gpus = _gpus() if server.device_keys else []
+    pids = server.process_tree()
+    return resident_memory(pids), gpu_memory(gpus, server.device_keys, pids)
 
 
 def _larger(one: Memory, other: Memory) -> Memory:

@@ -122,6 +122,7 @@ class Recorder:
         self,
         exit_status: int,
         workers: int,
+        cluster: str | None,
         servers: Iterable[dict[str, Any]],
         incidents: Sequence[str],
         errors: Sequence[str],
@@ -131,6 +132,7 @@ class Recorder:
         Args:
             exit_status: pytest's.
             workers: How many workers of xdist there were.
+            cluster: The Ray cluster that the servers ran on, as the user has named it; None for this machine.
             servers: The records of all servers, those of the workers too.
             incidents: What happened to servers and belongs to no test.
             errors: What went wrong and belongs to no test.
@@ -153,6 +155,7 @@ class Recorder:
             "ended": round(time.time(), 3),
             "exit_status": int(exit_status),
             "workers": workers,
+            "cluster": cluster,
             "outcomes": outcomes(tests),
             "servers": found,
             "tests": tests,

@@ -106,9 +106,9 @@ class RunReport:
         from pytest_infserver.reporting.timeline.trace_events import trace_text
 
         workers = len(self._config.getoption("tx", None) or ())
-        status = int(session.exitstatus)
+        status, cluster = int(session.exitstatus), self._run.settings.cluster
         try:
-            record = self._recorder.record(status, workers, notes.servers, notes.incidents, notes.errors)
+            record = self._recorder.record(status, workers, cluster, notes.servers, notes.incidents, notes.errors)
             self._record = record
             self._files.write(RECORD, lambda: as_json(record))
             self._files.write(TRACE, lambda: trace_text(record))

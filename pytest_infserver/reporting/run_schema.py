@@ -31,6 +31,7 @@ def run_schema() -> dict[str, Any]:
             ended=_NUMBER,
             exit_status={"type": "integer"},
             workers=_COUNT,
+            cluster=_or_null(_TEXT),
             outcomes={"type": "object", "additionalProperties": _COUNT},
             servers=_list(_server()),
             tests=_list(_test()),
@@ -76,6 +77,7 @@ def _life() -> dict[str, Any]:
     return _object(
         launch=_or_null(_COUNT),
         pid=_or_null(_COUNT),
+        node=_or_null(_TEXT),
         launched=_or_null(_NUMBER),
         ready=_or_null(_NUMBER),
         stopping=_or_null(_NUMBER),

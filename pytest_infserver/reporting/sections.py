@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.run import Run
 
+_KEYED = (
+    "API key: one of this run; inference_client brings it along, other requests need the header"
+    " 'Authorization: Bearer ...' with inference_server.api_key"
+)
 MAX_LOG = 16 * 1024
 """Bytes of a server's log that one section shows."""
 
@@ -37,7 +41,9 @@ def add_server_sections(report: pytest.TestReport, run: Run) -> pytest.TestRepor
             view = run.view(server)
             _add_state(report, run, server, view)
             if not server.attached:
-                _add_log(report, run, server, log_start, view.log_end)
+                # What was on its way from a node when the test began may never have come.
+                begin = log_start if server.node is None else min(log_start, server.log_size)
+                _add_log(report, run, server, begin, view.log_end)
     return report
 
 
@@ -61,6 +67,8 @@ def _add_state(report: pytest.TestReport, run: Run, server: InferenceServer, vie
     if _not_started(run, server):
         return
     text = redact(describe_state(view, attached=server.attached), server.secrets)
+    if run.cluster is not None and server.name in run.cluster.keyed:
+        text += f"\n{_KEYED}"
     # Where it runs stands above its log, if it has one.
     where = f" ({server.get_backend_name()}, {server.server_url})" if server.attached else ""
     report.sections.append((f"{server.name}: state{where}", text))

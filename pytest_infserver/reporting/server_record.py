@@ -78,18 +78,23 @@ def lives_of(events: Iterable[Event]) -> list[dict[str, Any]]:
             life.update(ended=_time(event.time), end=kind, how=how, cause=_short(event.fields.get("cause")))
 
     starting: float | None = None
+    node: str | None = None
     for event in events:
         fields = event.fields
         if event.kind == "starting":
-            starting = _time(event.time)
+            starting, node = _time(event.time), None
+        elif event.kind == "placed":
+            # Nothing else has a start look for a second place.
+            end(event, "failed", "its node was lost")
+            node = fields["node"]
         elif event.kind in ("launched", "taken_over", "attached"):
             # Nothing else makes a start launch its server twice.
             end(event, "failed", "its port was taken")
-            life, starting = _new_life(event, starting), None
+            life, starting = _new_life(event, starting, node), None
             lives.append(life)
         elif event.kind == "failed":
             if life is None or life["end"] is not None:
-                life, starting = _new_life(event, starting), None
+                life, starting = _new_life(event, starting, node), None
                 lives.append(life)
             # Its process may have been killed by us, for this reason.
             end(event, "failed", _short(fields["error"]))
@@ -109,18 +114,25 @@ def lives_of(events: Iterable[Event]) -> list[dict[str, Any]]:
     return lives
 
 
+def where_it_ran(lives: Iterable[Mapping[str, Any]]) -> str:
+    """Return on which nodes of a cluster a server had its lives, in words; nothing without a cluster."""
+    nodes = dict.fromkeys(life["node"] for life in lives if life["node"])
+    return f"on {', then '.join(nodes)}" if nodes else ""
+
+
 def _cause(error: str) -> str | None:
     """Return the cause that the text of a start error names."""
     found = re.search(r"^  cause: +(.*)$", error, re.MULTILINE)
     return None if found is None else _short(found[1])
 
 
-def _new_life(event: Event, starting: float | None) -> dict[str, Any]:
+def _new_life(event: Event, starting: float | None, node: str | None) -> dict[str, Any]:
     is_running, now = event.kind == "taken_over", _time(event.time)
     began = now if starting is None else starting
     return {
         "launch": event.fields.get("launch"),
         "pid": event.fields.get("pid"),
+        "node": node,
         # With what is done before there is a process, such as the download of a model.
         "launched": None if event.kind in ("taken_over", "attached") else began,
         "ready": now if is_running else None,

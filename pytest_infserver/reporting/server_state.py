@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from pytest_infserver.launcher.heartbeat import Pulse
 
 
+_SILENT = 5.0
+"""Seconds without a word after which a node is said to be silent; it answers every 2 s."""
 _DYING = 1.0
 """Seconds before its end in which a server does not answer any more because it dies."""
 
@@ -32,13 +34,18 @@ def describe_state(view: View, *, attached: bool) -> str:
 
 def _state(view: View, attached: bool) -> str:
     if view.state is ServerState.DIED:
-        text = f"died: {view.how or 'nobody knows how'}{_time(', {} s ago', view.dead_seconds)}"
+        how = (view.how or "nobody knows how").removeprefix("died: ")
+        text = f"died: {how}{_time(', {} s ago', view.dead_seconds)}"
         text += _time(", after {} s", view.seconds)
     else:
         since = ", for {} s" if view.state is ServerState.STARTING else ", up {} s"
         text = f"{view.state}{_time(since, view.seconds)}"
     if view.pid is not None:
         text += f", pid {view.pid}"
+    if view.node is not None:
+        text += f" on {view.node}"
+        if view.silent is not None and view.silent > _SILENT and view.state is not ServerState.DIED:
+            text += f", which has not answered for {_shown(view.silent)} s"
     if attached:
         text += ", attached: not started by this run"
     elif view.launches > 1:

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeVar
 
-if TYPE_CHECKING:
-    from pytest_infserver.launcher.kept import KeptServer
+
+class Stoppable(Protocol):
+    """A server that can be stopped."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def label(self) -> str:
+        """Which one it is, in words that follow its name."""
+
+    def end(self) -> tuple[bool, str]:
+        """Stop it; tell whether that went well, and how, in words."""
+
+
+Server = TypeVar("Server", bound=Stoppable)
 
 
 class NoSuchServer(Exception):
     """A name that no server has; the text says which names there are."""
 
 
-def chosen(servers: Sequence[KeptServer], names: Sequence[str]) -> list[KeptServer]:
+def chosen(servers: Sequence[Server], names: Sequence[str]) -> list[Server]:
     """Return the servers with one of these names, or that fit one of these patterns.
 
     Raises:
@@ -30,7 +44,7 @@ def chosen(servers: Sequence[KeptServer], names: Sequence[str]) -> list[KeptServ
     return [server for server in servers if any(fnmatchcase(server.name, name) for name in names)]
 
 
-def stop_all(servers: Sequence[KeptServer]) -> Iterator[tuple[bool, str]]:
+def stop_all(servers: Sequence[Stoppable]) -> Iterator[tuple[bool, str]]:
     """Stop servers, all at the same time.
 
     Yields:
@@ -43,14 +57,6 @@ def stop_all(servers: Sequence[KeptServer]) -> Iterator[tuple[bool, str]]:
             yield future.result()
 
 
-def _stop(server: KeptServer) -> tuple[bool, str]:
-    who = f"{server.name} (pid {server.pid}, {server.url})"
-    begin = time.monotonic()
-    gone = server.stop()
-    seconds = time.monotonic() - begin
-    if gone:
-        return True, f"{who}: stopped in {seconds:.1f} s"
-    return False, (
-        f"{who}: has not ended after {seconds:.0f} s; 'kill -9 {server.supervisor_pid}' ends its supervisor, and"
-        " whatever of it can be killed"
-    )
+def _stop(server: Stoppable) -> tuple[bool, str]:
+    gone, how = server.end()
+    return gone, f"{server.name} ({server.label}): {how}"

@@ -1,4 +1,4 @@
-"""``infserver ps``: the servers that run on this machine, as a table."""
+"""``infserver ps``: the servers that run on this machine, or on a cluster, as a table."""
 
 from __future__ import annotations
 
@@ -12,19 +12,30 @@ from pytest_infserver.launcher.processes import read_file
 from pytest_infserver.launcher.redaction import find_secrets, is_secret_name, redact
 
 if TYPE_CHECKING:
+    from pytest_infserver.cluster.listing import ClusterServer
     from pytest_infserver.launcher.kept import KeptServer
 
 _HEAD = ("NAME", "STATE", "MODEL", "URL", "AGE", "LEFT", "MEMORY", "USED BY")
+_CLUSTER_HEAD = ("NAME", "STATE", "MODEL", "NODE", "URL", "AGE", "MEMORY", "USED BY")
 _MAX_COMMAND = 60
 _MAX_READ = 16 * 1024
 
 
 def server_table(servers: Sequence[KeptServer]) -> list[str]:
     """Return the lines of a table of servers, or the one line that says that there is none."""
+    return _table(_HEAD, [_row(server) for server in servers])
+
+
+def cluster_table(servers: Sequence[ClusterServer]) -> list[str]:
+    """Return the same of servers on a cluster, where none is kept."""
+    return _table(_CLUSTER_HEAD, [_cluster_row(server) for server in servers])
+
+
+def _table(head: tuple[str, ...], servers: Sequence[tuple[str, ...]]) -> list[str]:
     if not servers:
         return ["no server runs"]
-    rows = [_HEAD, *map(_row, servers)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+    rows = [head, *servers]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
@@ -37,7 +48,23 @@ def _row(server: KeptServer) -> tuple[str, ...]:
         as_duration(server.age),
         "-" if server.seconds_left is None else as_duration(server.seconds_left),
         as_size(server.memory()),
-        "-" if server.owner_pid is None else _user(server.owner_pid),
+        "-" if server.owner_pid is None else as_user(server.owner_pid),
+    )
+
+
+def _cluster_row(server: ClusterServer) -> tuple[str, ...]:
+    known = server.description
+    if known is None:
+        return (server.name, "no answer", "-", server.node, "-", "-", "-", "-")
+    return (
+        server.name,
+        known.state,
+        known.model or "-",
+        server.node,
+        known.url,
+        "-" if known.age is None else as_duration(known.age),
+        as_size(known.memory),
+        known.user,
     )
 
 
@@ -61,9 +88,16 @@ def as_size(size: int | None) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def _user(pid: int) -> str:
+def as_user(pid: int, host: str | None = None) -> str:
+    """Return which process of this machine uses a server, in words.
+
+    Args:
+        pid: Its id.
+        host: What this machine is called, for who reads it elsewhere.
+    """
+    who = f"pid {pid}" if host is None else f"pid {pid} on {host}"
     command = shown_command(_words(pid))
-    return f"pid {pid} ({command})" if command else f"pid {pid}"
+    return f"{who} ({command})" if command else who
 
 
 def _words(pid: int) -> list[str]:

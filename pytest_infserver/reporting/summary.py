@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_infserver.reporting.paths import from_here
+from pytest_infserver.reporting.server_record import where_it_ran
 from pytest_infserver.reporting.server_table import as_size
 
 _NUMBERS = frozenset({"tests", "failed", "restarts"})
@@ -24,7 +25,7 @@ def is_wanted(when: str, *, verbosity: int, failed: bool) -> bool:
 
 
 def summary_lines(record: Mapping[str, Any], folder: Path) -> list[str]:
-    """Return a line for each server, and below them where their logs are.
+    """Return a line for each server, and below them where their logs are and where on a cluster they ran.
 
     Args:
         record: That of the run.
@@ -38,9 +39,12 @@ def summary_lines(record: Mapping[str, Any], folder: Path) -> list[str]:
     names = [name for name in rows[0] if any(row[name] for row in rows)]
     table = [dict(zip(names, names, strict=True)), *({name: row[name] or "-" for name in names} for row in rows)]
     lines = _aligned(names, table)
-    logs = [(server["name"], server["log"]) for server in servers if server["log"]]
-    width = max((len(name) for name, _ in logs), default=0)
-    return [*lines, *(f"{name:<{width}}  {from_here(folder / log)}" for name, log in logs)]
+    logged = [server for server in servers if server["log"]]
+    width = max((len(server["name"]) for server in logged), default=0)
+    for server in logged:
+        parts = (f"{server['name']:<{width}}", from_here(folder / server["log"]), where_it_ran(server["lives"]))
+        lines.append("  ".join(filter(None, parts)))
+    return lines
 
 
 def _row(server: Mapping[str, Any], begun: float) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -19,8 +20,16 @@ def visible_terminal(config: pytest.Config) -> Iterator[pytest.TerminalReporter 
     # Other threads write in xdist's controller only, which runs no tests.
     in_test = threading.current_thread() is threading.main_thread()
     capture = config.pluginmanager.get_plugin("capturemanager") if in_test else None
-    with capture.global_and_fixture_disabled() if reporter is not None and capture else contextlib.nullcontext():
+    if reporter is None or not capture:
         yield reporter
+        return
+    streams = sys.stdout, sys.stderr
+    try:
+        with capture.global_and_fixture_disabled():
+            yield reporter
+    finally:
+        # They need not be pytest's own: a doctest has put another one there.
+        sys.stdout, sys.stderr = streams
 
 
 def write_line(terminal: pytest.TerminalReporter, text: str) -> None:

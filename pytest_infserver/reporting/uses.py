@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 ATTRIBUTE = "infserver"
 """Of a report: what xdist passes on has to be made of plain values."""
 SERVER, BACKEND, URL, LOG = "infserver_server", "infserver_backend", "infserver_url", "infserver_log"
+NODE = "infserver_node"
 """Names of the properties of a test, also in JUnit's XML."""
 FACTORY = " (factory)"
 """Behind the name of a server that a test has started with `inference_server_factory`."""
@@ -68,6 +69,8 @@ def add_properties(report: pytest.TestReport, item: pytest.Item, uses: Iterable[
         ]
         if not server.attached:
             found.append((LOG, str(server.log_path)))
+        if server.node is not None:
+            found.append((NODE, server.node))
         item.user_properties += found
         report.user_properties += found
 

@@ -413,6 +413,21 @@ def test_a_kept_server_and_one_from_before_the_run(show: Callable[..., Watched])
     seen.assert_quiet()
 
 
+def test_on_a_cluster_a_life_says_its_node(show: Callable[..., Watched]) -> None:
+    record = sample_record(40)
+    record["servers"][1]["lives"][0]["node"] = "gpu-1 (10.0.0.7)"
+    seen = show(record)
+    tip, panel = seen.page.locator(".tip"), seen.page.locator(".panel")
+    ups = [seen.page.locator("#timeline .lane").nth(lane).locator("rect.up").first for lane in (1, 2)]
+    for up, on_cluster in zip(ups, (False, True), strict=True):
+        up.hover()
+        assert ("on gpu-1 (10.0.0.7)" in tip.inner_text()) is on_cluster
+        up.click()
+        assert ("gpu-1 (10.0.0.7)" in panel.inner_text()) is on_cluster
+        seen.page.keyboard.press("Escape")
+    seen.assert_quiet()
+
+
 def test_ten_thousand_tests_open_and_scroll(show: Callable[..., Watched]) -> None:
     record = sample_record(10_000, servers=6, workers=8, points=600)
     begin = time.monotonic()

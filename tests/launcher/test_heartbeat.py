@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pytest_infserver import CommandServer, RemoteServer, ServerDiedError, ServerState
-from pytest_infserver.launcher.heartbeat import Heartbeat
+from pytest_infserver.launcher.heartbeat import Heartbeat, Pulse
 from pytest_infserver.launcher.http_probe import Answer
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
@@ -204,3 +204,11 @@ def test_attached_server_is_never_killed(fake_server: FakeServer) -> None:
     time.sleep(0.4)
     assert server.state is ServerState.READY
     remote.stop()
+
+
+def test_what_a_pulse_still_says_later() -> None:
+    good, bad = Answer(200, "", 0.1), Answer(None, "refused the connection", 0.1)
+    pulse = Pulse(good, 1.0, 1.0, None, 5.0, 300.0)
+    assert pulse.later(2.5) == Pulse(good, 3.5, 3.5, None, 5.0, 300.0)
+    assert Pulse(bad, 1.0, None, 4.0, 5.0, 300.0, True).later(1.0) == Pulse(bad, 2.0, None, 5.0, 5.0, 300.0, True)
+    assert Pulse(None, None, None, None, 5.0, 300.0).later(9.0) == Pulse(None, None, None, None, 5.0, 300.0)

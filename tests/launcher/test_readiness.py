@@ -135,6 +135,32 @@ def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_infserver.launcher.readiness._FATAL_GRACE", 0.3)
 
 
+def test_listening_where_nobody_asks_is_said_soon(fake_server: FakeServer) -> None:
+    # The fake engine listens where its last --host says.
+    server = fake_server("--host", "127.0.0.1", host="127.0.0.2", startup_timeout=60)
+    begin = time.monotonic()
+    with pytest.raises(ServerStartupError) as caught:
+        server.start()
+    assert time.monotonic() - begin < SOON
+    text = str(caught.value)
+    assert f"listens on 127.0.0.1 only, and is asked at http://127.0.0.2:{server.port}/health" in text
+    assert "What to do: let it listen on 'host'; in a 'launch_command' that is {host}." in text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "0.0.0.0"])
+def test_listening_also_elsewhere_is_no_matter(fake_server: FakeServer, host: str) -> None:
+    server = fake_server("--host", "0.0.0.0", "--delay", "2", host=host)
+    server.on_warning = lambda text: None
+    assert server.start().check_health()
+
+
+def test_a_host_may_have_a_name(fake_server: FakeServer) -> None:
+    # It listens at once and is silent for longer than one that listens elsewhere gets.
+    server = fake_server("--host", "127.0.0.1", "--mute", host="localhost", startup_timeout=6)
+    with pytest.raises(ServerStartupTimeout, match="was not ready after 6 s"):
+        server.start()
+
+
 def test_fatal_line_ends_the_wait(fake_server: FakeServer, short_grace: None) -> None:
     server = variant(
         fake_server("--say", "12:00 MODEL BROKEN beyond repair", "--delay=100"), fatal_patterns=(b"BROKEN",)

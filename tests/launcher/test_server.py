@@ -676,3 +676,38 @@ def test_whoever_watches_a_start_cannot_break_it(fake_server: Any) -> None:
     failing.on_wait = fail
     with pytest.raises(ServerStartupError, match="exited with code 3"):
         failing.start()
+
+
+def test_a_stop_for_somebody_else_is_a_death_that_says_who(fake_server: FakeServer) -> None:
+    server = fake_server("--children", "2", "--stop-delay", "0.3").start()
+    tree = [psutil.Process(pid) for pid in server.process_tree()]
+    assert len(tree) >= 3
+    assert server.stop_for("somebody (pid 1 on far-away)")
+    assert not [process for process in tree if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert server.state is ServerState.DIED
+    why = server.why_died()
+    assert why is not None
+    assert why.startswith("fake (command) was stopped by somebody (pid 1 on far-away)")
+    # Nothing is left to stop, and who owns it may start it again.
+    assert server.stop_for("somebody else")
+    with server:
+        assert server.check_health()
+        assert server.why_died() is None
+        assert not server.last_exit[0]
+
+
+def test_a_stop_for_somebody_else_ends_a_start_too(fake_server: FakeServer) -> None:
+    server = fake_server("--delay", "60")
+    assert server.stop_for("nobody, as there is nothing yet")
+
+    def stop_it() -> None:
+        while server._process is None or server._process.pid is None:
+            time.sleep(0.01)
+        server.stop_for("somebody")
+
+    stopping = threading.Thread(target=stop_it)
+    stopping.start()
+    with pytest.raises(ServerStartupError, match=r"was stopped by somebody, before it was ready"):
+        server.start()
+    stopping.join()
+    assert server.state is ServerState.FAILED

@@ -112,7 +112,8 @@ def test_collect_only_setup_plan_and_dry_run_start_nothing(project, servers_yaml
         result.stdout.fnmatch_lines(["*test_it[[]b]*"])
     result = project.run("--infserver-dry-run")
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["a: *fake_engine.py --port 8000 --api-key *****", "b: *fake_engine.py --port 8000"])
+    command = "*fake_engine.py --host 127.0.0.1 --port 8000"
+    result.stdout.fnmatch_lines([f"a: {command} --api-key *****", f"b: {command}"])
     assert "very-secret-1" not in result.stdout.str()
     assert project.bare("--infserver-dry-run").ret == 0
     assert project.events() == []

@@ -203,6 +203,23 @@ def pytest_collect_file(file_path, parent):
     assert project.events("started", "stopped") == ["started a", "stopped a gone"]
 
 
+def test_a_doctest_sees_its_output_also_when_the_start_of_its_server_is_shown_meanwhile(project, servers_yaml) -> None:
+    servers_yaml(a=["--delay", "6"])
+    project.files(
+        test_1='''
+        def f():
+            """
+            >>> server = getfixture("inference_server")
+            >>> server.check_health()
+            True
+            """
+        '''
+    )
+    result = project.run("--doctest-modules")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*infserver: a (command): ready after *"])
+
+
 def test_a_project_may_override_the_fixture(project, servers_yaml) -> None:
     servers_yaml(a=[], b=[])
     project.conftest(

@@ -224,6 +224,30 @@ def test_a_worker_that_crashes_while_it_starts_a_server_of_its_own(project, serv
     assert "infserver ====" not in result.stdout.str()
 
 
+def test_a_server_that_its_test_kills_is_dead_at_once(project, servers_yaml, run) -> None:
+    servers_yaml(a=[])
+    project.files(
+        test_1="""
+        import pytest
+        from helpers import get
+        from pytest_infserver import ServerState
+        @pytest.mark.infserver(exclusive=True)
+        @pytest.mark.parametrize("n", range(2))
+        def test_kills(inference_server, n):
+            before = get(inference_server, "/argv")["pid"]
+            inference_server.kill()
+            assert inference_server.state is ServerState.DIED
+            assert inference_server.wait_death(0)
+            assert not inference_server.check_health()
+            assert "a (command) " in inference_server.why_died()
+            inference_server.start()
+            assert inference_server.why_died() is None
+            assert get(inference_server, "/argv")["pid"] != before
+        """
+    )
+    run().assert_outcomes(passed=2)
+
+
 def test_more_than_there_is_room_for_ends_the_collection(project, servers_yaml, run) -> None:
     servers_yaml(a=[], b=[], c=[])
     project.files(

@@ -37,7 +37,7 @@ class Room:
         demand = self.demands[name]
         return demand <= len(self.free()) if demand else len(self.placed) < self.places
 
-    def claim(self, name: str, *, beyond: bool = False) -> bool:
+    def claim(self, name: str, *, beyond: bool = False, ahead: bool = False) -> bool:
         assert name not in self.placed
         assert name not in self.holders
         if not self.can_claim(name) and not (beyond and not self.demands[name]):
@@ -85,6 +85,7 @@ class FakeServer:
         self.refusal: str | None = None
         self.device_keys: tuple[str, ...] = ()
         self.holds_port = False
+        self.runs_elsewhere = False
         self.start_error: BaseException | None = None
         self.stop_error: BaseException | None = None
         self.kept_already = False
@@ -170,6 +171,12 @@ class FakeServer:
 
     def view(self) -> View:
         return View(8000, 123, 122, self.running, self.launches, self.log_path, self.launch_log_start, 0.5)
+
+    def look(self) -> View:
+        return self.view()
+
+    def log_size_now(self) -> int:
+        return self.log_size
 
     def __str__(self) -> str:
         return self.name

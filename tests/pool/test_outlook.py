@@ -171,8 +171,7 @@ def test_who_holds_a_gpu_that_a_server_could_get(monkeypatch: pytest.MonkeyPatch
     claim.devices = (SimpleNamespace(key="1"),)  # type: ignore[assignment]
     room._claims["x"] = claim
     assert (room.holders("a"), room.holders("b"), room.holders("c")) == ({"x"}, {"x"}, set())
-    assert room.gpus_wanted("a") == 1
-    assert room.gpus_wanted("far") == 0
+    assert room.taken("a") == "waits for a GPU that another process holds"
 
 
 def test_more_than_three_who_have_the_room_are_counted(make_pool: Callable[..., Pool]) -> None:

@@ -282,6 +282,19 @@ def test_a_hook_that_raises_does_not_keep_the_server_alive(pool, tellers, word, 
     assert fake(pool).state == "stopped"
 
 
+def test_a_server_that_dies_as_soon_as_it_is_ready_is_told_with_the_reason(pool, tellers, monkeypatch) -> None:
+    start = FakeServer.start
+
+    def start_and_die(self) -> None:
+        start(self)
+        self.die()
+
+    monkeypatch.setattr(FakeServer, "start", start_and_die)
+    (lease,) = pool.acquire("c1", ["a"])
+    assert isinstance(lease.error, ServerDiedError)
+    assert "a died" in str(lease.error)
+
+
 @pytest.mark.parametrize("word", ["started", "stopping", "stopped"])
 def test_a_hook_can_end_the_run_and_the_server_is_stopped_all_the_same(pool, tellers, word) -> None:
     tellers.errors[word] = pytest.exit.Exception("enough")
@@ -539,6 +552,7 @@ class Listener:
     """A server for `notice_death`: with or without somebody on its port."""
 
     attached = False
+    remote = False
     running = True
     host = "127.0.0.1"
 

@@ -31,6 +31,7 @@ def test_a_life_from_start_to_stop() -> None:
     assert life == {
         "launch": 1,
         "pid": 7,
+        "node": None,
         "launched": 1,
         "ready": 4,
         "stopping": 9,
@@ -93,6 +94,45 @@ def test_a_failed_start(launched: bool) -> None:
     [life] = lives_of(events(*steps, (3, "failed", {"error": "no binary\nmore"})))
     assert (life["launched"], life["end"], life["how"], life["ended"]) == (1, "failed", "no binary", 3)
     assert life["phases"] == ([[2, "starting"]] if launched else [])
+
+
+def test_each_life_on_a_cluster_has_its_node() -> None:
+    lives = lives_of(
+        events(
+            (1, "starting"),
+            (2, "placed", {"node": "gpu-1 (10.0.0.7)"}),
+            (3, "launched", {"launch": 1}),
+            (4, "launched", {"launch": 1}),
+            (5, "died", {"how": "was lost with its node gpu-1 (10.0.0.7)"}),
+            (6, "starting"),
+            (7, "placed", {"node": "gpu-2, gpu-3"}),
+            (8, "failed", {"error": "no binary"}),
+            # There was no place for it any more.
+            (9, "starting"),
+            (10, "failed", {"error": "the cluster has no GPU now"}),
+        )
+    )
+    assert [(life["node"], life["end"]) for life in lives] == [
+        ("gpu-1 (10.0.0.7)", "failed"),
+        ("gpu-1 (10.0.0.7)", "died"),
+        ("gpu-2, gpu-3", "failed"),
+        (None, "failed"),
+    ]
+
+
+def test_a_start_that_goes_on_elsewhere_is_a_life_on_each_node() -> None:
+    first, second = lives_of(
+        events(
+            (1, "starting"),
+            (2, "placed", {"node": "gpu-1"}),
+            (3, "launched", {"launch": 1}),
+            (5, "placed", {"node": "gpu-2"}),
+            (6, "launched", {"launch": 2}),
+            (7, "ready", {}),
+        )
+    )
+    assert (first["node"], first["end"], first["how"], first["ended"]) == ("gpu-1", "failed", "its node was lost", 5)
+    assert (second["node"], second["ready"], second["end"]) == ("gpu-2", 7, None)
 
 
 def test_a_server_that_was_taken_over_and_is_kept_again() -> None:

@@ -16,6 +16,7 @@ from pytest_infserver.reporting.server_state import describe_state
 GOOD = Pulse(Answer(200, "", 0.003), 2.0, 2.0, None, 5, 300)
 BAD = Pulse(Answer(503, "", 0.003), 0.5, 7.0, 4.0, 5, 300)
 READY = View(8000, 4711, 4710, True, 1, Path("log"), 0, 1.0, ServerState.READY, 12.3, None, None, GOOD)
+ON_NODE = dataclasses.replace(READY, node="gpu-1 (10.0.0.7)", silent=1.9)
 DIED = dataclasses.replace(READY, pid=None, state=ServerState.DIED, dead_seconds=1.0, how="exited with code 3")
 
 
@@ -25,6 +26,19 @@ DIED = dataclasses.replace(READY, pid=None, state=ServerState.DIED, dead_seconds
         (READY, "ready, up 12 s, pid 4711"),
         (dataclasses.replace(READY, launches=3), "ready, up 12 s, pid 4711, launch 3 of this run"),
         (dataclasses.replace(READY, launches=0), "ready, up 12 s, pid 4711, taken over from an earlier run"),
+        (ON_NODE, "ready, up 12 s, pid 4711 on gpu-1 (10.0.0.7)"),
+        (
+            dataclasses.replace(ON_NODE, silent=22.4),
+            "ready, up 12 s, pid 4711 on gpu-1 (10.0.0.7), which has not answered for 22 s",
+        ),
+        (
+            dataclasses.replace(DIED, node="gpu-1 (10.0.0.7)", silent=70.0),
+            "died: exited with code 3, 1.0 s ago, after 12 s on gpu-1 (10.0.0.7)",
+        ),
+        (
+            dataclasses.replace(DIED, how="died: its node gpu-2 (10.0.0.8) was lost"),
+            "died: its node gpu-2 (10.0.0.8) was lost, 1.0 s ago, after 12 s",
+        ),
         (DIED, "died: exited with code 3, 1.0 s ago, after 12 s"),
         (dataclasses.replace(READY, state=ServerState.STARTING, seconds=3.2), "starting, for 3.2 s, pid 4711"),
         (dataclasses.replace(READY, state=ServerState.STOPPED, seconds=None, pid=None), "stopped"),

@@ -11,7 +11,7 @@ from pytest_infserver.reporting.summary import is_wanted, summary_lines
 
 
 def server(name: str, **values: Any) -> dict[str, Any]:
-    life = {"launched": 100.5, "end": "stopped", "taken_over": False}
+    life = {"launched": 100.5, "end": "stopped", "taken_over": False, "node": None}
     heartbeat = {"count": 0, "failed": 0, "p50_seconds": None, "p99_seconds": None}
     return {
         "name": name,
@@ -57,9 +57,9 @@ def test_a_line_for_each_server_and_where_its_log_is() -> None:
         ({"leaks": []}, ["leaks", "none"]),
         ({"leaks": [{"fails": True}, {"fails": True}, {"fails": False}]}, ["leaks", "2 errors, 1 warning"]),
         ({"ready_seconds": None, "stop_seconds": None}, ["never"]),
-        ({"lives": [{"launched": 100.5, "end": "died", "taken_over": False}]}, ["died"]),
+        ({"lives": [{"launched": 100.5, "end": "died", "taken_over": False, "node": None}]}, ["died"]),
         (
-            {"lives": [{"launched": None, "end": "kept", "taken_over": True}], "ready_seconds": None},
+            {"lives": [{"launched": None, "end": "kept", "taken_over": True, "node": None}], "ready_seconds": None},
             ["ready", "kept"],
         ),
     ],
@@ -83,7 +83,7 @@ def test_an_attached_server_has_no_log_and_no_start() -> None:
         server(
             "a",
             attached=True,
-            lives=[{"launched": None, "end": None, "taken_over": False}],
+            lives=[{"launched": None, "end": None, "taken_over": False, "node": None}],
             log=None,
             backend="remote",
             peak_rss_bytes=None,
@@ -96,6 +96,15 @@ def test_an_attached_server_has_no_log_and_no_start() -> None:
 
 def test_a_log_outside_of_the_working_directory_is_named_in_full(tmp_path: Path) -> None:
     assert shown(server("a"), folder=tmp_path)[-1] == f"a  {tmp_path}/a/server.log"
+
+
+def test_on_a_cluster_the_nodes_are_beside_the_logs() -> None:
+    life = {"launched": 100.5, "end": "stopped", "taken_over": False, "node": "gpu-1 (10.0.0.7)"}
+    moved = [life, life, {**life, "node": "gpu-2"}, {**life, "node": None}]
+    assert shown(server("llama", lives=[life]), server("b", lives=moved))[-2:] == [
+        "llama  server_logs/llama/server.log  on gpu-1 (10.0.0.7)",
+        "b      server_logs/b/server.log  on gpu-1 (10.0.0.7), then gpu-2",
+    ]
 
 
 def test_without_servers_there_is_no_table() -> None:

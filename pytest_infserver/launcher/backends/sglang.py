@@ -17,6 +17,7 @@ from pytest_infserver.launcher.changed_options import ChangedOption
 from pytest_infserver.launcher.phases import Phase
 from pytest_infserver.launcher.profiling.endpoints import Options, ProfileEndpoints
 from pytest_infserver.launcher.server import InferenceServer
+from pytest_infserver.launcher.share import SeveralNodes
 
 
 def _nothing(folder: str, version: str | None, options: Options) -> tuple[Sequence[str], Mapping[str, str]]:
@@ -55,6 +56,14 @@ class SGLangServer(InferenceServer):
     )
     inner_sizes = {"--data-parallel-size": "--enable-dp-attention"}  # noqa: RUF012
     node_counts = ("--nnodes",)
+    several_nodes = SeveralNodes.RANKS
+    node_options = {  # noqa: RUF012
+        "--nnodes": "the key 'nodes' says it",
+        "--node-rank": "each node is told its own",
+        "--dist-init-addr": "the address is chosen on the node of rank 0",
+        "--nccl-init-addr": "the address is chosen on the node of rank 0",
+        "--use-ray": "SGLang would place its schedulers itself",
+    }
     reserved_options = {  # noqa: RUF012
         "--host": "host",
         "--port": "port",
@@ -98,7 +107,11 @@ class SGLangServer(InferenceServer):
     # It binds its port when the model is loaded, and needs 10 s more to end if it cannot.
     fatal_patterns = (re.compile(rb"Scheduler hit an exception|error while attempting to bind on address"),)
     noise_patterns = (re.compile(rb"Ignore import error when loading|Received sigquit from a child process"),)
-    cause_patterns = (re.compile(rb"Scheduler hit an exception|error: (?:unrecognized|argument) .*"),)
+    cause_patterns = (
+        re.compile(rb"Scheduler hit an exception|error: (?:unrecognized|argument) .*"),
+        # All that a rank on another node says of its scheduler's end.
+        re.compile(rb"Scheduler or DataParallelController \d+ terminated with -?[1-9]"),
+    )
     download_patterns = HUB_DOWNLOADS
     first_phase = "importing"
     phases = (
@@ -125,7 +138,11 @@ class SGLangServer(InferenceServer):
         python = Path(self.binary_path).name.startswith(("python", "pypy"))
         start = ["-m", "sglang.launch_server"] if python else ["serve"]
         address = ["--host", self.host, "--port", str(self.port)]
-        return [self.binary_path, *start, "--model-path", self.model_path, *address, *self.server_args()]
+        words = [self.binary_path, *start, "--model-path", self.model_path, *address, *self.server_args()]
+        if self.share is None:
+            return words
+        ranks = ["--nnodes", str(self.share.nodes), "--node-rank", str(self.share.rank)]
+        return [*words, *ranks, "--dist-init-addr", self.share.meeting]
 
     def derived_ports(self, port: int) -> Sequence[int]:
         """Return what data parallel attention takes besides ``port``: a handshake at +13, and the block from +233 on.
@@ -134,15 +151,24 @@ class SGLangServer(InferenceServer):
         sockets. One port more for each rank is for the server in Rust.
         """
         argv = self.server_args()
-        if "--enable-dp-attention" not in argv or option_values(argv, "--dist-init-addr"):
+        if self.share is not None or "--enable-dp-attention" not in argv or option_values(argv, "--dist-init-addr"):
             return ()
-        sizes = option_values(argv, "--dp", "--dp-size", "--data-parallel-size")
-        size = sizes[-1][0] if sizes and sizes[-1] else ""
-        count = 7 + (int(size) if size.isascii() and size.isdigit() else 1)
+        count = 7 + self._data_parallel_size()
         first = port + 233
         if first + count > 65535:
             first = port - 233
         return (port + 13, *range(first, first + count))
+
+    def meeting_ports(self, port: int) -> Sequence[int]:
+        """Return what data parallel attention takes besides the port where the ranks meet: see `derived_ports`."""
+        if "--enable-dp-attention" not in self.server_args():
+            return ()
+        return tuple({port + 13, *range(port + 1, port + 7 + self._data_parallel_size())})
+
+    def _data_parallel_size(self) -> int:
+        sizes = option_values(self.server_args(), "--dp", "--dp-size", "--data-parallel-size")
+        size = sizes[-1][0] if sizes and sizes[-1] else ""
+        return int(size) if size.isascii() and size.isdigit() else 1
 
     def require_engine(self) -> None:
         """Make sure that SGLang is there, where that can be seen without starting it.

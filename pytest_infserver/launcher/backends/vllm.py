@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from pytest_infserver.config.flags import ARGUMENT_KEYS
+from pytest_infserver.errors import ServerStartupError
 from pytest_infserver.launcher.backends.hub import HUB_DOWNLOADS
 from pytest_infserver.launcher.changed_options import ChangedOption
-from pytest_infserver.launcher.engine_version import is_at_least
+from pytest_infserver.launcher.command import make_command, require_binary
+from pytest_infserver.launcher.engine_version import interpreter_of, is_at_least
 from pytest_infserver.launcher.phases import Phase
 from pytest_infserver.launcher.profiling.endpoints import Options, ProfileEndpoints
 from pytest_infserver.launcher.server import InferenceServer
+from pytest_infserver.launcher.share import SeveralNodes
 
 _DEVELOPMENT = {
     "server_info": "/server_info",
@@ -25,6 +31,14 @@ _DEVELOPMENT = {
     "is_paused": "/is_paused",
 }
 """What vLLM has only with VLLM_SERVER_DEV_MODE=1."""
+
+
+_NO_RANKS = "vLLM's Ray executor starts the workers on all nodes, there are no further commands"
+_NO_DATA_PARALLEL = (
+    "each engine of data parallel makes a placement group of its own, beside the one that it is given; use tensor and"
+    " pipeline parallel"
+)
+_IN_GROUP = Path(__file__).with_name("vllm_in_group.py")
 
 
 def _torch_profiler(folder: str, version: str | None, options: Options) -> tuple[Sequence[str], Mapping[str, str]]:
@@ -81,6 +95,14 @@ class VLLMServer(InferenceServer):
         ("--prefill-context-parallel-size", "-pcp"),
     )
     node_counts = ("--nnodes", "-n")
+    several_nodes = SeveralNodes.RAY
+    node_options = {  # noqa: RUF012
+        "--distributed-executor-backend": "on several nodes it is ray",
+        **dict.fromkeys(("--nnodes", "-n"), "the key 'nodes' says it"),
+        **dict.fromkeys(("--node-rank", "-r", "--master-addr", "--master-port", "--headless"), _NO_RANKS),
+        **dict.fromkeys(("--data-parallel-size", "-dp", "--data-parallel-backend", "-dpb"), _NO_DATA_PARALLEL),
+    }
+    node_settings = {"--distributed-executor-backend": "ray"}  # noqa: RUF012
     reserved_options = {"--host": "host", "--port": "port", "--model": "model"}  # noqa: RUF012
     endpoint_paths = {  # noqa: RUF012
         "health": "/health",
@@ -109,6 +131,7 @@ class VLLMServer(InferenceServer):
     cause_patterns = (
         re.compile(rb"\((?:EngineCore|Worker)\S*(?: \S+)* pid=\d+\) ERROR.*\b\w+(?:Error|Exception): "),
         re.compile(rb"\[Errno 98\] Address already in use"),
+        re.compile(rb"RayWorkerProc rank=\S+ died unexpectedly"),
         re.compile(rb"error: (?:unrecognized|argument|the following) .*"),
     )
     noise_patterns = (re.compile(rb"Address already in use\. Retrying with a new port"),)
@@ -146,4 +169,40 @@ class VLLMServer(InferenceServer):
     def get_launch_command(self) -> list[str]:
         """Return ``vllm serve MODEL --host HOST --port PORT`` and the configured arguments."""
         address = ["--host", self.host, "--port", str(self.port)]
-        return [self.binary_path, "serve", self.model_path, *address, *self.server_args()]
+        words = ["serve", self.model_path, *address, *self.server_args()]
+        if self.share is None:
+            return [self.binary_path, *words]
+        executor = [] if "--distributed-executor-backend" in words else ["--distributed-executor-backend", "ray"]
+        return [self._python or sys.executable, str(_IN_GROUP), *words, *executor]
+
+    @property
+    def env_vars(self) -> Mapping[str, str | None]:
+        """The environment variables of the server; on several nodes those too that say where its workers run."""
+        if self.share is None:
+            return super().env_vars
+        ours = {"RAY_ADDRESS": self.share.ray_address, "INFSERVER_PLACEMENT_GROUP": self.share.group}
+        return {**super().env_vars, **ours}
+
+    def require_engine(self) -> None:
+        """Make sure that vLLM is there, and that its Python is known where that is run.
+
+        Raises:
+            ServerStartupError: It is not.
+        """
+        if self.share is None:
+            super().require_engine()
+            return
+        command = make_command([self.binary_path], self.env_vars)
+        require_binary(command, str(self), self.install_hint)
+        if self._python is None:
+            raise ServerStartupError(
+                f"{self} cannot start: on several nodes vLLM is run by the Python of its environment, which"
+                f" '{self.binary_path}' does not name in its first line; set 'binary_path' to the 'vllm' command of"
+                " that environment"
+            )
+
+    @property
+    def _python(self) -> str | None:
+        """The interpreter that runs the ``vllm`` command."""
+        env = make_command((), self.env_vars).env
+        return interpreter_of(self.binary_path, env.get("PATH", os.defpath))

@@ -70,25 +70,33 @@ def demand_of(server: InferenceServer, visible: Visible | None = None) -> Demand
     return _derived(server, visible or visible_devices(os.environ))
 
 
-def _derived(server: InferenceServer, visible: Visible) -> Demand:
-    backend = server.get_backend_name()
-    if not visible.devices:
-        return Demand(0, f"a {backend} server where there is no GPU")
+def parallel_size(server: InferenceServer) -> tuple[int, str] | None:
+    """Return how many GPUs the arguments of a server say that it needs, and why; None if they do not say it."""
     argv = [_dashed(word) for word in server.server_args()]
     if _last(argv, ["--device"]) == "cpu":
-        return Demand(0, "--device cpu")
+        return 0, "--device cpu"
     sizes = {}
     for flags in server.parallel_sizes:
         size = _last(argv, flags)
         inner = server.inner_sizes.get(flags[0])
         if size is not None and size.isdecimal() and int(size) and (inner is None or inner not in argv):
             sizes[flags[0].removeprefix("--")] = int(size)
-    if sizes:
-        total, reason = math.prod(sizes.values()), " x ".join(f"{name} {size}" for name, size in sizes.items())
-        nodes = _last(argv, server.node_counts) or "1"
-        if nodes.isdecimal() and int(nodes) > 1:
-            total, reason = math.ceil(total / int(nodes)), f"{reason} on {nodes} nodes"
-        return Demand(total, reason)
+    if not sizes:
+        return None
+    total, reason = math.prod(sizes.values()), " x ".join(f"{name} {size}" for name, size in sizes.items())
+    nodes = _last(argv, server.node_counts) or "1"
+    if nodes.isdecimal() and int(nodes) > 1:
+        return math.ceil(total / int(nodes)), f"{reason} on {nodes} nodes"
+    return total, reason
+
+
+def _derived(server: InferenceServer, visible: Visible) -> Demand:
+    backend = server.get_backend_name()
+    if not visible.devices:
+        return Demand(0, f"a {backend} server where there is no GPU")
+    size = parallel_size(server)
+    if size is not None:
+        return Demand(*size)
     if server.uses_gpus:
         return Demand(len(visible.devices), f"a {backend} server without a size takes all {len(visible.devices)}")
     return Demand(0, f"a {backend} server without 'gpus'")

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class PySpy(Profiler):
         env = {**os.environ, "RUST_BACKTRACE": "0", "RUST_LIB_BACKTRACE": "0"}
         process = None
         try:
-            with notes.open("wb") as output:
+            with notes.open("wb") as output, _signals_unblocked():
                 process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -155,6 +155,16 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 def _notes(target: Path) -> Path:
     """Return the file for what it says."""
     return target.with_name(f".{target.name}.log")
+
+
+@contextlib.contextmanager
+def _signals_unblocked() -> Iterator[None]:
+    """Let a child hear the signal that ends it, also where this thread does not, as in a worker of Ray."""
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _is_running(pid: int, start: str) -> bool:

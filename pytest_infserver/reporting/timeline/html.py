@@ -17,6 +17,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from pytest_infserver.reporting.server_record import where_it_ran
 from pytest_infserver.reporting.server_table import as_size
 from pytest_infserver.reporting.timeline.links import link
 from pytest_infserver.reporting.timeline.payload import BAD, MAX_ID, MAX_NAME, Excerpt, Payload
@@ -186,6 +187,7 @@ def _facts(record: Mapping[str, Any]) -> str:
         None if begin is None or end is None else duration(end - begin),
         _plural(len(record["servers"]), "server"),
         _plural(int(record["workers"] or 0), "worker") if record["workers"] else None,
+        f"Ray cluster {record['cluster']}" if record["cluster"] else None,
         None if begin is None else _date(begin),
     ]
     return " · ".join(_text(fact) for fact in facts if fact)
@@ -279,7 +281,8 @@ def _start(server: Mapping[str, Any], begin: float) -> str:
 
 
 def _kind(server: Mapping[str, Any]) -> str:
-    return " · ".join(_text(server[name]) for name in ("backend", "model") if server[name])
+    about = (server["backend"], server["model"], where_it_ran(server["lives"]))
+    return " · ".join(_text(part) for part in about if part)
 
 
 def _bytes(server: Mapping[str, Any], name: str) -> str:
@@ -334,7 +337,8 @@ def _more(server: Mapping[str, Any], columns: int) -> str:
         if life["end"] in ("died", "failed"):
             cause = f": {life['cause']}" if life["cause"] else ""
             launch = f"launch {life['launch']} " if life["launch"] is not None else ""
-            lines.append(("bad", f"{launch}{life['end']}: {life['how'] or 'nobody knows how'}{cause}"))
+            node = f"on {life['node']} " if life["node"] else ""
+            lines.append(("bad", f"{launch}{node}{life['end']}: {life['how'] or 'nobody knows how'}{cause}"))
     for leak in server["leaks"] or []:
         kind, word = ("bad", "leak") if leak["fails"] else ("", "warning")
         lines.append((kind, f"{word} ({leak['kind']}): {leak['text']}"))

@@ -123,7 +123,7 @@ class Payload:
     def _life(self, life: Mapping[str, Any]) -> dict[str, Any]:
         phases = [[self._ms(at), plain(name, 80)] for at, name in life["phases"][:_MAX_PHASES]]
         moments = {name: self._ms(life[name]) for name in ("launched", "ready", "stopping", "ended")}
-        words = {name: plain(life[name], 500) for name in ("end", "how", "cause") if life[name]}
+        words = {name: plain(life[name], 500) for name in ("node", "end", "how", "cause") if life[name]}
         numbers = {name: life[name] for name in ("launch", "pid")}
         return {
             **{name: value for name, value in {**moments, **numbers}.items() if value is not None},

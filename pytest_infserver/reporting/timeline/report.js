@@ -512,7 +512,7 @@
 
   function tellLife({ server, life, index, phase, length }) {
     const lines = [make("div", {}, make("b", {}, server.name), ` · ${phase}${length === undefined ? "" : ` for ${duration(length)}`}`)];
-    lines.push(line(`launch ${life.launch ?? index + 1}`, life.pid !== undefined && `pid ${life.pid}`, life.taken && "taken over from an earlier run"));
+    lines.push(line(`launch ${life.launch ?? index + 1}`, life.pid !== undefined && `pid ${life.pid}`, life.node && `on ${life.node}`, life.taken && "taken over from an earlier run"));
     if (life.ready !== undefined && life.launched !== undefined) lines.push(line(`ready after ${duration(life.ready - life.launched)}`));
     if (life.end) lines.push(line([life.end, life.how].filter(Boolean).join(": ")));
     if (life.cause) lines.push(make("div", { class: "said" }, life.cause));
@@ -592,7 +592,7 @@
       ["server", [server.backend, server.model].filter(Boolean).join(" · ")], ["launched", life.launched === undefined ? "" : `${moment(life.launched, 100)} (${clock(life.launched)})`],
       ["ready after", life.ready !== undefined && life.launched !== undefined ? duration(life.ready - life.launched) : ""],
       ["stop took", life.stopping !== undefined && life.ended !== undefined ? duration(life.ended - life.stopping) : ""],
-      ["pid", life.pid === undefined ? "" : String(life.pid)], ["end", [life.end, life.how].filter(Boolean).join(": ")], ["log", server.log ? anchor("log", server.log) : ""],
+      ["pid", life.pid === undefined ? "" : String(life.pid)], ["node", life.node], ["end", [life.end, life.how].filter(Boolean).join(": ")], ["log", server.log ? anchor("log", server.log) : ""],
     )];
     if (life.cause) parts.push(make("pre", { class: "said" }, life.cause));
     if (phases.length) {

@@ -15,7 +15,7 @@ class _ListOrUnknown(list[Any]):
 _METRICS = {"prompt_tokens": float, "generated_tokens": float, "requests": float, "errors": float}
 _LIFE = {
     **dict.fromkeys(("launch", "pid", "launched", "ready", "stopping", "ended"), float),
-    **dict.fromkeys(("end", "how", "cause"), str),
+    **dict.fromkeys(("node", "end", "how", "cause"), str),
     "taken_over": bool,
     "phases": [(float, str)],
 }
@@ -48,7 +48,7 @@ _TEST = {
     "artifacts": [str],
 }
 _RECORD = {
-    **dict.fromkeys(("pytest_infserver", "pytest", "python", "platform"), str),
+    **dict.fromkeys(("pytest_infserver", "pytest", "python", "platform", "cluster"), str),
     **dict.fromkeys(("started", "ended", "exit_status", "workers"), float),
     "outcomes": dict,
     "servers": [_SERVER],

@@ -162,13 +162,14 @@ def _life(pid: int, server: Mapping[str, Any], run_end: int) -> list[Event]:
         end = max(moments[3] if moments[3] is not None else run_end, first)
         launched, ready, stopping = (None if one is None else min(max(one, first), end) for one in moments[:3])
         before = end
-        how = {key: plain(life[key], _MAX_MESSAGE) for key in ("end", "how", "cause") if life[key]}
+        how = {key: plain(life[key], _MAX_MESSAGE) for key in ("node", "end", "how", "cause") if life[key]}
         if launched is not None:
             booted = next(moment for moment in (ready, stopping, end) if moment is not None)
             events += _boot(pid, life, (launched, max(launched, booted)), restart=number > 0)
         if ready is not None:
             until = max(ready, end if stopping is None else stopping)
-            events.append(_slice(pid, LIFE, "ready", "server", (ready, until), root_pid=life["pid"]))
+            about = {"root_pid": life["pid"], "node": how.get("node")}
+            events.append(_slice(pid, LIFE, "ready", "server", (ready, until), **about))
         if stopping is not None:
             events.append(_slice(pid, LIFE, "stopping", "server", (max(stopping, ready or 0), end), **how))
         if life["end"] in ("died", "failed"):
@@ -178,8 +179,9 @@ def _life(pid: int, server: Mapping[str, Any], run_end: int) -> list[Event]:
 
 
 def _boot(pid: int, life: Mapping[str, Any], span: tuple[int, int], *, restart: bool) -> list[Event]:
-    launch = life["launch"]
-    events = [_slice(pid, LIFE, "boot", "server", span, launch=launch, taken_over=bool(life["taken_over"]))]
+    launch, node = life["launch"], life["node"] and plain(life["node"], _MAX_MESSAGE)
+    taken_over = bool(life["taken_over"])
+    events = [_slice(pid, LIFE, "boot", "server", span, launch=launch, node=node, taken_over=taken_over)]
     phases = [(round(at * 1e6), plain(name, MAX_NAME) or _UNNAMED) for at, name in life["phases"]]
     begins = sorted((min(max(at, span[0]), span[1]), name) for at, name in phases)
     for (at, name), (following, _) in pairwise([*begins, (span[1], "")]):

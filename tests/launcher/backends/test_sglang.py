@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pytest_infserver import ConfigError, ServerStartupError, SGLangServer
+from pytest_infserver.launcher.share import Share
 
 
 @pytest.mark.parametrize(
@@ -88,3 +89,19 @@ def test_the_ports_of_data_parallel(arguments: Any, ports: list[int]) -> None:
 def test_the_ports_of_data_parallel_stay_below_the_last_one() -> None:
     ports = SGLangServer(model="m", config={"server_args": {"enable-dp-attention": True}}).derived_ports(65400)
     assert max(ports) <= 65535
+
+
+def test_the_ranks_of_several_nodes_meet_at_ports_of_their_own(tmp_path: Path) -> None:
+    server = SGLangServer("m", nodes=2, output_dir=str(tmp_path), config={"server_args": {"tp": 4}})
+    server.share = Share(1, 2, "10.0.0.1:20000")
+    words = server.get_launch_command()
+    assert words[-6:] == ["--nnodes", "2", "--node-rank", "1", "--dist-init-addr", "10.0.0.1:20000"]
+    assert not server.serves
+    assert not server.meeting_ports(20000)
+    arguments = {"tp": 4, "dp": 2, "enable-dp-attention": True}
+    server = SGLangServer("m", nodes=2, output_dir=str(tmp_path), config={"server_args": arguments})
+    # What SGLang 0.5.23 derives from its own port on one node, it derives from the meeting on several.
+    assert set(server.meeting_ports(20000)) == {20013, *range(20001, 20009)}
+    assert len(server.derived_ports(8000)) > 0
+    server.share = Share(0, 2, "10.0.0.1:20000")
+    assert not server.derived_ports(8000)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_infserver import ConfigError, ServerStartupError, VLLMServer
+from pytest_infserver.launcher.share import Share
 
 
 @pytest.mark.parametrize(
@@ -95,3 +98,21 @@ def test_endpoints_for_development_are_listed_where_the_environment_asks_for_the
     monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
     assert "wake_up" in VLLMServer(model="m").list_endpoints()
     assert "wake_up" not in VLLMServer(model="m", env_vars={"VLLM_SERVER_DEV_MODE": "0"}).list_endpoints()
+
+
+def test_on_several_nodes_its_python_must_be_known(tmp_path: Path) -> None:
+    command = tmp_path / "vllm"
+    command.write_text("#!/bin/bash\nexec docker run vllm\n")
+    command.chmod(0o755)
+    server = VLLMServer("m", nodes=2, gpus=2, binary_path=str(command), output_dir=str(tmp_path))
+    server.share = Share(0, 2, ray_address="10.0.0.1:6379", group="ab")
+    with pytest.raises(ServerStartupError, match="does not name in its first line"):
+        server.require_engine()
+    command.write_text(f"#!{sys.executable}\n")
+    server.require_engine()
+    words = server.get_launch_command()
+    assert words[0] == sys.executable
+    assert words[1].endswith("vllm_in_group.py")
+    assert words[2:4] == ["serve", "m"]
+    assert words[-2:] == ["--distributed-executor-backend", "ray"]
+    assert server.env_vars == {"RAY_ADDRESS": "10.0.0.1:6379", "INFSERVER_PLACEMENT_GROUP": "ab"}

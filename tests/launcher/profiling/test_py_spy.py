@@ -56,6 +56,17 @@ def test_part_of_a_life(profiled: Profiled) -> None:
         assert server.profiles == files
 
 
+def test_thread_that_blocks_the_signal_which_ends_it(profiled: Profiled) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with profiled(None) as server, server.profiling("blocked") as files:
+            work(server)
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert len(files) == 1
+
+
 def test_whole_life_begins_when_the_server_is_ready(profiled: Profiled) -> None:
     server = profiled("py-spy")
     with server:

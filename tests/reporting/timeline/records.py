@@ -117,6 +117,7 @@ def sample_record(
         "ended": round(last + 4, 3),
         "exit_status": 1 if any(test["outcome"] in ("failed", "error") for test in made) else 0,
         "workers": workers,
+        "cluster": None,
         "outcomes": {
             outcome: count
             for outcome in ("passed", "failed", "error", "skipped", "xfailed")
@@ -173,6 +174,7 @@ def _server(
     life = {
         "launch": 1,
         "pid": None if attached else 4711 + index,
+        "node": None,
         "launched": launched,
         "ready": ready,
         "stopping": None if attached else stopped,

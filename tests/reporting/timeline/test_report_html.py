@@ -125,6 +125,23 @@ def test_what_ran_is_there_without_a_script() -> None:
     assert record["incidents"][0] in text
 
 
+def test_on_a_cluster_it_says_where_each_server_ran() -> None:
+    record = sample_record()
+    page = Page(render_html(record, no_log))
+    assert "cluster" not in page.text()
+    assert not [life for server in page.data()["servers"] for life in server["lives"] if "node" in life]
+    record["cluster"] = "head:6379"
+    first, again = record["servers"][0]["lives"]
+    first["node"], again["node"] = "gpu-1 (10.0.0.7)", "gpu-2 (10.0.0.8), gpu-3 (10.0.0.9)"
+    page = Page(render_html(record, no_log))
+    assert " · Ray cluster head:6379 · " in page.text()
+    assert " · on gpu-1 (10.0.0.7), then gpu-2 (10.0.0.8), gpu-3 (10.0.0.9)" in page.text()
+    assert "launch 1 on gpu-1 (10.0.0.7) died: killed by SIGKILL" in page.text()
+    server, *others = page.data()["servers"]
+    assert [life["node"] for life in server["lives"]] == [first["node"], again["node"]]
+    assert not [life for other in others for life in other["lives"] if "node" in life]
+
+
 def test_every_test_comes_back_from_the_compact_form() -> None:
     record = sample_record(300)
     record["tests"][7]["id"] = "tests/test_\N{PILE OF POO}.py::test_a[\N{PILE OF POO}x]"

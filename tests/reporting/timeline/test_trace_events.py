@@ -116,6 +116,22 @@ def test_a_life_has_its_boot_and_a_death_and_a_restart_their_marks() -> None:
     assert sum(event["name"] == "heartbeat failed" for event in events) == 2
 
 
+def test_a_life_on_a_cluster_says_on_which_node_it_was() -> None:
+    record = sample_record()
+    assert not [event for event in check(trace_events(record)) if "node" in event["args"]]
+    first, again = record["servers"][0]["lives"]
+    first["node"], again["node"] = "gpu-1 (10.0.0.7)", "gpu-2 (10.0.0.8)"
+    told = [
+        (event["name"].partition(":")[0], event["args"]["node"])
+        for event in check(trace_events(record))
+        if "node" in event["args"]
+    ]
+    assert told == [
+        *((name, "gpu-1 (10.0.0.7)") for name in ("boot", "ready", "died")),
+        *((name, "gpu-2 (10.0.0.8)") for name in ("boot", "ready", "stopping")),
+    ]
+
+
 def test_tests_at_the_same_time_are_on_threads_of_their_own() -> None:
     record = sample_record(200, workers=8)
     events = check(trace_events(record))

@@ -1,0 +1,385 @@
+"""The connection to a Ray cluster, by way of a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import itertools
+import os
+import re
+import secrets
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pytest_infserver.errors import ConfigError, InferenceServerError
+
+_CONNECT_LIMIT = 60.0
+_CLOSE_LIMIT = 15.0
+_END_LIMIT = 1.0
+"""Seconds between the end of the agent's connection and its own."""
+_SHOWN = 2000
+"""Characters of what the agent has said last that an error shows."""
+_PROBE_LIMIT = 5.0
+_SEND_LIMIT = 10
+"""Seconds that the agent gets to take a question off the line."""
+_ANSWERED, _DEAD, _LATE, _AWAY, _OTHER = "answered", "dead", "late", "away", "other"
+
+
+class Unreachable(ConfigError):
+    """The cluster cannot be connected to."""
+
+
+class ClusterLost(InferenceServerError):
+    """The cluster cannot be reached any more."""
+
+
+class ActorLost(InferenceServerError):
+    """What runs a server on its node is gone; the text says why, as a sentence's end."""
+
+
+class NoAnswer(InferenceServerError):
+    """There was no answer in time."""
+
+
+class ActorAway(NoAnswer):
+    """The connection to what runs a server on its node is broken, for a moment or for good."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine of the cluster.
+
+    Attributes:
+        id: Ray's name for it.
+        name: What people call it.
+        address: Where it is reached.
+        alive: Whether it is there.
+        total: What it has: CPU, GPU and others, by name.
+        free: What of that nobody has.
+        port: Where Ray's own process listens on it, or 0.
+    """
+
+    id: str
+    name: str
+    address: str
+    alive: bool
+    total: dict[str, float]
+    free: dict[str, float]
+    port: int = 0
+
+    def has_no_ray(self) -> bool:
+        """Tell whether its machine says that Ray does not run there any more; Ray's head takes longer to notice."""
+        try:
+            socket.create_connection((self.address, self.port), _PROBE_LIMIT).close()
+        except ConnectionRefusedError:
+            return self.port != 0
+        except OSError:
+            pass
+        return False
+
+    def __str__(self) -> str:
+        return self.name if self.name == self.address else f"{self.name} ({self.address})"
+
+
+class ClusterConnection:
+    """A connection, from its making to `close`; may be used by several threads.
+
+    Attributes:
+        address: What the user has named.
+    """
+
+    def __init__(self, address: str) -> None:
+        """Connect.
+
+        Args:
+            address: ``auto``, ``local`` or ``HOST:PORT``.
+
+        Raises:
+            ConfigError: It cannot be connected to; the message says what to do.
+        """
+        self.address = address
+        meant = os.environ.get("RAY_ADDRESS") or address if address == "auto" else address
+        _require_ray(meant)
+        _require_head(meant)
+        self._numbers = itertools.count()
+        self._waiting: dict[int, _Answer] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self._lost = False
+        self._why: str | None = None
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        self._pid = os.getpid()
+        self._start()
+        try:
+            self.ask("connect", _CONNECT_LIMIT, address=address)
+        except InferenceServerError as error:
+            problem = self._last_words() if isinstance(error, ClusterLost) else str(error)
+            if address != "local":
+                # Nothing was started: it may go at once, in whatever it waits.
+                self._agent.kill()
+            self.close()
+            raise Unreachable(f"--infserver-cluster {address}: {_advice(address, problem)}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._agent = subprocess.Popen(
+                [sys.executable, "-m", "pytest_infserver.cluster.agent", str(theirs.fileno()), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=self._said,
+                stderr=self._said,
+                pass_fds=[theirs.fileno()],
+                env=_environment(self.address),
+                # Ctrl-C is pytest's.
+                start_new_session=True,
+            )
+        self._socket = ours
+        # Whoever asks holds a lock meanwhile.
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_LIMIT, 0))
+        self._channel: Connection[Any, Any] = Connection(os.dup(ours.fileno()))
+        threading.Thread(target=self._listen, name="infserver-cluster", daemon=True).start()
+
+    def ask(self, verb: str, limit: float, /, **arguments: Any) -> Any:
+        """Ask the agent.
+
+        Args:
+            verb: Name of a method of `agent.Agent`.
+            limit: Seconds until it must have answered.
+            **arguments: Its arguments.
+
+        Raises:
+            ClusterLost: The connection is lost.
+            ActorLost: The actor that was asked is gone.
+            NoAnswer: There was no answer in time.
+            InferenceServerError: It could not be done.
+        """
+        answer = _Answer()
+        if os.getpid() != self._pid:
+            # First: in a process that a test has forked another thread may hold the lock for ever.
+            raise ClusterLost(f"the connection to the Ray cluster is that of process {self._pid}")
+        with self._lock:
+            if self._closed or self._lost:
+                raise ClusterLost(self.why_lost())
+            number = next(self._numbers)
+            self._waiting[number] = answer
+            self._send((number, verb, arguments))
+        if not answer.there.wait(limit):
+            self._waiting.pop(number, None)
+            raise NoAnswer(f"the cluster has not answered within {limit:g} s ({verb})")
+        if answer.kind == _ANSWERED:
+            return answer.value
+        if answer.kind == _DEAD:
+            raise ActorLost(answer.value)
+        if answer.kind == _LATE:
+            raise NoAnswer(answer.value)
+        if answer.kind == _OTHER:
+            self._lose(answer.value)
+        if answer.kind == _AWAY:
+            raise ActorAway(answer.value)
+        if answer.kind is None:
+            raise ClusterLost(self.why_lost())
+        raise InferenceServerError(answer.value)
+
+    def tell(self, verb: str, /, **arguments: Any) -> None:
+        """Have the agent do something, and do not wait for it."""
+        if os.getpid() != self._pid:
+            return
+        with self._lock, contextlib.suppress(ClusterLost):
+            if not self._closed and not self._lost:
+                self._send((None, verb, arguments))
+
+    def _send(self, question: tuple[Any, ...]) -> None:
+        try:
+            self._channel.send(question)
+        except OSError:
+            # A part of it may be on the line: nothing can follow.
+            self._lose()
+
+    def _lose(self, why: str | None = None) -> NoReturn:
+        self._why = self._why or why
+        self._lost = True
+        self._agent.kill()
+        raise ClusterLost(self.why_lost()) from None
+
+    def nodes(self, timeout: float = 30.0) -> list[Node]:
+        """Return the nodes of the cluster by name, with what is free now."""
+        found = []
+        for entry in self.ask("nodes", timeout):
+            host = entry.pop("host")
+            if entry["name"] == entry["address"]:
+                # It was given no name.
+                entry["name"] = host
+            found.append(Node(**entry))
+        return sorted(found, key=lambda node: node.name)
+
+    @functools.cached_property
+    def has_gpus(self) -> bool:
+        """Whether there was a GPU when this was asked first."""
+        return any(node.total.get("GPU") for node in self.nodes() if node.alive)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing will be answered any more."""
+        return self._lost or self._closed
+
+    def why_lost(self) -> str:
+        """Return what is known of why the connection is lost."""
+        if self._closed:
+            return "the connection to the Ray cluster is closed"
+        text = f"the Ray cluster ({self.address}) cannot be reached any more"
+        if self._why is not None:
+            return f"{text}: {self._why}"
+        try:
+            code = self._agent.wait(_END_LIMIT)
+        except subprocess.TimeoutExpired:
+            return text
+        if code < 0:
+            name = signal.Signals(-code).name
+            return f"{text}: the process that holds the connection ({self._agent.pid}) was killed by {name}"
+        said = self._last_words()
+        if "GCS" in said:
+            return f"{text}: its head node does not answer"
+        return f"{text}: {said}" if said else text
+
+    def close(self) -> None:
+        """Leave the cluster: what was started there ends; no effect in a process that was forked."""
+        if os.getpid() != self._pid:
+            # Shutting the socket down would do that to the parent's, too.
+            return
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        # Wakes our own reader, which close() alone does not.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._channel.close()
+        try:
+            self._agent.wait(_CLOSE_LIMIT)
+        except subprocess.TimeoutExpired:
+            self._agent.kill()
+            self._agent.wait()
+        self._said.close()
+
+    def _listen(self) -> None:
+        # The end, from either side; or what is sent cannot be read, after which nothing can.
+        with contextlib.suppress(Exception):
+            while True:
+                number, kind, value = self._channel.recv()
+                answer = self._waiting.pop(number, None)
+                if answer is not None:
+                    answer.give(kind, value)
+        with self._lock:
+            self._lost = True
+            waiting, self._waiting = list(self._waiting.values()), {}
+        for answer in waiting:
+            answer.give(None, None)
+
+    def _last_words(self) -> str:
+        try:
+            size = os.fstat(self._said.fileno()).st_size
+            data = os.pread(self._said.fileno(), _SHOWN, max(0, size - _SHOWN))
+        except (OSError, ValueError):
+            return ""
+        lines = data.decode("utf-8", "replace").strip().splitlines()
+        return lines[-1] if lines else ""
+
+
+class _Answer:
+    def __init__(self) -> None:
+        self.there = threading.Event()
+        self.kind: str | None = None
+        self.value: Any = None
+
+    def give(self, kind: str | None, value: Any) -> None:
+        self.kind, self.value = kind, value
+        self.there.set()
+
+
+def _environment(address: str) -> dict[str, str]:
+    """Return the environment of the agent; Ray reads some of it when it is imported."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)}
+    if address == "local":
+        env["RAY_USAGE_STATS_ENABLED"] = "0"
+        if "RAY_AUTH_MODE" not in env:
+            # Ray listens on every interface, and would leave a token in the home directory that later clusters obey.
+            env.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    return env
+
+
+def _require_ray(address: str) -> None:
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"--infserver-cluster {address}: Ray Client is not enough, the tests must reach the nodes: run pytest on"
+            " one of them, with --infserver-cluster auto, or as 'ray job submit -- pytest ...'"
+        )
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("--infserver-cluster needs Ray: pip install 'pytest-infserver[ray]'")
+
+
+def _require_head(address: str) -> None:
+    """Find out what Ray needs a minute for, and does not say."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--infserver-cluster {address}: write auto, local, or HOST:PORT of the cluster's head node")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), _PROBE_LIMIT) as probe:
+            if _speaks_grpc(probe):
+                return
+            why = "what listens there does not answer as the head node of a Ray cluster does"
+    except socket.gaierror:
+        why = f"nobody knows a host {host}"
+    except ConnectionRefusedError:
+        why = "nothing listens there"
+    except OSError as error:
+        why = f"it cannot be reached ({error})"
+    raise Unreachable(
+        f"--infserver-cluster {address}: {why}; it is to be the address of the cluster's head node, which"
+        " 'ray start --head' shows there (port 6379 unless it was given another one)"
+    )
+
+
+def _speaks_grpc(probe: socket.socket) -> bool:
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return True
+    # Either side of HTTP/2 begins with its settings: 3 bytes of length, and the type of the frame.
+    try:
+        probe.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+        head = b""
+        while len(head) < 4 and (data := probe.recv(4 - len(head))):
+            head += data
+    except OSError:
+        return False
+    return head[3:] == b"\4"
+
+
+def _advice(address: str, problem: str) -> str:
+    first = problem.partition("\n")[0].strip()
+    if address == "local":
+        return f"Ray does not start: {first}"
+    if "Could not find any running Ray instance" in problem:
+        return "no Ray cluster runs here; 'ray start --head' starts one, and --infserver-cluster local one for this run"
+    if "GCS" in problem or "has not answered" in problem:
+        return f"its head node does not answer; 'ray status --address {address}' may say more"
+    if "ersion mismatch" in problem:
+        versions = re.findall(r"(?:Ray|Python): (\S+)", problem)
+        if len(versions) == 4:
+            first = "Ray {} for Python {} there, Ray {} for Python {} here".format(*versions)
+        return f"the cluster has another version than this environment: {first}; both must be the same"
+    return f"the cluster cannot be reached: {first}"
