@@ -392,7 +392,7 @@
       const place = x(at[index]).toFixed(1), value = latency[index] ?? null;
       if (value === null) {
         missed += `M${place} ${bottom}V${lane.beatsAt + 7}M${place - 2.5} ${lane.beatsAt}l5 5m0 -5l-5 5`;
-      } else good += `M${place} ${bottom}v${-(2 + Math.sqrt(value / most) * (BEATS - 4)).toFixed(1)}`;
+      } else good += `M${place} ${bottom}v${-(2 + Math.sqrt(Math.max(0, value) / most) * (BEATS - 4)).toFixed(1)}`;
     }
     if (good) parts.append(draw("path", { class: "beat", d: good }));
     if (missed) parts.append(draw("path", { class: "missed", d: missed }));
