@@ -23,9 +23,12 @@ NODES = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
-    """A cluster that tests leave as it is: 12 CPUs, and 2 GPUs in name only."""
+    """A cluster that tests leave as it is: 12 CPUs, and 2 GPUs in name only.
+
+    Not for the whole session: tests in other folders look for processes below this one.
+    """
     nodes = RayNodes(tmp_path_factory.mktemp("ray"), NODES)
     yield nodes
     nodes.close()
