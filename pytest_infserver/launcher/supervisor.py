@@ -5,7 +5,7 @@ Runs under ``python -I -S`` and imports only the standard library and modules of
 that uses `pytest_infserver.launcher.process`; both talk in JSON lines over one socket.
 
 To the supervisor: {"do": "launch", "argv", "env", "stop_timeout", "stop_command", "private_tmpdir", "door", "info",
-"pid_file", "scratch", "work_folder"}, then {"do": "ready"}, {"do": "stop", "timeout"}, {"do": "keep", "seconds"},
+"pid_file", "scratch", "work_folder"}, then {"do": "ready"}, {"do": "stop", "timeout", "by"}, {"do": "keep", "seconds"},
 {"do": "update", "info"}. From it: {"event": "launched", "pid", "supervisor", "door"} or {"event": "failed", "message"},
 then {"event": "exited", "code", "max_rss", "stopped_by"}, {"event": "stop_command", "problem"} if that failed,
 {"event": "kept", "ok"} as answer to "keep", and last {"event": "gone", "survivors", "stuck", "leaks"}. The words of the
