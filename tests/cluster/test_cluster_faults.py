@@ -592,6 +592,21 @@ def test_pytest_survives_its_cluster_and_says_that_the_head_does_not_answer(
     await_nothing_left(nodes, 40)
 
 
+def test_what_holds_the_connection_is_at_rest_without_a_head(fragile_nodes: Callable[..., RayNodes]) -> None:
+    nodes = fragile_nodes(SMALL)
+    connection = ClusterConnection(nodes.address)
+    try:
+        agent = psutil.Process(connection._agent.pid)
+        nodes.head_server().kill()
+        time.sleep(1)
+        before = sum(agent.cpu_times()[:2])
+        time.sleep(4)
+        # A thread of Ray's would take all of a core.
+        assert sum(agent.cpu_times()[:2]) - before < 1.5
+    finally:
+        connection.close()
+
+
 @pytest.mark.parametrize("when", ["between runs", "during a run"])
 def test_a_head_that_was_restarted_is_another_cluster_at_the_same_address(
     project, servers_yaml, broken, begin, quiet, when

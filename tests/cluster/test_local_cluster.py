@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -201,6 +202,20 @@ def test_a_cluster_of_others(
     check(project, run, address, r"127\.0\.0\.[234]")
 
 
+def test_a_failed_test_says_that_there_is_a_key_and_a_failed_start_on_which_node(
+    project: Project, run: Callable[..., pytest.RunResult], ray_nodes: RayNodes
+) -> None:
+    broken = "  broken: {config: {server_args: {no-such-option: 1}}}\n"
+    (project.path / "servers.yaml").write_text(YAML + broken)
+    project.files(test_1="def test_1(inference_server): assert inference_server.name != 'small'")
+    result = run(f"--infserver-cluster={ray_nodes.address}")
+    result.assert_outcomes(passed=1, failed=1, errors=1)
+    # Not `quiet`: the command of a failed start names the model, which lies in the package.
+    text = result.stdout.str()
+    assert text.count("with inference_server.api_key") == 1
+    assert re.search(r"^  node:    [\w-]+ \(127\.0\.0\.[234]\)$", text, re.MULTILINE)
+
+
 def test_auto_finds_the_cluster_of_this_machine(
     project: Project,
     own_tmp: Path,
@@ -242,6 +257,8 @@ def test_nothing_is_left_of_a_run_that_was_killed(
     there = " ".join(ours(own_tmp))
     for sign in ("gcs_server", "raylet", "ray::NodeServer", "infserver.launcher.supervisor", "cluster.agent", "llama"):
         assert sign in there, sign
+    # What Ray lets everybody into lies in what only this user may enter.
+    assert {stat.S_IMODE(path.stat().st_mode) for path in own_tmp.glob("infserver-ray-*")} == {0o700}
     runs.process(folder).kill()
     # The fixtures look at what is left.
 

@@ -358,6 +358,18 @@ def test_kill_ends_a_stop_that_waits(fake_server: FakeServer) -> None:
     assert server.state is ServerState.STOPPED
 
 
+@pytest.mark.parametrize("arguments", [(), ("--ignore-term",)])
+def test_a_killed_server_says_so_and_has_left_nothing_behind(
+    fake_server: FakeServer, arguments: tuple[str, ...]
+) -> None:
+    server = fake_server(*arguments, "--children", "1").start()
+    server.kill()
+    assert server.wait_death(30)
+    assert (server.why_died() or "").startswith(f"{server} was killed by server.kill(), while it was in use")
+    server.stop()
+    assert server.survivors == ()
+
+
 def test_kill_ends_a_start(fake_server: FakeServer) -> None:
     server = fake_server("--delay", "600", "--ignore-term")
     server.kill()
