@@ -17,8 +17,8 @@ import shutil
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -94,16 +94,16 @@ def provision(names: Sequence[str]) -> None:
     Raises:
         ProvisionError: Something could not be made.
     """
-    engines = [name for name in names if name not in TOOLS]
     engines_dir().mkdir(parents=True, exist_ok=True)
-    with _lock(engines_dir() / ".lock"):
-        for name in engines:
-            _make(environment(name), partial(_install, ENGINES[name]))
+    with _lock(engines_dir() / ".lock"), ThreadPoolExecutor() as pool:
+        tools = [pool.submit(_make, environment(name), partial(_install_tool, name)) for name in TOOLS if name in names]
+        engines = [name for name in names if name not in TOOLS]
+        installed = [pool.submit(_make, environment(name), partial(_install, ENGINES[name])) for name in engines]
         if engines:
+            installed[0].result()
             _make(models_dir(), partial(_make_models, environment(engines[0])))
-        for name in TOOLS:
-            if name in names:
-                _make(environment(name), partial(_install_tool, name))
+        for done in [*installed, *tools]:
+            done.result()
 
 
 def _make(folder: Path, action: Callable[[Path], None]) -> None:
@@ -130,18 +130,17 @@ def _make(folder: Path, action: Callable[[Path], None]) -> None:
 
 def _install(engine: Engine, folder: Path) -> None:
     _say(f"{engine.name} {engine.version}: installing {engine.packages[0]} and what it needs")
-    try:
-        venv.create(folder, with_pip=True, symlinks=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise ProvisionError(f"{folder} cannot be made: {error}") from error
-    python = folder / "bin" / "python"
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    install = [*pip, "install", "--progress-bar", "off", "--retries", "5", "--timeout", "60"]
-    _run(folder, [*install, *engine.packages])
+    folder.mkdir()
+    uv = [sys.executable, "-m", "uv"]
+    # With pip, as people have it who install an engine: an environment without is no place for its plugins.
+    _run(folder, [*uv, "venv", "--quiet", "--seed", "--allow-existing", "--python", sys.executable, str(folder)])
+    pip = [*uv, "pip"]
+    to = ["--python", str(folder / "bin" / "python")]
+    _run(folder, [*pip, "install", "--no-progress", *to, *engine.packages])
     if engine.alone:
-        _run(folder, [*install, "--no-deps", *engine.alone])
+        _run(folder, [*pip, "install", "--no-progress", "--no-deps", *to, *engine.alone])
     if engine.unwanted:
-        _run(folder, [*pip, "uninstall", "--yes", *engine.unwanted])
+        _run(folder, [*pip, "uninstall", *to, *engine.unwanted])
     [packages] = folder.glob("lib/python3.*/site-packages")
     for name in engine.emptied:
         (packages / name).write_text("")
@@ -188,7 +187,7 @@ def _run(folder: Path, command: Sequence[str], cwd: Path | None = None) -> None:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**_pip_settings_for_uv(), **os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"},
         )
         try:
             while process.poll() is None:
@@ -206,6 +205,12 @@ def _run(folder: Path, command: Sequence[str], cwd: Path | None = None) -> None:
     if process.returncode != 0:
         said = log.read_bytes()[offset:].decode("utf-8", "replace").strip().splitlines()[-10:]
         raise ProvisionError("\n".join([f"exit status {process.returncode}: {' '.join(command)}", *said]))
+
+
+def _pip_settings_for_uv() -> dict[str, str]:
+    """Return what the machine tells pip about its package indexes, in uv's names: uv does not read pip's."""
+    names = {"PIP_INDEX_URL": "UV_DEFAULT_INDEX", "PIP_EXTRA_INDEX_URL": "UV_INDEX", "PIP_FIND_LINKS": "UV_FIND_LINKS"}
+    return {theirs: os.environ[ours] for ours, theirs in names.items() if os.environ.get(ours)}
 
 
 @contextmanager
