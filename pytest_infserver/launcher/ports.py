@@ -52,10 +52,10 @@ def reserve_port(
 
     Args:
         host: The address that it will listen on.
-        port: The port that the user named; if None 8000, or the next free one.
+        port: The port that the user named; if None 8000, or another free one.
         avoid: Ports not to choose.
         further: Gives the ports that the engine derives from its own; they are reserved with it.
-        search: Where a free one is looked for, if not from 8000 on.
+        search: Where a free one is looked for, if not from 8000 to 8999: the first of them, then any.
 
     Raises:
         PortInUseError: The named port, or one that goes with it, is taken; the message says who holds it.
@@ -64,7 +64,7 @@ def reserve_port(
     if port is not None:
         return _reserve_named(host, port, further(port))
     shunned = set(avoid)
-    search = search or _SEARCH
+    search = _first_then_any(search or _SEARCH)
     for number in (*search, 0):
         if number in shunned:
             continue
@@ -73,7 +73,18 @@ def reserve_port(
         locks = _lock_all(host, candidate, further(candidate))
         if locks is not None:
             return Reservation(candidate, locks)
-    raise PortInUseError(f"no free port from {search[0]} to {search[-1]} on {host}")
+    raise PortInUseError(f"no free port from {min(search)} to {max(search)} on {host}")
+
+
+def _first_then_any(numbers: Sequence[int]) -> Sequence[int]:
+    """Return the first number, then the others from a random one on.
+
+    Runs that cannot see each other's promises, as in containers with a /tmp of their own, rarely meet.
+    """
+    first, *others = numbers
+    # Not the module random: two runs that seed it alike would meet.
+    start = int.from_bytes(os.urandom(4), "big") % max(1, len(others))
+    return [first, *others[start:], *others[:start]]
 
 
 def is_still_free(host: str, reservation: Reservation, further: Sequence[int]) -> bool:
