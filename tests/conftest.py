@@ -8,13 +8,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from engines.provision import environment, models_dir
 from engines.recipes import ENGINES
+from fake_servers import FAKE_ENGINE, fake_command, write_servers
+from isolation import HARD_LIMIT, cleaned_environment, no_process_left
+from tiers import CHOICES, TIERS, SpawnWatch, tier_of
 
 from pytest_infserver import CommandServer
 
@@ -30,10 +33,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 
-FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
 ROOT = Path(__file__).parent.parent
-HARD_LIMIT = 120.0
-"""Seconds after which a run of pytest inside a test counts as hung."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,14 +45,49 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--lives-seed", default=seed, help="repeats a random test (default: INFSERVER_TEST_SEED)")
 
 
+SPAWNS = SpawnWatch()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the tiers' marks."""
+    for name, meaning in {**TIERS, **CHOICES}.items():
+        config.addinivalue_line("markers", meaning if meaning.startswith(f"{name}(") else f"{name}: {meaning}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with its tier, and keep those together that look at the same run."""
+    for item in items:
+        item.add_marker(tier_of(item))
+        if "shared_project" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return 4 workers on two cores, since tests wait more than they compute; none for a single file."""
+    if config.args and all(".py" in argument for argument in config.args):
+        return 0
+    return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Hold tests to their tier: the pure ones start no process."""
+    yield
+    seen = SPAWNS.taken()
+    if item.get_closest_marker("pure") is not None:
+        assert not seen, f"a test that starts a process asks for the fixture nothing_left: {seen[0]}"
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the developer's own settings and other runs' locks on devices out of the tests."""
-    for name in list(os.environ):
-        if name.startswith("INFSERVER_") and name != "INFSERVER_CACHE_DIR":
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("INFSERVER_DEVICE_LOCKS", "0")
+    clean = cleaned_environment()
+    for name in set(os.environ) - set(clean):
+        monkeypatch.delenv(name)
+    for name, value in clean.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
@@ -63,7 +98,7 @@ def hard_limit_seconds() -> int:
 
 @pytest.fixture
 def hard_limit(hard_limit_seconds: int) -> Iterator[None]:
-    """Interrupt a test that hangs."""
+    """Interrupt a test that hangs; every test that starts a process has this limit."""
 
     def give_up(*_: object) -> None:
         raise TimeoutError(f"the test took longer than {hard_limit_seconds} s")
@@ -76,38 +111,12 @@ def hard_limit(hard_limit_seconds: int) -> Iterator[None]:
 
 
 @pytest.fixture
-def nothing_left() -> Iterator[None]:
+def nothing_left(hard_limit: None) -> Iterator[None]:
     """Fail if the test leaves a process behind that its parents have forgotten or that is still their child."""
-    token = f"infserver-test-{os.getpid()}-{time.monotonic_ns()}"
-    os.environ["INFSERVER_TEST_TOKEN"] = token
-    yield
-    del os.environ["INFSERVER_TEST_TOKEN"]
-    deadline = time.monotonic() + 10
-    while (left := _processes_with(token)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    commands = []
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            commands.append(process.cmdline())
-            process.kill()
-    assert not commands, f"left running: {commands}"
-
-
-def _processes_with(token: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            marked = process.pid != os.getpid() and process.environ().get("INFSERVER_TEST_TOKEN") == token
-            if marked and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue
-    return found
-
-
-def fake_command(*arguments: str) -> list[str]:
-    """Return the command line of the fake engine."""
-    return [sys.executable, "-S", str(FAKE_ENGINE), "--host", "{host}", "--port", "{port}", *arguments]
+    with no_process_left() as token:
+        os.environ["INFSERVER_TEST_TOKEN"] = token
+        yield
+        del os.environ["INFSERVER_TEST_TOKEN"]
 
 
 @pytest.fixture
@@ -198,12 +207,4 @@ def run_pytest(pytester: pytest.Pytester, nothing_left: None) -> Callable[..., p
 def servers_yaml(pytester: pytest.Pytester) -> Callable[..., Path]:
     """Write a servers.yaml of fake servers: ``servers_yaml(a=["--delay", "1"], b=[])``."""
 
-    def write(defaults: dict[str, Any] | None = None, **servers: list[str]) -> Path:
-        import yaml
-
-        blocks = {name: {"backend": "command", "launch_command": fake_command(*args)} for name, args in servers.items()}
-        path = pytester.path / "servers.yaml"
-        path.write_text(yaml.safe_dump({"defaults": {"startup_timeout": 30, **(defaults or {})}, "servers": blocks}))
-        return path
-
-    return write
+    return partial(write_servers, pytester.path)

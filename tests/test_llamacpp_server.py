@@ -119,6 +119,9 @@ def run(*flags: str, path: Path | None = None) -> subprocess.CompletedProcess[st
     )
 
 
+pytestmark = [pytest.mark.usefixtures("nothing_left"), pytest.mark.xdist_group("test_llamacpp_server")]
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server for all tests that change nothing in it."""

@@ -23,9 +23,11 @@ from pytest_infserver import (
     start_server_from_config,
 )
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("SKIP_INTEGRATION_TESTS") == "1", reason="SKIP_INTEGRATION_TESTS=1 is set"
-)
+pytestmark = [
+    pytest.mark.skipif(os.environ.get("SKIP_INTEGRATION_TESTS") == "1", reason="SKIP_INTEGRATION_TESTS=1 is set"),
+    pytest.mark.usefixtures("nothing_left"),
+    pytest.mark.xdist_group("test_server_integration"),
+]
 
 
 @pytest.fixture(scope="module")

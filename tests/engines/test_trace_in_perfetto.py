@@ -20,7 +20,7 @@ from .provision import environment
 if TYPE_CHECKING:
     from .perfetto import Perfetto
 
-pytestmark = pytest.mark.engine("chromium")
+pytestmark = [pytest.mark.engine("chromium"), pytest.mark.xdist_group("browser")]
 
 PROFILE = """
 import sys, time, torch

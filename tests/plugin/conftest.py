@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fake_servers import write_servers
+from isolation import HARD_LIMIT, cleaned_environment, no_process_left
 
 HELPERS = """
 import http.client
@@ -71,20 +79,29 @@ def pytest_runtest_call(item):
 class Project:
     """A folder with servers.yaml, a conftest.py that notes what happens, and tests."""
 
-    def __init__(self, pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
-        self.pytester = pytester
-        self.path: Path = pytester.path
+    def __init__(self, path: Path, run: Callable[..., pytest.RunResult]) -> None:
+        """Write what every project has.
+
+        Args:
+            path: An empty folder.
+            run: Runs pytest there, with these arguments.
+        """
+        self.path = path
         self._run = run
-        pytester.makepyfile(helpers=HELPERS)
-        pytester.makeconftest(CONFTEST)
+        self.files(helpers=HELPERS, conftest=CONFTEST)
 
     def conftest(self, text: str) -> None:
         """Add to the conftest.py."""
-        self.pytester.makeconftest(CONFTEST + text)
+        self.files(conftest=CONFTEST + text)
 
     def files(self, **texts: str) -> None:
         """Write Python files."""
-        self.pytester.makepyfile(**texts)
+        for name, text in texts.items():
+            (self.path / f"{name}.py").write_text(textwrap.dedent(text))
+
+    def servers(self, defaults: dict[str, Any] | None = None, **servers: list[str]) -> None:
+        """Write a servers.yaml of fake servers, each with these arguments."""
+        write_servers(self.path, defaults, **servers)
 
     def run(self, *arguments: str, plugins: tuple[str, ...] = ()) -> pytest.RunResult:
         """Run pytest on the project, with its servers.yaml if there is one."""
@@ -107,15 +124,57 @@ class Project:
 def project(
     pytester: pytest.Pytester, run_pytest: Callable[..., pytest.RunResult], monkeypatch: pytest.MonkeyPatch
 ) -> Project:
+    """A project whose runs are processes of their own, as a user's are."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    return Project(pytester, run_pytest)
+    return Project(pytester.path, run_pytest)
+
+
+@pytest.fixture
+def inline_project(pytester: pytest.Pytester, nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project whose runs happen in this process: quick, for what a run reads, refuses, chooses and prints."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makeini("[pytest]\n")
+    return Project(pytester.path, partial(pytester.runpytest_inprocess, "-p", "no:cacheprovider"))
+
+
+@pytest.fixture(scope="module")
+def shared_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Project]]:
+    """Make projects for runs that many tests of a module look at: their results are fixtures of the module."""
+    with no_process_left() as token:
+        environment = {**cleaned_environment(), "INFSERVER_TEST_TOKEN": token, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
+        def make(**variables: str) -> Project:
+            path = tmp_path_factory.mktemp("project")
+            (path / "pytest.ini").write_text("[pytest]\n")
+            return Project(path, partial(run_in, path, {**environment, **variables}))
+
+        yield make
+
+
+def run_in(folder: Path, environment: Mapping[str, str], *arguments: str) -> pytest.RunResult:
+    """Run pytest in a subprocess, in a folder, with a hard time limit."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={folder}-temp", *arguments]
+    begin = time.monotonic()
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**environment, "PYTHONPATH": str(folder)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=HARD_LIMIT,
+        check=False,
+    )
+    print(done.stdout, done.stderr, sep="\n")
+    return pytest.RunResult(
+        done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), time.monotonic() - begin
+    )
 
 
 @pytest.fixture(params=[(), ("-n2",)], ids=["alone", "n2"])
 def run(request: pytest.FixtureRequest, project: Project) -> Callable[..., pytest.RunResult]:
     """Run the project, alone or on two workers."""
-    if request.param:
-        pytest.importorskip("xdist")
     plugins = ("xdist",) if request.param else ()
     return lambda *arguments: project.run(*request.param, *arguments, plugins=plugins)
 

@@ -359,7 +359,9 @@ def test_nobody_gets_in_without_the_secret(desk, join) -> None:
     assert acquired(join("gw0"), "a").error is None
 
 
-@pytest.mark.parametrize("data", [b"", b"\0", b"GET / HTTP/1.1\r\n\r\n", os.urandom(64), b"\xff\xff\xff\xff" * 8])
+@pytest.mark.parametrize(
+    "data", [b"", b"\0", b"GET / HTTP/1.1\r\n\r\n", bytes(range(128, 192)), b"\xff\xff\xff\xff" * 8]
+)
 def test_garbage_does_not_close_the_desk(desk, join, data) -> None:
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.settimeout(LIMIT)

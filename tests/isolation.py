@@ -1,0 +1,51 @@
+"""What keeps tests apart: a clean environment, a limit for each, and proof that no process is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+
+import psutil
+
+HARD_LIMIT = 120.0
+"""Seconds after which a test, or a run of pytest inside of one, counts as hung."""
+
+
+def cleaned_environment() -> dict[str, str]:
+    """Return this process's environment as tests shall have it."""
+    kept = {name: value for name, value in os.environ.items() if not _is_our_setting(name)}
+    return {**kept, "NO_COLOR": "1", "INFSERVER_DEVICE_LOCKS": "0"}
+
+
+def _is_our_setting(name: str) -> bool:
+    return name.startswith("INFSERVER_") and name not in ("INFSERVER_CACHE_DIR", "INFSERVER_TEST_TOKEN")
+
+
+@contextlib.contextmanager
+def no_process_left() -> Iterator[str]:
+    """Fail if a process is left at the end that has the yielded value in its variable INFSERVER_TEST_TOKEN."""
+    token = f"infserver-test-{os.getpid()}-{time.monotonic_ns()}"
+    yield token
+    deadline = time.monotonic() + 10
+    while (left := _processes_with(token)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    commands = []
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            commands.append(process.cmdline())
+            process.kill()
+    assert not commands, f"left running: {commands}"
+
+
+def _processes_with(token: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            marked = process.pid != os.getpid() and process.environ().get("INFSERVER_TEST_TOKEN") == token
+            if marked and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
