@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from pytest_infserver.discard import discard
 
 if TYPE_CHECKING:
     from pytest_infserver.reporting.server_stop import Stoppable
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fetch(arguments.model)
     except BrokenPipeError:
         # `infserver schema | head`: the reader has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
         return 0
 
 

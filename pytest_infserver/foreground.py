@@ -14,6 +14,7 @@ from typing import TextIO
 
 from pytest_infserver.config.loading import choose
 from pytest_infserver.config.model import ServerConfig
+from pytest_infserver.discard import discard
 from pytest_infserver.launcher.factory import create_from_config, load_server_configs
 from pytest_infserver.launcher.log_follower import LogFollower
 from pytest_infserver.launcher.phases import without_percent
@@ -99,7 +100,7 @@ class _Output:
                 stream.flush()
             except OSError:
                 # `infserver run ... | head`: nobody sees the servers any more.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                discard(stream)
                 self.on_reader_gone()
 
 

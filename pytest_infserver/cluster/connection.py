@@ -117,9 +117,12 @@ class ClusterConnection:
         self._closed = False
         self._lost = False
         self._why: str | None = None
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115
         self._pid = os.getpid()
-        self._start()
+        try:
+            self._start()
+        except OSError as error:
+            why = f"the process that is to hold the connection cannot be started: {error}"
+            raise Unreachable(f"--infserver-cluster {address}: {why}") from None
         try:
             self.ask("connect", _CONNECT_LIMIT, address=address)
         except InferenceServerError as error:
@@ -134,8 +137,9 @@ class ClusterConnection:
             raise
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
+        with contextlib.ExitStack() as made:
+            self._said = made.enter_context(tempfile.TemporaryFile())
+            self._socket, theirs = map(made.enter_context, socket.socketpair())
             self._agent = subprocess.Popen(
                 [sys.executable, "-m", "pytest_infserver.cluster.agent", str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
@@ -146,11 +150,15 @@ class ClusterConnection:
                 # Ctrl-C is pytest's.
                 start_new_session=True,
             )
-        self._socket = ours
-        # Whoever asks holds a lock meanwhile.
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_LIMIT, 0))
-        self._channel: Connection[Any, Any] = Connection(os.dup(ours.fileno()))
-        threading.Thread(target=self._listen, name="infserver-cluster", daemon=True).start()
+            made.callback(self._agent.wait)
+            made.callback(self._agent.kill)
+            # Whoever asks holds a lock meanwhile.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_LIMIT, 0))
+            self._channel: Connection[Any, Any] = made.enter_context(Connection(os.dup(self._socket.fileno())))
+            threading.Thread(target=self._listen, name="infserver-cluster", daemon=True).start()
+            theirs.close()
+            # From now on they are closed by `close`.
+            made.pop_all()
 
     def ask(self, verb: str, limit: float, /, **arguments: Any) -> Any:
         """Ask the agent.

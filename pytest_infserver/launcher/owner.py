@@ -28,7 +28,7 @@ class Owner:
                 self.handle = os.pidfd_open(pid)
         if self.is_gone():
             # It ended before we looked: the handle may be another process's.
-            self.handle = None
+            self.forget()
 
     def is_gone(self) -> bool:
         """Tell whether it has ended; a parent is to be asked about before there is a guard between."""
