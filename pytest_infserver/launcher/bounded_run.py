@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
-import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from typing import IO, NamedTuple
+
+from pytest_infserver.launcher.child_group import kill_group, wait_for_end
 
 _STEP = 64 * 1024
 _REAP_LIMIT = 1.0
@@ -52,18 +53,14 @@ def run_bounded(argv: Sequence[str], limit: float, max_bytes: int, env: Mapping[
     assert process.stdout is not None
     try:
         data, problem = _read(process.stdout, deadline, limit, max_bytes)
-        if problem is None:
-            # One that has closed its output may still run.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
-            problem = _ending(process.returncode, limit)
-        return Output(data, problem)
+        # One that has closed its output may still run.
+        ended = problem is None and wait_for_end(process, deadline - time.monotonic())
     finally:
-        with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
+        kill_group(process)
         process.stdout.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_REAP_LIMIT)
+    return Output(data, problem or _ending(process.returncode if ended else None, limit))
 
 
 def _read(stream: IO[bytes], deadline: float, limit: float, max_bytes: int) -> tuple[bytes, str | None]:

@@ -9,12 +9,13 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from pytest_infserver.launcher.child_group import kill_group
 
 _LIMIT = 10.0
 _HEAD = 4096
@@ -165,8 +166,7 @@ def _answer(python: str, packages: tuple[str, ...], pythonpath: str | None) -> t
             output, _ = process.communicate(timeout=_LIMIT)
         except BaseException as error:
             # What it has started, too.
-            with contextlib.suppress(OSError):
-                os.killpg(process.pid, signal.SIGKILL)
+            kill_group(process)
             if isinstance(error, subprocess.TimeoutExpired):
                 raise _NoAnswer from None
             raise

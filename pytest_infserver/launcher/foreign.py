@@ -9,6 +9,8 @@ import signal
 import subprocess
 import time
 
+from pytest_infserver.launcher.processes import find_process, send_signal
+
 _INTERVAL = 0.02
 """Seconds between two looks where the system does not tell of a process's end."""
 _left_behind: list[int] = []
@@ -25,6 +27,8 @@ class ForeignProcess:
         """Remember them; they must be alive, so that a pid means the right one."""
         self.pid = pids[0]
         self._handles: dict[int, int | None] = {pid: _handle(pid) for pid in pids}
+        # Without a handle a pid would mean whoever has it then.
+        self._first = find_process(self.pid) if self._handles[self.pid] is None else None
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait for the end of all.
@@ -47,8 +51,8 @@ class ForeignProcess:
         with contextlib.suppress(ProcessLookupError):
             if handle is not None:
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
-            elif self._handles and not hasattr(os, "pidfd_open"):
-                os.kill(self.pid, signal.SIGKILL)
+            elif self._handles and self._first is not None:
+                send_signal(self._first, signal.SIGKILL)
 
     def close(self) -> None:
         """Forget them: from now on they count as ended."""

@@ -22,7 +22,7 @@ from pytest_infserver.launcher.ends import Exit as Exit
 from pytest_infserver.launcher.ends import Survivor as Survivor
 from pytest_infserver.launcher.ends import survivors
 from pytest_infserver.launcher.foreign import ForeignProcess, leave_behind, reap_left_behind
-from pytest_infserver.launcher.processes import descendants, send_signal
+from pytest_infserver.launcher.processes import kill_session, signal_process
 
 _NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
 _JOIN_LIMIT = 2.0
@@ -83,6 +83,9 @@ class ServerProcess:
         self.stop_problem: str | None = None
         self.supervisor_pid: int | None = None
         self.door: str | None = None
+        # When these two began: their numbers may be somebody else's by now.
+        self._start: str | None = None
+        self._supervisor_start: str | None = None
         self._supervisor: subprocess.Popen[bytes] | ForeignProcess | None = None
         self._kept: bool | None = None
         self._left = False
@@ -255,8 +258,8 @@ class ServerProcess:
         """Kill a supervisor that does not answer; its guard, or else `_supervisor_lost`, ends the tree."""
         assert self._supervisor is not None
         if self.supervisor_pid is not None and self.supervisor_pid != self._supervisor.pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.supervisor_pid, signal.SIGKILL)
+            if self._supervisor_start is not None:
+                signal_process(self.supervisor_pid, self._supervisor_start, signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._supervisor.wait(supervisor.KILL_LIMIT + _ANSWER_LIMIT)
         self._supervisor.kill()
@@ -297,11 +300,11 @@ class ServerProcess:
         with self._changed:
             event = message["event"]
             if event == "launched":
-                self.pid, self.supervisor_pid, self.door = message["pid"], message["supervisor"], message["door"]
+                self._note_launch(message)
             elif event == "taken_over":
                 guard = message["guard"]
                 self._supervisor = ForeignProcess(*filter(None, (guard, message["supervisor"])))
-                self.pid, self.supervisor_pid, self.door = message["pid"], message["supervisor"], message["door"]
+                self._note_launch(message)
             elif event == "kept":
                 self._kept = message["ok"]
                 # From now on the end of the channel says nothing about the server.
@@ -319,13 +322,14 @@ class ServerProcess:
                 self._gone = True
             self._changed.notify_all()
 
+    def _note_launch(self, message: Mapping[str, Any]) -> None:
+        # The door's supervisor may be of another version of this package, and not tell when they began.
+        self._start, self._supervisor_start = message.get("start"), message.get("supervisor_start")
+        self.pid, self.supervisor_pid, self.door = message["pid"], message["supervisor"], message["door"]
+
     def _supervisor_lost(self, pid: int) -> None:
-        below = descendants(pid)
-        # The root leads its own group; nobody else can have got its pid while the group has members.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
-        for process in below:
-            send_signal(process, signal.SIGKILL)
+        if self._start is not None:
+            kill_session(pid, self._start)
         if self.exit is None:
             self.exit_at = time.monotonic()
             self.exit = Exit(None, 0)

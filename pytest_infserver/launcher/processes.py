@@ -58,6 +58,13 @@ def read_process(pid: int) -> Process | None:
     return Process(pid, int(fields[1]), fields[19].decode(), zombie, int(fields[2]), int(fields[3]))
 
 
+def find_process(pid: int) -> Process | None:
+    """Return a process by its pid, on every system; None if there is none."""
+    if os.path.isdir("/proc/self"):  # noqa: PTH112
+        return read_process(pid)
+    return next((process for process in _list_processes_by_ps() if process.pid == pid), None)
+
+
 def _list_processes_by_ps() -> list[Process]:
     with subprocess.Popen(["ps", "-A", "-o", "pid=,ppid=,pgid=,stat=,lstart="], stdout=subprocess.PIPE) as ps:
         output = ps.communicate()[0]
@@ -87,21 +94,53 @@ def descendants(root: int) -> list[Process]:
 
 def send_signal(process: Process, number: int) -> None:
     """Signal a process unless it has ended, even if its pid has been given to another one since."""
+    signal_process(process.pid, process.start, number)
+
+
+def signal_process(pid: int, start: str, number: int) -> None:
+    """Do the same for a process of which only these two are known; see `Process`."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        if not hasattr(os, "pidfd_open") or not hasattr(signal, "pidfd_send_signal"):
-            os.kill(process.pid, number)
-            return
         try:
-            handle = os.pidfd_open(process.pid)
-        except OSError:
-            if is_alive(process.pid, process.start):
-                os.kill(process.pid, number)
-            return
+            handle = os.pidfd_open(pid) if hasattr(signal, "pidfd_send_signal") else None
+        except (OSError, AttributeError):
+            handle = None
         try:
-            if is_alive(process.pid, process.start):
+            if not is_alive(pid, start):
+                return
+            if handle is None:
+                os.kill(pid, number)
+            else:
                 signal.pidfd_send_signal(handle, number)
         finally:
-            os.close(handle)
+            if handle is not None:
+                os.close(handle)
+
+
+def kill_session(pid: int, start: str) -> None:
+    """Kill a process that leads a session, its group and its descendants, unless its pid has been given to another one.
+
+    Args:
+        pid: Its pid.
+        start: When it began; see `Process`.
+    """
+    if not _is_its_own(pid, start):
+        return
+    below = descendants(pid)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    for process in below:
+        send_signal(process, signal.SIGKILL)
+
+
+def _is_its_own(pid: int, start: str) -> bool:
+    """Tell whether what bears a number is still the process that began then, or the group that this has left behind."""
+    processes = list_processes()
+    leader = next((process for process in processes if process.pid == pid), None)
+    if leader is not None:
+        return leader.start == start
+    # Nobody gets the number while the group has members. A group that has it by chance is hardly in a session of that
+    # number, too.
+    return any(process.group == pid and process.session in (pid, 0) for process in processes)
 
 
 def wait_until_stopped(processes: Iterable[Process], limit: float) -> None:
@@ -129,9 +168,7 @@ def _stands_still(pid: int) -> bool:
 
 def is_alive(pid: int, start: str) -> bool:
     """Tell whether the process still exists, be it as a zombie."""
-    if not os.path.isdir("/proc/self"):  # noqa: PTH112
-        return any((process.pid, process.start) == (pid, start) for process in _list_processes_by_ps())
-    process = read_process(pid)
+    process = find_process(pid)
     return process is not None and process.start == start
 
 

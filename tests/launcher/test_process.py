@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from pytest_infserver.launcher.process import Exit, Launch, LaunchFailed, ServerProcess
+from pytest_infserver.launcher.processes import descendants, find_process
 
 FD_FOLDER = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
 LONG = 30.0
@@ -236,6 +237,66 @@ def test_supervisor_that_does_not_answer_is_killed_with_its_tree(
     os.kill(process.supervisor_pid or 0, signal.SIGSTOP)
     process.stop(0)
     wait_for(lambda: not alive(process.pid or 0))
+
+
+@pytest.fixture
+def foreign(nothing_left: None) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of somebody else that has got the number of one of ours."""
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as process:
+        yield process
+        process.kill()
+
+
+def launched(process: ServerProcess, *, pid: int, supervisor: int) -> None:
+    """Tell it that its launch went well, of processes that have begun at a time when these had not."""
+    process._handle(
+        {"event": "launched", "pid": pid, "start": "1", "supervisor": supervisor, "supervisor_start": "1", "door": None}
+    )
+
+
+def test_the_root_of_a_lost_supervisor_may_have_given_its_number_away(foreign: subprocess.Popen[bytes]) -> None:
+    process = ServerProcess()
+    launched(process, pid=foreign.pid, supervisor=foreign.pid)
+    process.exit = Exit(0, 0)
+    process._supervisor_lost(foreign.pid)
+    assert foreign.poll() is None
+
+
+def test_a_supervisor_that_does_not_answer_may_have_given_its_number_away(foreign: subprocess.Popen[bytes]) -> None:
+    process = ServerProcess()
+    launched(process, pid=foreign.pid, supervisor=foreign.pid)
+    with subprocess.Popen(["sleep", "0.1"]) as guard:
+        process._supervisor = guard
+        process._kill_supervisor()
+    assert foreign.poll() is None
+
+
+def test_a_launch_tells_when_its_processes_began(launch: MakeProcess) -> None:
+    process = launch("sleep", "100")
+    for pid, start in ((process.pid, process._start), (process.supervisor_pid, process._supervisor_start)):
+        found = find_process(pid or 0)
+        assert found is not None
+        assert found.start == start
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no guard elsewhere")
+def test_a_lost_supervisor_and_its_guard_leave_nothing(launch: MakeProcess) -> None:
+    process = launch("sh", "-c", "sleep 100 & sleep 100")
+    wait_for(lambda: len(descendants(process.pid or 0)) == 2)
+    family = [process.pid, *(child.pid for child in descendants(process.pid or 0))]
+    supervisor = psutil.Process(process.supervisor_pid)
+    guard = supervisor.parent()
+    assert guard is not None
+    assert guard.pid != os.getpid()
+    # First: it would take the tree over.
+    guard.suspend()
+    supervisor.kill()
+    guard.kill()
+    end = process.wait_exit(LONG)
+    assert end is not None
+    assert end.code is None
+    wait_for(lambda: not any(alive(pid or 0) for pid in family))
+    process.stop(1)
 
 
 def alive(pid: int) -> bool:

@@ -53,6 +53,13 @@ def read(pid: int) -> Process:
     return found
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_process(start: Start) -> None:
     child = start(start_new_session=True)
     found = read(child.pid)
@@ -121,6 +128,70 @@ for _ in range(3):
     assert [process.parent for process in below] == [root.pid, *(process.pid for process in below[:2])]
     assert root.pid not in {process.pid for process in below}
     assert {process.pid for process in below} <= {process.pid for process in descendants(os.getpid())}
+
+
+def running(*pids: int) -> list[bool]:
+    return [(found := read_process(pid)) is not None and not found.zombie for pid in pids]
+
+
+def children_of(root: subprocess.Popen[str], count: int) -> list[int]:
+    found = [process.pid for process in descendants(root.pid)]
+    assert len(found) == count
+    return found
+
+
+FORKS = """
+import os
+for _ in range(2):
+    if not os.fork():
+        if {apart}: os.setsid()
+        sys.stdin.read()
+        os._exit(0)
+"""
+
+
+def test_a_session_is_killed_with_what_descends_from_its_leader(start: Start) -> None:
+    root = start(FORKS.format(apart=True), start_new_session=True)
+    pids = [root.pid, *children_of(root, 2)]
+    processes.kill_session(root.pid, read(root.pid).start)
+    wait_until(lambda: not any(running(*pids)))
+
+
+def test_a_group_is_killed_that_its_leader_has_left_behind(start: Start) -> None:
+    root = start(FORKS.format(apart=False), start_new_session=True)
+    identity, pids = read(root.pid), children_of(root, 2)
+    root.kill()
+    root.wait()
+    assert running(*pids) == [True, True]
+    processes.kill_session(root.pid, identity.start)
+    wait_until(lambda: not any(running(*pids)))
+
+
+def test_a_session_of_another_process_with_the_same_pid_is_left_alone(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = start(FORKS.format(apart=True), start_new_session=True)
+    pids = [root.pid, *children_of(root, 2)]
+    monkeypatch.setattr(os, "killpg", lambda *_: pytest.fail("a group of somebody else was signalled"))
+    processes.kill_session(root.pid, str(int(read(root.pid).start) - 1))
+    assert running(*pids) == [True, True, True]
+
+
+def test_a_group_of_that_number_in_another_session_is_left_alone(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that a shell has made since."""
+    root = start(f"import os\nos.setpgrp()\n{FORKS.format(apart=False)}")
+    identity, pids = read(root.pid), children_of(root, 2)
+    root.kill()
+    root.wait()
+    monkeypatch.setattr(os, "killpg", lambda *_: pytest.fail("a group of somebody else was signalled"))
+    processes.kill_session(root.pid, identity.start)
+    assert running(*pids) == [True, True]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_nothing_is_signalled_where_nobody_is_left() -> None:
+    processes.kill_session(NOBODY_HAS, "1")
 
 
 def test_signal_reaches_only_the_process_that_was_meant(start: Start) -> None:
