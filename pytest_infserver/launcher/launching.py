@@ -218,5 +218,5 @@ def _is_drawn(server: InferenceServer, port: int | None) -> bool:
     if port is None or port == server.port:
         return False
     command = server.command()
-    named = any(str(port) in word for word in (*command.argv, *filter(None, command.env_vars.values())))
+    named = any(ports.names_port(word, port) for word in (*command.argv, *filter(None, command.env_vars.values())))
     return not named and (port >= ports.FIRST_EPHEMERAL or port in server.drawn_ports)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -201,6 +202,11 @@ def _holds_listener(pid: int, port: int) -> bool:
     """Tell whether a process listens on ``port``, on Linux; a no may also mean that it cannot be seen."""
     held = socket_inodes(pid)
     return bool(held) and any(listener.port == port and listener.inode in held for listener in listeners(pid))
+
+
+def names_port(text: str, port: int) -> bool:
+    """Tell whether a text, such as a word of a command, names a port: 8000 stands in ``tcp://a:8000``, not in 18000."""
+    return re.search(rf"(?<![\w.]){port}(?!\w|\.\d)", text) is not None
 
 
 def is_loopback(host: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pytest_infserver import CommandServer, PortInUseError, ServerStartupError, VLLMServer
-from pytest_infserver.launcher import ports
+from pytest_infserver.launcher import launching, ports
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 
@@ -373,7 +373,50 @@ def test_a_start_that_fails_on_a_port_of_our_choice_is_tried_on_others(
     assert server.launches == launches
 
 
-@pytest.mark.parametrize(("settings", "launches"), [({"port": QUIET_PORT}, 3), ({"env_vars": {"ZMQ": "45123"}}, 1)])
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("45123", True),
+        ("--port=45123", True),
+        ("tcp://127.0.0.1:45123", True),
+        ("http://host:45123/v1", True),
+        ('{"port":45123}', True),
+        ("45122,45123", True),
+        ("[45123]", True),
+        ("It is 45123.", True),
+        ("145123", False),
+        ("451230", False),
+        ("0.45123", False),
+        ("45123.5", False),
+        ("sha256:ab45123f", False),
+        ("/models/llama-3b_45123", False),
+        ("", False),
+    ],
+)
+def test_which_words_name_a_port(text: str, named: bool) -> None:
+    assert ports.names_port(text, 45123) == named
+
+
+@pytest.mark.parametrize(
+    ("word", "drawn"), [("--tokens=145123", True), ("451230", True), ("--zmq=45123", False), ("tcp://a:45123", False)]
+)
+@pytest.mark.parametrize("place", ["command", "environment"])
+def test_a_port_is_drawn_unless_the_user_has_named_it(place: str, word: str, drawn: bool, tmp_path: Path) -> None:
+    env_vars = {"A": word} if place == "environment" else {}
+    command = ["run", "{port}", *([word] if place == "command" else [])]
+    server = CommandServer(launch_command=command, env_vars=env_vars, output_dir=tmp_path, port=QUIET_PORT)
+    assert launching._is_drawn(server, 45123) == drawn
+
+
+@pytest.mark.parametrize(
+    ("settings", "launches"),
+    [
+        ({"port": QUIET_PORT}, 3),
+        ({"env_vars": {"ZMQ": "45123"}}, 1),
+        # It is in another number only.
+        ({"env_vars": {"MAX_TOKENS": "145123"}}, 3),
+    ],
+)
 def test_a_port_that_the_engine_draws_is_drawn_again(tmp_path: Path, settings: dict[str, Any], launches: int) -> None:
     engine = tmp_path / "engine.py"
     engine.write_text("import sys\nsys.exit('tcp://127.0.0.1:45123 Address already in use')\n")
