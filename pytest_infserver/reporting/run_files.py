@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,21 +46,27 @@ class RunFiles:
         self.folder = folder
         self._suffix: str | None = None
         self._lock: int | None = None
+        # Servers that start at the same time do so in threads of their own.
+        self._claiming = threading.Lock()
 
     def claim(self) -> None:
         """Keep other runs from using the same names until `close`; nothing, where no file can be made."""
-        if self._suffix is not None:
-            return
-        self._suffix = ""
+        with self._claiming:
+            if self._suffix is None:
+                self._suffix = self._claimed()
+                if self._lock is not None:
+                    self._remove_old()
+
+    def _claimed(self) -> str:
+        """Take the first name that no other run has; return what makes it different from the usual one."""
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             for number in range(1, _MAX_RUNS):
                 suffix = "" if number == 1 else f"-{number}"
                 self._lock = take_lock(self.folder / f".run{suffix}.lock")
                 if self._lock is not None:
-                    self._suffix = suffix
-                    self._remove_old()
-                    return
+                    return suffix
+        return ""
 
     def _remove_old(self) -> None:
         """Remove the files of an earlier run: if this one is killed they would pass for its own."""
@@ -96,7 +103,8 @@ class RunFiles:
 
     def close(self) -> None:
         """Let other runs have the names."""
-        lock, self._lock = self._lock, None
+        with self._claiming:
+            lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
 

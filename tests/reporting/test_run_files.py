@@ -6,11 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
+from descriptors import open_descriptors
 
 from pytest_infserver.config.model import ServerConfig
+from pytest_infserver.launcher.places import take_lock
+from pytest_infserver.reporting import run_files as module
 from pytest_infserver.reporting.run_files import RunFiles, as_json, run_folder
 from pytest_infserver.settings import Settings
 
@@ -49,6 +54,48 @@ def test_runs_at_the_same_time_do_not_overwrite_each_other(tmp_path: Path) -> No
     first.close()
     second.close()
     assert RunFiles(tmp_path).write("run.json", lambda: "third").name == "run.json"
+
+
+def test_servers_that_start_at_the_same_time_claim_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, count = RunFiles(tmp_path), 4
+    together = threading.Barrier(count)
+    locks: list[int | None] = []
+
+    def take_slowly(path: Path) -> int | None:
+        # Whoever else is on the way to it gets there meanwhile.
+        time.sleep(0.05)
+        locks.append(take_lock(path))
+        return locks[-1]
+
+    def claim() -> None:
+        together.wait(30)
+        files.claim()
+        # From now on it counts on its name.
+        claimed.append(bool(locks))
+
+    claimed: list[bool] = []
+    monkeypatch.setattr(module, "take_lock", take_slowly)
+    before = open_descriptors()
+    threads = [threading.Thread(target=claim) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert files.write("run.json", lambda: "x").name == "run.json"
+    assert claimed == [True] * count
+    assert len(locks) == 1
+    assert sorted(os.listdir(tmp_path)) == [".run.lock", "run.json"]
+    files.close()
+    assert open_descriptors() == before
+
+
+def test_without_a_name_of_its_own_a_run_leaves_the_files_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run.json").write_text("another run's")
+    monkeypatch.setattr(module, "take_lock", lambda path: None)
+    RunFiles(tmp_path).claim()
+    assert (tmp_path / "run.json").read_text() == "another run's"
 
 
 def test_the_files_of_an_earlier_run_go_when_a_run_begins(tmp_path: Path) -> None:
