@@ -119,14 +119,15 @@ def last_lines(log: ServerLog, count: int, start: int = 0, secrets: frozenset[st
 
 
 def _lines(log: ServerLog, start: int, secrets: frozenset[str] = frozenset()) -> Iterator[bytes]:
+    # What is written meanwhile does not count: it would push out what stands at the beginning.
     size = log.size()
     if size - start <= _HEAD + _TAIL:
-        windows = [log.read_bytes(start, _HEAD + _TAIL)[0]]
+        windows = [log.read_bytes(start, _HEAD + _TAIL, size)[0]]
     else:
         # Without the lines that are not whole.
         windows = [
             log.read_head(start, _HEAD).rpartition(b"\n")[0],
-            log.read_bytes(start, _TAIL)[0].partition(b"\n")[2],
+            log.read_bytes(start, _TAIL, size)[0].partition(b"\n")[2],
         ]
     for window in windows:
         for line in re.split(rb"[\r\n]+", window):

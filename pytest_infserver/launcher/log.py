@@ -80,6 +80,22 @@ class ServerLog:
 
     def read_bytes(self, start: int, limit: int, end: int | None = None) -> tuple[bytes, int]:
         """Return the last ``limit`` bytes between ``start`` and ``end``, and how many before them were left out."""
+        data, left_out, _ = self._read(start, limit, end)
+        return data, left_out
+
+    def read_new(self, position: int, limit: int) -> tuple[bytes, int, int]:
+        """Return what has been added behind a position, where the server may write at any moment.
+
+        Args:
+            position: Byte up to which it has been read.
+            limit: At most the last so many bytes are returned.
+
+        Returns:
+            The bytes, how many before them were left out, and the position from which the next call goes on.
+        """
+        return self._read(position, limit, None)
+
+    def _read(self, start: int, limit: int, end: int | None) -> tuple[bytes, int, int]:
         try:
             with self.path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -88,9 +104,10 @@ class ServerLog:
                 start = start if start <= end else 0
                 begin = max(start, end - limit)
                 file.seek(begin)
-                return file.read(end - begin), begin - start
+                data = file.read(end - begin)
+                return data, begin - start, begin + len(data)
         except OSError:
-            return b"", 0
+            return b"", 0, start
 
     def read_head(self, start: int, limit: int) -> bytes:
         """Return the first ``limit`` bytes behind ``start``."""

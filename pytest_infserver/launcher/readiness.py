@@ -178,11 +178,9 @@ class _LogWatch:
         self.check.on_wait("downloading" if self.downloading else self.phase)
 
     def _read_new(self) -> None:
-        size = self.log.size()
-        if size == self.position:
+        data, left_out, self.position = self.log.read_new(self.position, _LOG_WINDOW)
+        if not data:
             return
-        data, left_out = self.log.read_bytes(self.position, _LOG_WINDOW)
-        self.position = size
         pieces = re.split(rb"[\r\n]+", data if left_out else self.unfinished + data)
         self.unfinished = pieces[-1][-_MAX_LINE:]
         lines = [line[:_MAX_SEARCHED] for line in pieces if line.strip()]

@@ -15,6 +15,19 @@ from pytest_infserver.launcher.log import ServerLog
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 
+
+class GrowingLog(ServerLog):
+    """A log to which the server writes whenever somebody has looked at its size."""
+
+    more = b""
+
+    def size(self) -> int:
+        size = super().size()
+        with self.path.open("ab") as file:
+            file.write(self.more)
+        return size
+
+
 VLLM_ENGINE = """\
 (APIServer pid=100) INFO 11-22 19:00:01 [utils.py:325] non-default args: {'model': 'tiny', 'port': 8000}
 (EngineCore pid=130) INFO 11-22 19:00:20 [core.py:90] Initializing a V1 LLM engine
@@ -281,3 +294,15 @@ def test_lines_that_the_windows_of_a_long_log_cut_are_no_causes(tmp_path: Path) 
 
 def test_a_window_title_is_no_part_of_a_line() -> None:
     assert readable(b"\x1b]0;title\x07\x1b[1mError\x1b[0m: x \x1b]2;other\x1b\\end") == "Error: x end"
+
+
+FLOOD = (b"x" * 1023 + b"\n") * (11 << 10)
+
+
+@pytest.mark.parametrize("before", [b"", FLOOD], ids=["short", "long"])
+def test_a_cause_is_found_in_a_log_that_grows_while_it_is_read(tmp_path: Path, before: bytes) -> None:
+    log = GrowingLog(tmp_path, "a")
+    log.path.parent.mkdir()
+    log.path.write_bytes(before + b"RuntimeError: the reason\n")
+    log.more = FLOOD
+    assert root_cause(log, ()) == "RuntimeError: the reason"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +56,37 @@ def test_parts(write: Callable[[bytes], ServerLog]) -> None:
     assert log.read_bytes(2, 3) == (b"789", 5)
     assert log.read_head(2, 3) == b"234"
     assert log.read(0, 4).splitlines()[0] == f"[... 6 bytes left out, see {log.path}]"
+
+
+def test_what_is_new(write: Callable[[bytes], ServerLog]) -> None:
+    log = write(b"0123456789")
+    assert log.read_new(4, 100) == (b"456789", 0, 10)
+    assert log.read_new(4, 2) == (b"89", 4, 10)
+    assert log.read_new(10, 100) == (b"", 0, 10)
+    # Truncated meanwhile.
+    assert log.read_new(12, 100) == (b"0123456789", 0, 10)
+    log.path.unlink()
+    assert log.read_new(4, 100) == (b"", 0, 4)
+
+
+def test_each_byte_of_a_growing_log_is_read_once(write: Callable[[bytes], ServerLog]) -> None:
+    log, position, seen = write(b""), 0, b""
+    written = b"".join(b"line %d\n" % number for number in range(20_000))
+
+    def grow() -> None:
+        with log.path.open("ab", buffering=0) as file:
+            for at in range(0, len(written), 7):
+                file.write(written[at : at + 7])
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    while writer.is_alive() or position < len(written):
+        data, left_out, position = log.read_new(position, len(written))
+        assert left_out == 0
+        seen += data
+        assert position == len(seen)
+    writer.join()
+    assert seen == written
 
 
 def test_truncated_log_is_read_from_its_beginning(write: Callable[[bytes], ServerLog]) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from pytest_infserver import CommandServer, PortInUseError, ServerStartupError, ServerStartupTimeout
+from pytest_infserver.launcher.log import ServerLog
+from pytest_infserver.launcher.readiness import ReadinessCheck, _LogWatch
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 
@@ -192,6 +194,37 @@ def test_fatal_line_written_in_pieces_is_seen(tmp_path: Path, nothing_left: None
     )
     with pytest.raises(ServerStartupError, match="reported a fatal error"):
         server.start()
+
+
+def test_a_line_that_is_written_while_the_log_is_read_is_seen_once(tmp_path: Path) -> None:
+    """Between two bytes of a look the server may write: they are read now or the next time, and never twice."""
+    log = ServerLog(tmp_path, "a")
+    log.path.parent.mkdir()
+    pieces = [b"load", b"ing 4", b"3% d", b"one\n"]
+
+    def write_on() -> None:
+        with log.path.open("ab") as file:
+            file.write(pieces.pop(0) if pieces else b"")
+
+    class Written(ServerLog):
+        def size(self) -> int:
+            size = super().size()
+            write_on()
+            return size
+
+        def read_new(self, position: int, limit: int) -> tuple[bytes, int, int]:
+            found = super().read_new(position, limit)
+            write_on()
+            return found
+
+    write_on()
+    check = ReadinessCheck("http://127.0.0.1:9", 1, 1, 1, fatal=[re.compile(rb"^loading 43% done$")])
+    watch = _LogWatch(check, Written(tmp_path, "a"), 0, 0.0)
+    found = []
+    for _ in range(6):
+        watch._read_new()
+        found.append(watch.fatal_line)
+    assert any(found)
 
 
 DOWNLOAD = ("download_patterns", (rb"safetensors: +\d+%\|",))
