@@ -44,8 +44,8 @@ def _is_ending(pid: int | None) -> bool:
         # The command name may hold spaces and parentheses: fields count from the last one.
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except FileNotFoundError:
-        # It has been reaped, and nobody has told us yet.
-        return _LINUX
+        # It has been reaped, and nobody has told us yet; unless nothing tells of any process here.
+        return Path("/proc/self").exists()
     except OSError:
         return False
     return bool(int(fields[6]) & _PF_EXITING)
@@ -53,9 +53,22 @@ def _is_ending(pid: int | None) -> bool:
 
 def _listens(server: InferenceServer) -> bool:
     """Tell whether somebody listens on a server's port: some engines close theirs seconds before they end."""
-    if _LINUX and server.settings.own_listener and not server.remote:
-        # Not by a connection: one more for every test is much for a server with a short backlog.
+    # Not by a connection if need not be: one more for every test is much for a server with a short backlog.
+    seen = _is_seen_to_listen(server)
+    return _takes_connections(server) if seen is None else seen
+
+
+def _is_seen_to_listen(server: InferenceServer) -> bool | None:
+    """Tell whether the system knows a listener on a server's port; None if it does not tell."""
+    if not _LINUX or not server.settings.own_listener or server.remote:
+        return None
+    try:
         return any(listener.port == server.port for listener in listeners())
+    except OSError:
+        return None
+
+
+def _takes_connections(server: InferenceServer) -> bool:
     host = urllib.parse.urlsplit(server.server_url).hostname
     try:
         with socket.create_connection((host, server.port), timeout=1):

@@ -201,7 +201,9 @@ def is_listener(port: int, root: int | None, supervisor: int | None) -> bool | N
 def _holds_listener(pid: int, port: int) -> bool:
     """Tell whether a process listens on ``port``, on Linux; a no may also mean that it cannot be seen."""
     held = socket_inodes(pid)
-    return bool(held) and any(listener.port == port and listener.inode in held for listener in listeners(pid))
+    with contextlib.suppress(OSError):
+        return bool(held) and any(listener.port == port and listener.inode in held for listener in listeners(pid))
+    return False
 
 
 def names_port(text: str, port: int) -> bool:

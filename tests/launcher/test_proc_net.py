@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,7 +89,46 @@ def test_many_listeners_are_all_found() -> None:
 def test_listeners_as_another_process_sees_them() -> None:
     with socket.create_server(("127.0.0.1", 0)) as one:
         assert inode_of(one) in {listener.inode for listener in listeners(os.getppid())}
-    assert list(listeners(2**22 + 1)) == []
+
+
+class Refusing:
+    """Opens files, but for those of which the test says otherwise."""
+
+    def __init__(self, refused: dict[str, OSError]) -> None:
+        self.refused = refused
+
+    def __call__(self, path: str, *arguments: Any, **options: Any) -> Any:
+        if path in self.refused:
+            raise self.refused[path]
+        return open(path, *arguments, **options)
+
+
+def test_listeners_that_cannot_be_seen_are_not_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError):
+        list(listeners(2**22 + 1))
+    for error in (FileNotFoundError(2, "restricted"), PermissionError(13, "restricted")):
+        monkeypatch.setattr(proc_net, "open", Refusing({"/proc/self/net/tcp": error}), raising=False)
+        with pytest.raises(OSError, match="restricted"):
+            list(listeners())
+    monkeypatch.setattr(proc_net, "open", Refusing({"/proc/net/unix": PermissionError(13, "no")}), raising=False)
+    with pytest.raises(PermissionError):
+        unix_sockets()
+
+
+def test_listeners_in_a_system_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = {"/proc/self/net/tcp6": FileNotFoundError(2, "no IPv6")}
+    monkeypatch.setattr(proc_net, "open", Refusing(refused), raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        assert found(one) == [Listener(inode_of(one), *one.getsockname())]
+
+
+def test_what_is_seen_before_the_rest_cannot_be_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: dict[str, OSError] = {"/proc/self/net/tcp6": PermissionError(13, "restricted")}
+    monkeypatch.setattr(proc_net, "open", Refusing(refused), raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        assert any(listener.inode == inode_of(one) for listener in listeners())
+    with pytest.raises(PermissionError):
+        list(listeners())
 
 
 def test_unix_sockets_with_their_paths(folder: Path) -> None:

@@ -271,3 +271,30 @@ def test_process_that_has_just_ended_does_no_harm(tracker: Tracker) -> None:
     message = finish(tracker)
     assert message["not_checked"] == []
     assert message["processes"] == [[gone.pid, "1", ""]]
+
+
+@pytest.mark.parametrize("name", ["listeners", "unix_sockets"])
+@pytest.mark.parametrize("later", [True, False])
+def test_sockets_that_cannot_be_seen_are_not_checked_and_none_is_removed(
+    name: str, later: bool, track: Track, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Any:
+        raise PermissionError(13, "Permission denied", "/proc/net")
+
+    def restrict() -> None:
+        monkeypatch.setattr(f"pytest_infserver.launcher.leaks.{where}.{name}", fail)
+
+    where, what = {"listeners": ("ports", "listening ports"), "unix_sockets": ("unix_sockets", "unix sockets")}[name]
+    if not later:
+        restrict()
+    tracker = track(os.getpid(), "/tmp" if len(str(tmp_path)) > 60 else tmp_path)
+    server = start(f"import socket\nunix = socket.socket(socket.AF_UNIX)\nunix.bind({f'/tmp/{tmp_path.name}.s'!r})")
+    path = Path(f"/tmp/{tmp_path.name}.s")
+    tracker.look([server.process])
+    if later:
+        restrict()
+    server.end()
+    message = finish(tracker)
+    assert message["not_checked"] == [f"{what}: PermissionError: [Errno 13] Permission denied: '/proc/net'"]
+    assert path.exists() == (name == "unix_sockets")
+    path.unlink(missing_ok=True)
