@@ -18,6 +18,7 @@ from pytest_infserver.cluster.actor import Actor
 from pytest_infserver.cluster.backend_class import by_value
 from pytest_infserver.cluster.connection import ActorAway, ActorLost, ClusterConnection, ClusterLost, NoAnswer, Node
 from pytest_infserver.cluster.demand import Demand
+from pytest_infserver.cluster.log_copy import LogCopy
 from pytest_infserver.cluster.messages import Failure, Have, News, Order, Stopped, machine_id
 from pytest_infserver.cluster.placement import Placement
 from pytest_infserver.cluster.several_nodes import others_of
@@ -26,7 +27,6 @@ from pytest_infserver.launcher.command import make_command
 from pytest_infserver.launcher.ends import Exit
 from pytest_infserver.launcher.follower import FollowedProcess, View
 from pytest_infserver.launcher.heartbeat import Pulse
-from pytest_infserver.launcher.log import append
 from pytest_infserver.launcher.profiling.traces import claim
 from pytest_infserver.launcher.redaction import redact
 from pytest_infserver.launcher.state import ServerState
@@ -81,8 +81,7 @@ class Life:
         self._heard_at = time.monotonic()
         self._clock = 0.0
         self._there = ""
-        self._base = 0
-        self._output: int | None = None
+        self._log = LogCopy(None, 0, self._warn_of_log)
         self._folder_lock: int | None = None
         self._applying = threading.RLock()
         self._changed = threading.Condition()
@@ -93,7 +92,6 @@ class Life:
         self._is_stopping = False
         self._is_closed = False
         self._ready_size: int | None = None
-        self._cannot_write = False
         self._killed = False
         self._process: FollowedProcess | None = None
         self._brought: set[str] = set()
@@ -111,8 +109,8 @@ class Life:
             view,
             launches=self._server.launches,
             log_path=self._server.log_path,
-            launch_log_start=self._base + view.launch_log_start,
-            log_end=None if view.log_end is None else self._base + view.log_end,
+            launch_log_start=self._log.place(view.launch_log_start),
+            log_end=None if view.log_end is None else self._log.place(view.log_end),
             start_seconds=self._server.start_seconds,
             node=str(node),
             address=node.address,
@@ -140,12 +138,13 @@ class Life:
         """
         server, node = self._server, self._placement.nodes[0]
         try:
-            self._output, self._folder_lock = server._log.open()
+            output, self._folder_lock = server._log.open()
         except OSError as error:
             raise ServerStartupError(
                 f"{server} cannot start: its log cannot be written: {error}. Set 'output_dir' to a place that can."
             ) from None
-        self._base = server.launch_log_start = server._log.size()
+        server.launch_log_start = server._log.size()
+        self._log = LogCopy(output, server.launch_log_start, self._warn_of_log)
         server.launches += 1
         server.taken_over = False
         server.node, server._address = str(node), node.address
@@ -215,7 +214,7 @@ class Life:
             return None
         with contextlib.suppress(InferenceServerError):
             size: int = self.ask("log_size", _SIZE_LIMIT)
-            return self._base + size
+            return self._log.place(size)
         return None
 
     def catch_up(self, limit: float) -> None:
@@ -260,7 +259,8 @@ class Life:
             if isinstance(news, Failure):
                 self._decide(self._start_failure(news))
                 return
-            self._append(news)
+            self._log.take(news.log, news.have.log)
+            self._have = dataclasses.replace(self._have, log=self._log.received)
             self._note(news)
             self._news = news
             server = self._server
@@ -296,24 +296,11 @@ class Life:
             elif server.state is ServerState.STARTING and news.phase:
                 server.phase = news.phase
 
-    def _append(self, news: News) -> None:
-        """Append the part of the log that is not here yet."""
-        # Two threads may have asked with the same in hand.
-        new = news.log[self._have.log - news.have.log :]
-        if self._output is not None:
-            try:
-                append(self._output, new)
-            except OSError as error:
-                # On a full disk the rest is lost, as it would be for a server on this machine.
-                self._warn_of_log(error)
-        self._have = dataclasses.replace(self._have, log=self._have.log + len(new))
-
     def _warn_of_log(self, error: OSError) -> None:
-        if not self._cannot_write:
-            self._cannot_write = True
-            self._server.on_warning(
-                f"{self._server}: its log is not complete: {self._server.log_path} cannot be written: {error.strerror}"
-            )
+        # What a full disk does not take is lost, as it would be for a server on this machine.
+        self._server.on_warning(
+            f"{self._server}: its log is not complete: {self._server.log_path} cannot be written: {error.strerror}"
+        )
 
     def _note(self, news: News) -> None:
         server = self._server
@@ -326,7 +313,7 @@ class Life:
                 # This side says them itself.
                 continue
             if event.kind == "launched":
-                fields.update(launch=server.launches, log_start=self._base + fields.get("log_start", 0))
+                fields.update(launch=server.launches, log_start=self._log.place(fields.get("log_start", 0)))
                 server._port = fields.get("port", server._port)
             self.has_told_failure |= event.kind == "failed"
             fields = {key: self._shown(value) for key, value in fields.items()}
@@ -527,10 +514,10 @@ class Life:
             self._others.await_stop()
             self._others.close()
         with self._applying:
-            for handle in (self._output, self._folder_lock):
-                if handle is not None:
-                    os.close(handle)
-            self._output = self._folder_lock = None
+            self._log.close()
+            lock, self._folder_lock = self._folder_lock, None
+            if lock is not None:
+                os.close(lock)
 
     # Its files.
 

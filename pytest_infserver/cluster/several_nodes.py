@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 from pytest_infserver.cluster.actor import SLACK, Actor
 from pytest_infserver.cluster.connection import ActorLost, ClusterConnection, ClusterLost, NoAnswer
+from pytest_infserver.cluster.log_copy import LogCopy
 from pytest_infserver.cluster.messages import Failure, Have, News, Order, Stopped
 from pytest_infserver.cluster.placement import Placement
 from pytest_infserver.errors import InferenceServerError
 from pytest_infserver.launcher import diagnosis
 from pytest_infserver.launcher.leaks.report import LeakReport
-from pytest_infserver.launcher.log import ServerLog, append
+from pytest_infserver.launcher.log import ServerLog
 from pytest_infserver.launcher.share import Share
 from pytest_infserver.launcher.state import ServerState
 
@@ -245,7 +246,7 @@ class Rank:
         self._there = ""
         self._log = ServerLog(server.output_dir, server.name)
         self._log_start = 0
-        self._output: int | None = None
+        self._copy = LogCopy(None, 0, self._warn_of_log)
         self._heard_at = time.monotonic()
         self._over = False
         self._killed = False
@@ -329,18 +330,25 @@ class Rank:
         self._over = True
         self.actor.end()
         with self._applying:
-            if self._output is not None:
-                os.close(self._output)
-                self._output = None
+            self._copy.close()
 
     def _open_log(self) -> None:
         self._log.path = self._server.log_path.with_name(f"server.node-{self._share.rank}.log")
         # A restart goes on in the same file, as with the server's own log.
         fresh = os.O_TRUNC if self._server.launches <= 1 else 0
-        with contextlib.suppress(OSError):
+        output: int | None = None
+        try:
+            output = os.open(self._log.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | fresh, 0o666)
+        except OSError as error:
             # Without it the server still runs.
-            self._output = os.open(self._log.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | fresh, 0o666)
+            self._warn_of_log(error)
         self._log_start = self._log.size()
+        self._copy = LogCopy(output, self._log_start, self._warn_of_log)
+
+    def _warn_of_log(self, error: OSError) -> None:
+        self._server.on_warning(
+            f"{self._server}: the log of {self} is not complete: {self._log.path} cannot be written: {error.strerror}"
+        )
 
     def _listen(self) -> None:
         """Hear what is new until its end; in a thread of its own."""
@@ -378,13 +386,10 @@ class Rank:
             if isinstance(news, Failure):
                 self._note_end(time.time(), f"{self} did not start: {self._local(news.text)}")
                 return
-            new = news.log[self._have.log - news.have.log :]
-            if self._output is not None:
-                with contextlib.suppress(OSError):
-                    append(self._output, new)
+            self._copy.take(news.log, news.have.log)
             said = news.said[self._have.said - news.have.said :]
             self._have = Have(
-                log=self._have.log + len(new),
+                log=self._copy.received,
                 events=max(self._have.events, news.have.events + len(news.events)),
                 said=self._have.said + len(said),
             )

@@ -117,14 +117,3 @@ class ServerLog:
                 return file.read(limit)
         except OSError:
             return b""
-
-
-def append(handle: int, data: bytes) -> None:
-    """Write all of some bytes, also where the system takes a part at a time.
-
-    Raises:
-        OSError: It cannot be written, as on a full disk; a part of it may be.
-    """
-    left = memoryview(data)
-    while left:
-        left = left[os.write(handle, left) :]

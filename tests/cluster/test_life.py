@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import itertools
+import os
+import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +19,12 @@ from pytest_infserver import CommandServer
 from pytest_infserver.cluster.connection import NoAnswer, Node
 from pytest_infserver.cluster.demand import Demand
 from pytest_infserver.cluster.life import Life
+from pytest_infserver.cluster.log_copy import LogCopy
 from pytest_infserver.cluster.messages import Have, News
+from pytest_infserver.cluster.several_nodes import Rank
 from pytest_infserver.launcher.ends import Exit
 from pytest_infserver.launcher.follower import View
+from pytest_infserver.launcher.share import Share
 from pytest_infserver.launcher.state import ServerState
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
@@ -46,13 +55,17 @@ def server(tmp_path: Path) -> CommandServer:
 
 
 @pytest.fixture
-def life(server: CommandServer, cluster: SilentCluster) -> Any:
+def life(server: CommandServer, cluster: SilentCluster) -> Iterator[Any]:
     node = Node("1", "one", "127.0.0.5", True, {}, {})
     placement = SimpleNamespace(nodes=[node], demand=Demand(0, 1.0), ticket="t", lost=False)
     made = Life(cluster, server, placement, "run:1")  # type: ignore[arg-type]
-    made._output, made._folder_lock = server._log.open()
+    output, made._folder_lock = server._log.open()
+    made._log = LogCopy(output, 0, made._warn_of_log)
     server._state = ServerState.STARTING
-    return made
+    yield made
+    # What stands for others here cannot be waited for.
+    made._others = None
+    made._close()
 
 
 def news(state: ServerState, have: Have | None = None, **more: Any) -> News:
@@ -123,3 +136,99 @@ def test_a_part_that_ends_before_it_is_told_to_stop_ends_nothing_else(
     life._other_ended()
     assert cluster.told == ([] if stopping else ["kill"])
     assert ("died" in [event.kind for event in server.journal.events]) != stopping
+
+
+class Disk:
+    """Takes so many bytes, and then no more until somebody makes room."""
+
+    def __init__(self, output: int, room: int) -> None:
+        self.room = room
+        self._output = output
+        self._write = os.write
+
+    def __call__(self, handle: int, data: bytes) -> int:
+        if handle != self._output:
+            return self._write(handle, data)
+        if data and not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        done = self._write(handle, data[: self.room])
+        self.room -= done
+        return done
+
+
+def chunk(text: bytes, before: bytes, state: ServerState = ServerState.READY, **more: Any) -> News:
+    """Return news of what has been written after ``before``."""
+    return news(state, Have(log=len(before)), log=text, log_size=len(before + text), **more)
+
+
+def test_after_a_full_disk_places_in_the_log_are_right_again(
+    life: Any, server: CommandServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    server.on_warning = warnings.append
+    server.launches = 1
+    disk = Disk(life._log._output, len(b"first test\nsec"))
+    monkeypatch.setattr(os, "write", disk)
+    texts = [b"first test\n", b"second test\n", b"third test\n", b"fourth test\n", b"last words\n"]
+    begins = []
+    written = b""
+    for number, text in enumerate(texts):
+        size = len(written)
+        monkeypatch.setattr(life, "ask", lambda method, *_, size=size: size if method == "log_size" else [])
+        begins.append(life.log_size())
+        disk.room += 1000 if number == 3 else 0
+        life._hear(chunk(text, written, ServerState.DIED if number == 4 else ServerState.READY))
+        written += text
+    assert server.log_path.read_bytes() == b"first test\nsec" + b"fourth test\nlast words\n"
+    monkeypatch.undo()
+    parts = [server.read_log_bytes(begin, 1000, end)[0] for begin, end in itertools.pairwise(begins)]
+    assert parts == [b"first test\n", b"sec", b"", b"fourth test\n"]
+    assert server.read_log_bytes(begins[-1], 1000)[0] == b"last words\n"
+    [warning] = warnings
+    assert "its log is not complete" in warning
+    view = news(ServerState.DIED).view
+    life._news = news(ServerState.DIED, view=dataclasses.replace(view, launch_log_start=len(written[:-11])))
+    assert life.view.launch_log_start == begins[-1]
+    life._news = news(ServerState.DIED, view=dataclasses.replace(view, log_end=len(written)))
+    assert life.view.log_end == server.log_path.stat().st_size
+
+
+def test_the_log_of_another_node_goes_on_after_a_full_disk(
+    server: CommandServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    server.on_warning = warnings.append
+    server.log_path.parent.mkdir(parents=True)
+    actor: Any = SimpleNamespace(node=Node("2", "two", "127.0.0.6", True, {}, {}), end=lambda: None)
+    rank = Rank(actor, server, Share(1, 2), lambda: None)
+    rank._open_log()
+    output = rank._copy._output
+    assert output is not None
+    before = b"kept\nlost\nlost, too\n"
+    disk = Disk(output, len(b"kept\n"))
+    monkeypatch.setattr(os, "write", disk)
+    rank._hear(chunk(b"kept\nlost\n", b""))
+    rank._hear(chunk(b"lost, too\n", b"kept\nlost\n"))
+    disk.room = 1000
+    rank._hear(chunk(b"RuntimeError: why\n", before, ServerState.DIED))
+    monkeypatch.undo()
+    assert rank._log.path.read_bytes() == b"kept\nRuntimeError: why\n"
+    assert rank._have.log == len(before + b"RuntimeError: why\n")
+    assert rank.end is not None
+    assert "RuntimeError: why" in rank.end.text
+    [warning] = warnings
+    assert re.search(r"the log of its part on two \(127.0.0.6\) .* is not complete: .*No space left", warning)
+    rank.close()
+
+
+def test_a_log_of_another_node_that_cannot_be_made_is_said(server: CommandServer) -> None:
+    warnings: list[str] = []
+    server.on_warning = warnings.append
+    actor: Any = SimpleNamespace(node=Node("2", "two", "127.0.0.6", True, {}, {}), end=lambda: None)
+    rank = Rank(actor, server, Share(1, 2), lambda: None)
+    rank._open_log()
+    rank._hear(chunk(b"RuntimeError: why\n", b"", ServerState.DIED))
+    assert rank.end is not None
+    [warning] = warnings
+    assert "No such file or directory" in warning
+    rank.close()
