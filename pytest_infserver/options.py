@@ -19,6 +19,7 @@ class Option(NamedTuple):
         separators: Characters besides the newline that separate the items of a list in environment and ini.
         metavar: What stands for the value in the help.
         command_line_only: Whether it has no twins.
+        can_be_off: Whether its value may also be ``off``.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Option(NamedTuple):
     separators: str = ""
     metavar: str = "VALUE"
     command_line_only: bool = False
+    can_be_off: bool = False
 
     @property
     def flag(self) -> str:
@@ -51,25 +53,23 @@ OPTIONS = (
     Option("model", "Model of every server, or of the one that --infserver-backend names without a file."),
     Option("env", "Environment variable of every server.", "list", "", "KEY=VALUE"),
     Option("set", "Setting of every server, e.g. config.server_args.ctx-size=4096.", "list", "", "KEY=VALUE"),
-    Option("url", "Attach to a server that runs already.", metavar="URL"),
-    Option("profile", "Profile every server with nsys, pytorch, amd or py-spy.", "value", "", "TOOL"),
-    Option("debug", "Debug mode: what a server leaves behind is an error.", "flag"),
+    Option("url", "Attach to a server that runs already.", metavar="URL", can_be_off=True),
+    Option("profile", "Profile every server with nsys, pytorch, amd or py-spy.", metavar="TOOL", can_be_off=True),
+    Option("debug", "Debug mode: what a server leaves behind is an error.", "switch"),
     Option("output-dir", "Directory for logs, one folder per server.", metavar="PATH"),
     Option("startup-timeout", "Seconds until a server must be ready.", metavar="SECONDS"),
     Option(
         "max-servers",
         "How many servers without GPUs run at the same time (default: by memory and cores).",
-        "value",
-        "",
-        "N",
+        metavar="N",
+        can_be_off=True,
     ),
     Option("prelaunch", "Start servers before a test asks for them, as far as there is room (default: on).", "switch"),
     Option(
         "keep",
         "Leave servers running for the next run, this long after their last use: 30m, 2h.",
-        "value",
-        "",
-        "DURATION",
+        metavar="DURATION",
+        can_be_off=True,
     ),
     Option(
         "on-crash",
@@ -88,11 +88,10 @@ OPTIONS = (
     Option(
         "cluster",
         "Run the servers on a Ray cluster: its HOST:PORT, auto (the one of this machine), or local (one for this run).",
-        "value",
-        "",
-        "ADDRESS",
+        metavar="ADDRESS",
+        can_be_off=True,
     ),
-    Option("strict", "A test that no configured server fits fails instead of being skipped.", "flag"),
+    Option("strict", "A test that no configured server fits fails instead of being skipped.", "switch"),
     Option("dry-run", "Print the command of each server and stop.", "flag", command_line_only=True),
 )
 

@@ -18,6 +18,13 @@ _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off", ""}
 _SERVER_OPTIONS = ("model", "profile", "debug", "output-dir", "startup-timeout", "env", "set")
 
+
+class _Off:
+    """Stands for a value that takes back what weaker sources say."""
+
+
+_OFF = _Off()
+
 Layer: TypeAlias = "tuple[str, Mapping[str, Any]]"
 """Settings of a server, and what the user knows their source as."""
 
@@ -76,10 +83,9 @@ def read_settings(config: pytest.Config, environ: Mapping[str, str] | None = Non
         strict=bool(reader.get("strict")),
         max_servers=reader.count("max-servers"),
         prelaunch=reader.get("prelaunch") is not False,
-        keep=reader.duration("keep"),
+        keep=reader.duration("keep") or None,
         on_crash=reader.one_of("on-crash", ("restart", "fail")),
-        # An empty one is this machine, whatever the ini file says.
-        cluster=reader.get("cluster") or None,
+        cluster=reader.get("cluster"),
         summary=reader.one_of("summary", ("auto", "always", "never")),
         overrides=reader.overrides(),
         defaults=reader.defaults(),
@@ -102,13 +108,19 @@ class _Reader:
     def _with_label(self, name: str) -> tuple[Any, str]:
         for source in (self.command_line, self.environment, self.ini):
             value = source(name)
+            if value is _OFF:
+                break
             if value is not None:
                 return value, self._label(self.options[name], source)
         return None, ""
 
     def command_line(self, name: str) -> Any:
         option, value = self.options[name], self.config.getoption(self.options[name].ini)
-        return _parse(option, value, option.flag) if value is not None and option.separators == "," else value
+        if value is None:
+            return None
+        if value == "" or (isinstance(value, list) and not any(value)):
+            return _OFF
+        return _parse(option, value, option.flag) if option.can_be_off or option.separators == "," else value
 
     def environment(self, name: str) -> Any:
         option = self.options[name]
@@ -160,10 +172,12 @@ class _Reader:
 
     def _layers(self, source: Callable[[str], Any]) -> list[Layer]:
         folder = self.ini_dir if source == self.ini else self.invocation_dir
+        sources = (self.command_line, self.environment, self.ini)
+        stronger = sources[: sources.index(source)]
         layers: list[Layer] = []
         for name in _SERVER_OPTIONS:
             option, value = self.options[name], source(name)
-            if value is None:
+            if value is None or any(one(name) is _OFF for one in stronger):
                 continue
             label = self._label(option, source)
             for settings in server_settings(name, value, label):
@@ -183,6 +197,9 @@ def server_settings(name: str, value: Any, label: str) -> list[dict[str, Any]]:
         pytest.UsageError: The value cannot be read.
         ConfigError: A value of ``--infserver-set`` is no YAML.
     """
+    if value is _OFF:
+        # Off is off, also for servers whose file says otherwise; the others only get back what that says.
+        return [{"profile": None}] if name == "profile" else []
     if name == "debug":
         return [{"debug_mode": value}]
     if name == "profile":
@@ -238,6 +255,8 @@ def _parse(option: Option, value: Any, label: str) -> Any:
         if text not in _TRUE | _FALSE:
             raise pytest.UsageError(f"{label}: expected true or false, not {value!r}")
         return text in _TRUE
+    if option.can_be_off and (value is False or str(value).strip().lower() == "off"):
+        return _OFF
     if option.kind == "value":
         if isinstance(value, (list, tuple, dict, bool)):
             raise pytest.UsageError(f"{label}: expected one text or number, not {value!r}")

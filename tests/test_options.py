@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import yaml
 from pytest_infserver.errors import ConfigError
 from pytest_infserver.options import OPTIONS
 from pytest_infserver.pool.configured import configured_servers
+from pytest_infserver.pool.setup import _cluster
 from pytest_infserver.settings import Settings, read_settings, seconds
 
 NATIVE_TOML = pytest.mark.skipif(
@@ -413,10 +415,109 @@ def test_the_cluster(
     assert settings_of(pytester, *words, environ=environ).cluster == expected
 
 
+# Of each option with twins: what an ini file says, what takes that back on the command line, and what in the
+# environment; nothing where that has a value of its own for what nobody says.
+OFF: dict[str, tuple[str, list[str], list[str]]] = {
+    "config": ("a.yaml", ["--infserver-config="], []),
+    "server": ("a*", ["--infserver-server="], []),
+    "backend": ("vllm", ["--infserver-backend="], []),
+    "model": ("m", ["--infserver-model="], []),
+    "env": ("A=1", ["--infserver-env="], []),
+    "set": ("port=5", ["--infserver-set="], []),
+    "url": ("http://127.0.0.1:9", ["--infserver-url=", "--infserver-url=off"], ["off"]),
+    "profile": ("nsys", ["--infserver-profile=", "--infserver-profile=off"], ["off", "OFF"]),
+    "debug": ("true", ["--no-infserver-debug"], ["0", "false", "off"]),
+    "output-dir": ("logs", ["--infserver-output-dir="], []),
+    "startup-timeout": ("5", ["--infserver-startup-timeout="], []),
+    "max-servers": ("3", ["--infserver-max-servers=", "--infserver-max-servers=off"], ["off"]),
+    "prelaunch": ("off", ["--infserver-prelaunch"], ["1", "on"]),
+    "keep": ("30m", [f"--infserver-keep={value}" for value in ("", "0", "0s", "off")], ["0", "0m", "off"]),
+    "on-crash": ("fail", ["--infserver-on-crash=", "--infserver-on-crash=restart"], ["restart"]),
+    "summary": ("never", ["--infserver-summary=", "--infserver-summary=auto"], ["auto"]),
+    "cluster": ("auto", ["--infserver-cluster=", "--infserver-cluster=off"], ["off"]),
+    "strict": ("true", ["--no-infserver-strict"], ["0", "no"]),
+}
+FROM_INI = [(name, "command line", word) for name, (_, words, _) in OFF.items() for word in words]
+FROM_INI += [(name, "environment", value) for name, (_, _, values) in OFF.items() for value in values]
+FROM_INI += [(name, "ini", value) for name, (_, _, values) in OFF.items() for value in values]
+
+
+def test_each_option_can_be_taken_back() -> None:
+    assert OFF.keys() == {option.name for option in OPTIONS if not option.command_line_only}
+    assert all(words for _, words, _ in OFF.values())
+    assert {option.name for option in OPTIONS if option.can_be_off} <= {name for name, row in OFF.items() if row[2]}
+
+
+def meaning(settings: Settings) -> tuple[Any, ...]:
+    """Return what settings mean for a run and for a server that its file does not say much of."""
+    servers = configured_servers(
+        dataclasses.replace(settings, config_files=(), servers=(), backends=(), url="http://x")
+    )
+    (config,) = servers.values()
+    run = dataclasses.replace(settings, url_is_default=True, overrides=(), defaults=())
+    return run, dataclasses.replace(config, output_dir=config.output_dir)
+
+
+@pytest.mark.parametrize(("name", "source", "value"), FROM_INI)
+def test_what_the_ini_file_says_can_be_taken_back(
+    pytester: pytest.Pytester, name: str, source: str, value: str
+) -> None:
+    option = next(one for one in OPTIONS if one.name == name)
+    pytester.makeini("[pytest]\n")
+    nothing = meaning(settings_of(pytester))
+    pytester.makeini(f"[pytest]\n{option.ini} = {value if source == 'ini' else OFF[name][0]}\n")
+    assert source == "ini" or meaning(settings_of(pytester)) != nothing
+    words = [value] if source == "command line" else []
+    environ = {option.variable: value} if source == "environment" else {}
+    assert meaning(settings_of(pytester, *words, environ=environ)) == nothing
+
+
+@pytest.mark.parametrize(("name", "source", "word"), [row for row in FROM_INI if row[1] == "command line"])
+def test_what_the_environment_says_can_be_taken_back(
+    pytester: pytest.Pytester, name: str, source: str, word: str
+) -> None:
+    option = next(one for one in OPTIONS if one.name == name)
+    pytester.makeini("[pytest]\n")
+    nothing = meaning(settings_of(pytester))
+    environ = {option.variable: OFF[name][0]}
+    assert meaning(settings_of(pytester, environ=environ)) != nothing
+    assert meaning(settings_of(pytester, word, environ=environ)) == nothing
+
+
+def test_a_profile_of_the_servers_file_can_be_switched_off(pytester: pytest.Pytester) -> None:
+    (pytester.path / "s.yaml").write_text("backend: vllm\nmodel: m\nprofile: {tool: py-spy}\n")
+    words = ["--infserver-config=s.yaml", "--infserver-profile=off"]
+    assert configured_servers(settings_of(pytester, *words[:1]))["vllm"].profile is not None
+    assert configured_servers(settings_of(pytester, *words))["vllm"].profile is None
+
+
+def test_what_is_taken_back_leaves_what_the_servers_file_says(pytester: pytest.Pytester) -> None:
+    (pytester.path / "s.yaml").write_text("backend: vllm\nmodel: file-m\nstartup_timeout: 7\n")
+    environ = {"INFSERVER_MODEL": "env-m", "INFSERVER_STARTUP_TIMEOUT": "8"}
+    words = ["--infserver-config=s.yaml", "--infserver-model=", "--infserver-startup-timeout="]
+    config = configured_servers(settings_of(pytester, *words, environ=environ))["vllm"]
+    assert (config.model, config.startup_timeout) == ("file-m", 7)
+
+
+def test_an_empty_item_among_others_is_a_mistake(pytester: pytest.Pytester) -> None:
+    with pytest.raises(pytest.UsageError, match="--infserver-env: expected KEY=VALUE, not ''"):
+        settings_of(pytester, "--infserver-env=", "--infserver-env=A=1")
+
+
+@pytest.mark.parametrize("words", [[], ["--infserver-keep=0"], ["--infserver-keep=off"]])
+def test_without_keep_a_cluster_may_be_used(pytester: pytest.Pytester, words: list[str]) -> None:
+    pytester.makeini(f"[pytest]\ninfserver_cluster = auto\ninfserver_keep = {'30m' if words else '0'}\n")
+    settings = settings_of(pytester, *words)
+    assert settings.keep is None
+    assert _cluster(settings, {}) is not None
+
+
 @NATIVE_TOML
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
+        ("infserver_max_servers = false\ninfserver_keep = false", (None, True, None, "restart")),
+        ("infserver_keep = 0", (None, True, None, "restart")),
         ("infserver_max_servers = 2\ninfserver_keep = 600\ninfserver_prelaunch = false", (2, False, 600.0, "restart")),
         (
             'infserver_max_servers = "2"\ninfserver_keep = "10m"\ninfserver_on_crash = "fail"',
