@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytest_infserver.launcher.peer import Peer, is_same_user, peer_of
-from pytest_infserver.launcher.socket_files import listen
+from pytest_infserver.launcher.socket_files import PAUSE, accept, listen
 
 SUFFIX = ".sock"
 """How the name of each socket file ends."""
@@ -26,8 +26,6 @@ MAX_QUESTION = 64 * 1024
 """Bytes that a question may have."""
 PATIENCE = 2.0
 """Seconds in which a visitor must have asked."""
-_PAUSE = 1.0
-"""Seconds without new visitors when the system has no descriptor for one."""
 
 
 class Visitor:
@@ -128,12 +126,11 @@ class Door:
     def _let_in(self) -> bool:
         """Let one visitor in; tell whether there was one."""
         try:
-            connection, _ = self._listener.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return False
+            connection = accept(self._listener)
         except OSError:
-            # Too many open files: the listener would wake us all the time.
-            self._closed_until = time.monotonic() + _PAUSE
+            self._closed_until = time.monotonic() + PAUSE
+            return False
+        if connection is None:
             return False
         peer = peer_of(connection)
         if peer is None or not is_same_user(peer) or not self._make_room():

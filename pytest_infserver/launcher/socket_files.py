@@ -14,6 +14,8 @@ from collections.abc import Iterator
 _MAX_PATH = 100
 """Longer paths go through /proc (Linux): macOS allows 104 bytes, Linux 108."""
 _RETRY = 0.005
+PAUSE = 1.0
+"""Seconds without new connections after `accept` has raised: whoever waits for one would be woken all the time."""
 
 
 def listen(folder: str, name: str, backlog: int) -> socket.socket:
@@ -39,6 +41,18 @@ def listen(folder: str, name: str, backlog: int) -> socket.socket:
     finally:
         os.umask(previous)
     return listener
+
+
+def accept(listener: socket.socket) -> socket.socket | None:
+    """Return the next connection; None if it is gone again, or nobody has come.
+
+    Raises:
+        OSError: The system has no descriptor or no memory for one, or the listener is closed; see `PAUSE`.
+    """
+    try:
+        return listener.accept()[0]
+    except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+        return None
 
 
 def connect(path: str, timeout: float) -> socket.socket:
