@@ -29,3 +29,15 @@ def on_devices(keys: Iterable[str], kept: Sequence[KeptServer]) -> list[KeptServ
     """Return the kept servers that hold some of these GPUs, the oldest first."""
     wanted = set(keys)
     return [one for one in kept if wanted.intersection(one.device_keys)]
+
+
+def sent_away(kept: KeptServer, reason: str) -> str:
+    """Stop a kept server, and return how that went.
+
+    Args:
+        kept: The server.
+        reason: Why, in words that follow "was stopped".
+    """
+    gone, words = kept.end()
+    how = f"was stopped{reason}" if gone else f"should be stopped{reason}, and {words}"
+    return f"{kept.name}, kept by an earlier run, {how}"

@@ -100,6 +100,7 @@ class LocalMember:
         """Say which servers each test is going to need."""
         self.pool.join(CLIENT)
         self.pool.plan(tests, profilers)
+        self.pool.raise_exit()
 
     def is_ready(self, name: str) -> bool:
         """Tell whether a server runs now."""
@@ -123,7 +124,12 @@ class LocalMember:
             waiting=self._waiting,
             progress=self._progress,
         )
-        self.pool.raise_exit()
+        try:
+            self.pool.raise_exit()
+        except BaseException:
+            for ticket in {lease.ticket for lease in leases}:
+                self.pool.release(ticket)
+            raise
         return leases
 
     def release(self, ticket: int, done: str | None = None) -> None:

@@ -17,6 +17,11 @@ OUTCOMES = (Exception, pytest.fail.Exception, pytest.skip.Exception)
 _NOT_USER_CODE = ("pytest_infserver", "pluggy")
 
 
+def in_words(error: BaseException) -> str:
+    """Return an error with its kind."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
 def user_error(server: InferenceServer, error: BaseException) -> str:
     """Return the text for an exception that is none of ours, with the user's part of its traceback."""
     frame = error.__traceback__

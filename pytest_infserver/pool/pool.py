@@ -8,7 +8,7 @@ import itertools
 import math
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,10 +19,11 @@ from pytest_infserver.errors import ConfigError, InferenceServerError, ServerDie
 from pytest_infserver.launcher.liveness import notice_death
 from pytest_infserver.launcher.messages import repeated
 from pytest_infserver.pool.lease import Lease, Problem
-from pytest_infserver.pool.make_way import in_the_way, on_devices
-from pytest_infserver.pool.outcomes import OUTCOMES, user_error
+from pytest_infserver.pool.make_way import in_the_way, on_devices, sent_away
+from pytest_infserver.pool.outcomes import OUTCOMES, in_words, user_error
 from pytest_infserver.pool.outlook import Outlook, Wait, causes, outlook
 from pytest_infserver.pool.planner import ENDED, Grant, Phase, Planner, Request, Start, Stop
+from pytest_infserver.pool.threads import spawn
 
 if TYPE_CHECKING:
     from pytest_infserver.cluster.demand import Demand as ClusterDemand
@@ -117,7 +118,8 @@ class Pool:
         self._used: dict[str, float] = {}
         self._watched: dict[str, int] = {}
         self._problems: list[tuple[str, str]] = []
-        self._lines: list[str] = []
+        self._lines: deque[str] = deque()
+        self._cause: BaseException | None = None
         self._exit: BaseException | None = None
         self._closed = False
         self._planning = threading.Lock()
@@ -149,14 +151,15 @@ class Pool:
 
     def leave(self, client: str) -> None:
         """Take back what a client still has: it is gone, and the test that it was running with it."""
-        with self._changed:
+        with self._books():
             wishes, leases = self._planner.leave(client)
-            for ticket in wishes:
-                self._granted[ticket] = Grant(Request(ticket, client, ()), f"{client} is gone")
             # Also a test that waits for a server, or could not have it, is over.
             running = [ticket for ticket, (user, _) in self._running.items() if user == client]
-            for ticket in dict.fromkeys(leases + running):
+            for ticket in dict.fromkeys(wishes + leases + running):
+                waits = ticket in self._asked
                 self._give_back(ticket, self._running.get(ticket, (client, None))[1])
+                if waits:
+                    self._granted[ticket] = Grant(Request(ticket, client, ()), f"{client} is gone")
             self._proceed()
 
     def plan(self, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str] | None = None) -> None:
@@ -186,8 +189,9 @@ class Pool:
             for name in wanted:
                 if name not in self._looked_for:
                     self._looked_for.add(name)
-                    self._take_over(name)
-        with self._changed:
+                    with self._exits():
+                        self._take_over(name)
+        with self._books():
             for test, names in tests.items():
                 self._tests[test] = tuple(names)
                 self._left[test] += 1
@@ -228,32 +232,23 @@ class Pool:
             notice_death(server)
         ticket = next(self._tickets)
         try:
-            with self._changed:
+            with self._books():
                 if test is not None:
                     self._running[ticket] = client, test
                 self._asked[ticket] = time.monotonic()
                 self._planner.ask(Request(ticket, client, tuple(names), exclusive, undisturbed))
                 self._proceed()
             self._wait_for(ticket, waiting, progress)
+            # Asked for and waited for here: the first request of the test takes the shorter way.
+            begins = [server.log_size_now() for server in handles]
+            with self._changed:
+                return self._leases(ticket, names, test, exclusive, begins)
         except BaseException:
-            self._asked.pop(ticket, None)
+            # Nobody knows of the lease.
             self.release(ticket)
-            waiting(self.outlook())
+            with contextlib.suppress(Exception):
+                waiting(self.outlook())
             raise
-        # Asked for and waited for here: the first request of the test takes the shorter way.
-        begins = [server.log_size_now() for server in handles]
-        with self._changed:
-            del self._asked[ticket]
-            grant = self._granted.pop(ticket)
-            if test is not None:
-                self._users.update(dict.fromkeys(names, test))
-            # All of them together or none.
-            failed = next((name for name in names if name in self._failures), None)
-            errors = {name: self._failure(name if name in self._failures else failed, test) for name in names}
-            return [
-                self._lease(ticket, name, grant, exclusive, errors[name], begin)
-                for name, begin in zip(names, begins, strict=True)
-            ]
 
     def release(self, ticket: int, done: str | None = None) -> None:
         """Take a lease back.
@@ -262,20 +257,21 @@ class Pool:
             ticket: The lease's.
             done: A planned test that is over now.
         """
-        with self._changed:
+        with self._books():
             self._give_back(ticket, done)
             self._proceed()
 
     def done(self, test: str) -> None:
         """Note that a planned test is over which had no lease, as one that was running when its worker crashed."""
-        with self._changed:
+        with self._books():
             self._note_done(test)
             self._proceed()
 
     def death(self, name: str, launch: int) -> str | None:
         """Return why a launch of a server died, or None if it did not."""
-        with self._changed:
+        with self._books():
             self._note_deaths()
+        with self._changed:
             return self._deaths.get((name, launch))
 
     def view(self, name: str, launch: int | None = None) -> View:
@@ -288,7 +284,7 @@ class Pool:
         return view.later(time.monotonic() - at)
 
     def take_problems(self) -> list[Problem]:
-        """Return what went wrong at stops since the last call; raise what a hook raised to end the run."""
+        """Return what went wrong at stops since the last call; raise what ends the run."""
         self.raise_exit()
         with self._changed:
             problems, self._problems = self._problems, []
@@ -305,7 +301,7 @@ class Pool:
             name: What it is called.
             demands: What it needs, and others like it have.
         """
-        with self._changed:
+        with self._books():
             if not self._closed:
                 fits = functools.partial(self._room.fits_beside, demands)
                 for stop in self._planner.make_room_for(name, fits, time.monotonic()):
@@ -324,8 +320,19 @@ class Pool:
             tests = {ticket: test for ticket, (_, test) in self._running.items()}
             return outlook(tuple(self._wait(*cause) for cause in causes(self._planner, self._room, tests)))
 
+    def fail(self, error: BaseException) -> None:
+        """Let nobody wait any more: the run ends with an error, which pytest's own thread is going to raise."""
+        with self._changed:
+            self._closed = True
+            if self._cause is None:
+                self._cause = self._exit = error
+            elif not isinstance(error, pytest.exit.Exception) and in_words(error) != in_words(self._cause):
+                problem = "", f"when the run had ended: {in_words(error)}"
+                self._problems += [] if problem in self._problems else [problem]
+            self._changed.notify_all()
+
     def raise_exit(self) -> None:
-        """Raise what a hook raised to end the run."""
+        """Raise what was raised elsewhere and ends the run: by a hook, or in a thread of the pool."""
         with self._changed:
             error, self._exit = self._exit, None
         if error is not None:
@@ -345,7 +352,7 @@ class Pool:
 
     def wind_up(self) -> None:
         """Start nothing any more, and let nobody wait for what does not run: the run is about to end."""
-        with self._changed:
+        with self._books():
             self._planner.wind_up()
             self._proceed()
 
@@ -366,16 +373,14 @@ class Pool:
         Args:
             progress: Gets a line of text when that takes long for a reason, as for a profile that is being written.
         """
-        with self._changed:
+        with self._books():
             for stop in self._planner.stop_all():
                 self._spawn(self._stop_or_keep, stop.name)
             self._changed.notify_all()
-        for thread in self._threads:
-            while thread.is_alive():
-                thread.join(_STEP)
-                for line in self._take_lines():
-                    progress(line)
-        evictions, self._evictions = self._evictions, Counter()
+        self._join(progress)
+        self._stop_rest()
+        with self._changed:
+            evictions, self._evictions = self._evictions, Counter()
         self.incidents += [
             f"{name} was stopped {count} {'time' if count == 1 else 'times'} to make room for {other}"
             for (name, other), count in evictions.items()
@@ -406,23 +411,49 @@ class Pool:
         """Wait until a request is answered; without the lock."""
         while True:
             with self._changed:
-                if ticket not in self._granted and not self._closed:
-                    self._proceed()
-                    wake = self._planner.wake
-                    now = time.monotonic()
+                if not self._is_answered(ticket):
+                    with self._exits():
+                        self._proceed()
+                if not self._is_answered(ticket):
+                    wake, now = self._planner.wake, time.monotonic()
                     self._changed.wait(_STEP if wake is None else max(0.0, min(_STEP, wake - now)))
-                if ticket not in self._granted and self._closed:
-                    self._granted[ticket] = Grant(Request(ticket, "", ()), ENDED)
-                answered = ticket in self._granted
+                answered = self._is_answered(ticket)
             for line in self._take_lines():
                 progress(line)
             waiting(self.outlook())
             if answered:
                 return
 
-    def _take_lines(self) -> list[str]:
-        lines, self._lines[:] = list(self._lines), []
-        return lines
+    def _is_answered(self, ticket: int) -> bool:
+        return self._closed or ticket in self._granted
+
+    def _take_lines(self) -> Iterator[str]:
+        """Yield what the servers have said; each line once, also if several wait."""
+        while True:
+            try:
+                line = self._lines.popleft()
+            except IndexError:
+                return
+            yield line
+
+    def _leases(
+        self, ticket: int, names: Sequence[str], test: str | None, exclusive: bool, begins: Sequence[int]
+    ) -> list[Lease]:
+        """Return what a request has been granted; ``begins`` are the sizes of the servers' logs."""
+        self._asked.pop(ticket, None)
+        grant = self._granted.pop(ticket, None) or Grant(Request(ticket, "", ()), self._end_in_words())
+        if test is not None:
+            self._users.update(dict.fromkeys(names, test))
+        # All of them together or none.
+        failed = next((name for name in names if name in self._failures), None)
+        errors = {name: self._failure(name if name in self._failures else failed, test) for name in names}
+        return [
+            self._lease(ticket, name, grant, exclusive, errors[name], begin)
+            for name, begin in zip(names, begins, strict=True)
+        ]
+
+    def _end_in_words(self) -> str:
+        return ENDED if self._cause is None else f"{ENDED} ({in_words(self._cause)})"
 
     def _lease(
         self,
@@ -462,7 +493,9 @@ class Pool:
         try:
             if not server.take_over():
                 return
-        except InferenceServerError:
+        except pytest.exit.Exception:
+            raise
+        except OUTCOMES:
             # Its start says it better.
             return
         with self._exits():
@@ -470,17 +503,18 @@ class Pool:
             with self._changed:
                 self._problems += [(name, text) for text in problems]
         with self._changed:
-            self._room.adopt(name, server.device_keys)
-            self._planner.adopted(name, time.monotonic())
-            self.watch(server)
+            # Somebody who did not announce it may have asked for it meanwhile, and then its start has found it running.
+            if self._planner.phase(name) is Phase.DOWN:
+                self._room.adopt(name, server.device_keys)
+                self._planner.adopted(name, time.monotonic())
+                self.watch(server)
 
     def _make_way(self, name: str) -> None:
         """Stop a kept server that holds the GPUs that another one needs; in a thread of its own, without the lock."""
         from pytest_infserver.launcher.kept import kept_servers
 
         for kept in on_devices(self._room.candidates(name), kept_servers())[:1]:
-            kept.stop()
-            self.incidents.append(f"{kept.name}, kept by an earlier run, was stopped: {name} needs its GPUs")
+            self._tell_once(sent_away(kept, f": {name} needs its GPUs"))
         with self._changed:
             self._look_again[name] = time.monotonic() + _LOOK_AGAIN
             self._proceed()
@@ -493,7 +527,8 @@ class Pool:
             for name in request.names if request.exclusive else ():
                 self._end_exclusive(name)
         self._planner.give_back(ticket, now)
-        self._running.pop(ticket, None)
+        for book in (self._running, self._asked, self._granted):
+            book.pop(ticket, None)
         self._note_done(done)
 
     def _end_exclusive(self, name: str) -> None:
@@ -532,17 +567,42 @@ class Pool:
         self._changed.notify_all()
 
     def _carry_out(self, stop: Stop) -> None:
-        if stop.room_for is not None:
-            self._evictions[stop.name, stop.room_for] += 1
         self._begun[stop.name] = time.monotonic()
-        self._spawn(self._stop, stop.name)
+        self._spawn(functools.partial(self._stop, room_for=stop.room_for), stop.name)
 
     def _spawn(self, action: Callable[[str], None], name: str) -> threading.Thread:
-        thread = threading.Thread(target=action, args=(name,), name=f"infserver-{name}", daemon=True)
-        self._threads = [one for one in self._threads if one.is_alive() or one.ident is None]
-        self._threads.append(thread)
-        thread.start()
+        thread = spawn(functools.partial(action, name), name, self.fail)
+        self._threads = [*(one for one in self._threads if one.is_alive()), thread]
         return thread
+
+    def _join(self, progress: Callable[[str], object]) -> None:
+        """Wait until all starts and stops have come to an end; without the lock."""
+        while True:
+            with self._changed:
+                thread = next((one for one in self._threads if one.is_alive()), None)
+                stopping = [self._servers[name] for name in self._planner.names(Phase.STOPPING)]
+            if thread is None:
+                return
+            with self._exits():
+                for server in stopping:
+                    # As the thread that stops it does, if there is one.
+                    server.cancel_start()
+            thread.join(_STEP)
+            for line in self._take_lines():
+                progress(line)
+
+    def _stop_rest(self) -> None:
+        """Stop what still runs, where a thread has failed or could not be started; without the lock."""
+        for server in self.servers:
+            problems: list[str] = []
+            if server.launched:
+                with self._exits():
+                    server.cancel_start()
+                    problems = self._stopped(server)
+            with self._books():
+                self._problems += [(server.name, text) for text in problems]
+                if self._planner.phase(server.name) is Phase.STOPPING:
+                    self._planner.stopped(server.name)
 
     def _note_deaths(self) -> None:
         for name in self._planner.names(Phase.UP):
@@ -585,6 +645,7 @@ class Pool:
                     # N tests do not each wait for the same failure.
                     self._failures[name] = error or _ended_at_once(server)
                     self._planner.start_failed(name)
+                    server.refuse_stop(self._why_down(server))
             self._proceed()
 
     def _started(self, server: InferenceServer) -> InferenceServerError | None:
@@ -598,6 +659,7 @@ class Pool:
             if not server.attached and not server.launched and not server.runs_elsewhere:
                 self._clear(server, places)
             server.use_devices(claim)
+            server.refuse_stop(shared(server))
             server.start()
             self._hooks.started(server)
         except InferenceServerError as error:
@@ -613,29 +675,31 @@ class Pool:
         from pytest_infserver.launcher.kept import kept_servers
 
         for kept in in_the_way(server, kept_servers(), places):
-            kept.stop()
-            self.incidents.append(f"{kept.name}, kept by an earlier run, was stopped to make room for {server}")
+            self._tell_once(sent_away(kept, f" to make room for {server}"))
+
+    def _tell_once(self, incident: str) -> None:
+        if incident not in self.incidents:
+            self.incidents.append(incident)
 
     def watch(self, server: InferenceServer) -> None:
         """Let the end of a server be noticed at once."""
-        with self._changed:
+        with self._books():
             launch = server.launches
-            if server.attached or self._watched.get(server.name) == launch:
-                return
-            self._watched[server.name] = launch
+            if not server.attached and self._watched.get(server.name) != launch:
+                spawn(functools.partial(self._watch, server, launch), f"watch-{server.name}", self.fail)
+                self._watched[server.name] = launch
 
-        def watch() -> None:
-            while server.launches == launch and server.running and not self._closed:
-                server.wait_death(60.0)
-            with self._changed:
-                self._proceed()
-                if (server.name, launch) not in self._deaths and server.launches == launch:
-                    # Who has it alone may have ended it.
-                    self.on_end(server)
+    def _watch(self, server: InferenceServer, launch: int) -> None:
+        """Wait for the end of a launch; in a thread of its own, without the lock."""
+        while server.launches == launch and server.running and not self._closed:
+            server.wait_death(60.0)
+        with self._changed:
+            self._proceed()
+            if (server.name, launch) not in self._deaths and server.launches == launch:
+                # Who has it alone may have ended it.
+                self.on_end(server)
 
-        threading.Thread(target=watch, name=f"infserver-watch-{server.name}", daemon=True).start()
-
-    def _stop(self, name: str) -> None:
+    def _stop(self, name: str, room_for: str | None = None) -> None:
         """Stop a server; in a thread of its own, without the lock."""
         server = self._servers[name]
         start = self._starts.get(name)
@@ -651,24 +715,40 @@ class Pool:
         with self._changed:
             if busy is not None:
                 self.incidents.append(f"{server} is gone: {busy}")
+            if room_for is not None and not server.launched:
+                self._evictions[name, room_for] += 1
             self._problems += [(name, text) for text in problems]
             self._planner.stopped(name)
             self._proceed()
 
     def _stopped(self, server: InferenceServer) -> list[str]:
-        if not server.launched:
-            return []
+        """Stop a server, with all that goes with it, and return what went wrong; without the lock."""
+        launched = server.launched
         errors: list[str] = []
-        with self._exits():
-            # A hook that ends the run does not keep the server from its stop.
-            errors += _try(self._hooks.stopping, server)
-        server.refuse_stop(None)
-        errors += _try(lambda one: one.stop(), server)
-        server.release_port()
-        server.refuse_stop(f"{server} has been stopped: no later test of this run was known to want it")
-        with self._exits():
-            errors += _try(self._hooks.stopped, server)
+        if launched:
+            errors += self._tried(self._hooks.stopping, server)
+            server.refuse_stop(None)
+            errors += self._tried(lambda one: one.stop(), server)
+            errors += self._tried(lambda one: one.release_port(), server)
+        with self._changed:
+            server.refuse_stop(self._why_down(server))
+        if launched:
+            errors += self._tried(self._hooks.stopped, server)
         return errors
+
+    def _tried(self, action: Callable[[InferenceServer], object], server: InferenceServer) -> list[str]:
+        """Do one step, and return what went wrong; also what ends the run does not keep the others from being done."""
+        with self._exits():
+            return _try(action, server)
+        return []
+
+    def _why_down(self, server: InferenceServer) -> str:
+        """Return why a test must not stop a server that does not run."""
+        if server.name in self._failures:
+            return f"{server} does not run: it has failed, and is not started again in this run"
+        if self._planner.is_wanted(server.name):
+            return f"{server} has been stopped: it is started again for the next test that needs it"
+        return f"{server} has been stopped: no later test of this run was known to want it"
 
     def _stop_or_keep(self, name: str) -> None:
         if self._policy.keep is None or not self._kept(self._servers[name], self._policy.keep):
@@ -688,15 +768,18 @@ class Pool:
         return kept
 
     @contextlib.contextmanager
+    def _books(self) -> Iterator[None]:
+        """Hold the lock; if anything is raised meanwhile, nobody knows what is so any more, and the run ends."""
+        with self._changed, self._exits():
+            yield
+
+    @contextlib.contextmanager
     def _exits(self) -> Iterator[None]:
         """Pass on what ends the run: it must end it in pytest's own thread."""
         try:
             yield
         except BaseException as error:
-            with self._changed:
-                self._exit = error
-                self._closed = True
-                self._changed.notify_all()
+            self.fail(error)
 
 
 def shared(server: InferenceServer) -> str:

@@ -14,6 +14,7 @@ from pytest_infserver.errors import ConfigError, ProfileError
 from pytest_infserver.pool.items import grouped, will_run
 from pytest_infserver.pool.late import LateReports
 from pytest_infserver.pool.order import Rearranged
+from pytest_infserver.pool.outcomes import in_words
 from pytest_infserver.pool.profilers import default_tool, wanted_profilers
 from pytest_infserver.selection import PROFILE
 
@@ -286,7 +287,15 @@ class Run:
         self.member.close()
         if self.cluster is not None:
             self.cluster.close()
-        self.errors += self.late.report(self.member.take_problems())
+        try:
+            problems = self.member.take_problems()
+        except pytest.exit.Exception:
+            raise
+        except Exception as error:
+            # The run ends anyway, and what else went wrong must be told, too.
+            self.errors.append(f"the run has ended early ({in_words(error)})")
+            problems = self.member.take_problems()
+        self.errors += self.late.report(problems)
 
     def _servers(self, item: pytest.Item) -> tuple[str, ...]:
         names = self.choice.servers(item)
@@ -313,10 +322,12 @@ class Run:
             self.member.done(done)
 
     def _end(self, item: pytest.Item) -> None:
-        reasons = [self.death(server) for server, _ in self.servers_in_use()]
         planned = item.nodeid in self._planned
-        self._give_back(item.nodeid if planned else None)
-        self.item = None
+        try:
+            reasons = [self.death(server) for server, _ in self.servers_in_use()]
+        finally:
+            self._give_back(item.nodeid if planned else None)
+            self.item = None
         late, self.late_errors = self.late_errors, []
         for text in [*filter(None, reasons), *late]:
             self.late.error(item.nodeid, text)

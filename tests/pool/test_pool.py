@@ -22,6 +22,9 @@ from pytest_infserver.errors import (
 from pytest_infserver.launcher import kept
 from pytest_infserver.launcher.liveness import notice_death
 from pytest_infserver.pool import pool as pool_module
+from pytest_infserver.pool import threads
+from pytest_infserver.pool.lease import Problem
+from pytest_infserver.pool.member import LocalMember
 from pytest_infserver.pool.pool import MAX_RESTARTS, Hooks, Policy, Pool
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
@@ -138,7 +141,7 @@ def test_a_test_may_not_stop_a_server_that_is_shared_or_has_been_stopped(pool) -
     assert "shared with other tests" in fake(pool).refusal
     pool.release(lease.ticket)
     eventually(lambda: fake(pool).state == "stopped")
-    eventually(lambda: "has been stopped" in fake(pool).refusal)
+    eventually(lambda: "has been stopped" in (fake(pool).refusal or ""))
 
 
 def test_a_pinned_server_runs_to_the_end(pool, tellers) -> None:
@@ -163,6 +166,189 @@ def test_an_eviction_is_told_once_with_how_often(make_pool) -> None:
         "a was stopped 2 times to make room for b",
         "b was stopped 2 times to make room for a",
     ]
+
+
+def test_an_eviction_is_told_only_when_it_has_come_to_that(make_pool, monkeypatch) -> None:
+    pool = make_pool(1)
+    pool.plan({"1": ["a"], "2": ["b"], "3": ["a"]})
+    (lease,) = pool.acquire("c1", ["a"], test="1")
+    with monkeypatch.context() as patch:
+        patch.setattr(fake(pool), "stop", lambda: None)
+        patch.setattr(fake(pool), "release_port", lambda: None)
+        pool.release(lease.ticket, "1")
+        assert pool.acquire("c1", ["b"], test="2")[0].error is None
+    closed(pool)
+    assert pool.incidents == []
+
+
+def test_why_a_server_must_not_be_stopped_is_what_is_so_now(make_pool) -> None:
+    pool = make_pool(1, prelaunch=False)
+    pool.plan({"1": ["a"], "2": ["b"], "3": ["a"]})
+    (lease,) = pool.acquire("c1", ["a"], test="1")
+    pool.release(lease.ticket, "1")
+    (lease,) = pool.acquire("c1", ["b"], test="2")
+    assert "has been stopped: it is started again for the next test" in fake(pool).refusal
+    pool.release(lease.ticket, "2")
+    (lease,) = pool.acquire("c1", ["a"], test="3")
+    assert (lease.launch, fake(pool).state) == (2, "ready")
+    assert "is shared with other tests" in fake(pool).refusal
+    pool.release(lease.ticket, "3")
+    eventually(lambda: "no later test of this run was known to want it" in (fake(pool).refusal or ""))
+
+
+def test_a_server_that_has_failed_is_not_said_to_be_shared(pool) -> None:
+    fake(pool).start_error = ServerStartupError("no")
+    pool.plan({"1": ["a"], "2": ["a"]})
+    pool.acquire("c1", ["a"], test="1")
+    assert "does not run: it has failed" in fake(pool).refusal
+
+
+def test_each_line_is_told_once_however_many_wait(pool) -> None:
+    lines = [str(number) for number in range(20_000)]
+    told: list[str] = []
+    over = threading.Event()
+
+    def take() -> None:
+        while not over.is_set():
+            told.extend(pool._take_lines())
+
+    takers = [in_thread(take) for _ in range(3)]
+    for line in lines:
+        fake(pool).on_progress(line)
+    over.set()
+    for taker in takers:
+        taker()
+    told.extend(pool._take_lines())
+    assert sorted(told, key=int) == lines
+
+
+# What goes wrong inside.
+
+
+class NoThreads(threading.Thread):
+    """What the system answers when there are too many."""
+
+    def start(self) -> None:
+        raise RuntimeError("can't start new thread")
+
+
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "Thread", NoThreads)
+
+
+def ends_with(pool: Pool, error: type[BaseException], text: str) -> None:
+    """The run ends: who asks is told why at once, and pytest's own thread gets the error, once."""
+    (lease,) = in_thread(lambda: pool.acquire("c2", ["c"]))()
+    assert f"the run ends: no server is handed out any more ({error.__name__}: {text})" in str(lease.error)
+    with pytest.raises(error, match=text):
+        pool.take_problems()
+    assert pool.take_problems() == []
+    closed(pool)
+    assert not any(server.launched for server in pool.servers)
+
+
+@pytest.mark.parametrize("error", [ValueError("bug"), KeyboardInterrupt("bug"), pytest.exit.Exception("bug")])
+def test_a_lease_that_nobody_hears_of_comes_back(pool, monkeypatch, error) -> None:
+    pool.pin("a")
+
+    def log_size_now() -> int:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fake(pool), "log_size_now", log_size_now)
+        with pytest.raises(type(error), match="bug"):
+            pool.acquire("c1", ["a"], test="1", exclusive=True)
+    (lease,) = in_thread(lambda: pool.acquire("c2", ["a"], exclusive=True))()
+    assert lease.error is None
+
+
+def test_a_lease_comes_back_when_the_run_ends_with_an_error(pool) -> None:
+    pool.pin("a")
+    member = LocalMember(pool, waiting=lambda outlook: None, progress=lambda text: None)
+    pool._exit = RuntimeError("bug")
+    with pytest.raises(RuntimeError, match="bug"):
+        member.acquire(["a"], None, True)
+    assert pool._planner._leased == {}
+
+
+def test_what_ends_the_run_while_it_is_planned_is_raised_there(pool, tellers) -> None:
+    fake(pool).kept_already = True
+    tellers.errors["started"] = pytest.exit.Exception("enough")
+    member = LocalMember(pool, waiting=lambda outlook: None, progress=lambda text: None)
+    with pytest.raises(pytest.exit.Exception, match="enough"):
+        member.plan({"1": ["a"]})
+
+
+def test_a_client_that_is_gone_gets_nothing_that_had_been_granted_meanwhile(pool) -> None:
+    pool.pin("a")
+
+    def leave(outlook: object) -> None:
+        pool.leave("c1")
+
+    (lease,) = in_thread(lambda: pool.acquire("c1", ["a"], exclusive=True, waiting=leave))()
+    assert "c1 is gone" in str(lease.error)
+    assert fake(pool).refusal is not None
+    assert in_thread(lambda: pool.acquire("c2", ["a"], exclusive=True))()[0].error is None
+
+
+def test_without_a_thread_for_a_start_the_run_ends(pool, monkeypatch) -> None:
+    fake(pool, "b").gate.clear()
+    waiting = in_thread(lambda: pool.acquire("c1", ["b"]))
+    eventually(lambda: fake(pool, "b").launches)
+    no_threads(monkeypatch)
+    (lease,) = pool.acquire("c3", ["a"])
+    assert "can't start new thread" in str(lease.error)
+    assert "can't start new thread" in str(waiting()[0].error)
+    ends_with(pool, RuntimeError, "can't start new thread")
+
+
+def test_without_a_thread_for_a_stop_it_is_stopped_at_the_end(pool, monkeypatch, tellers) -> None:
+    (lease,) = pool.acquire("c1", ["a"])
+    no_threads(monkeypatch)
+    pool.release(lease.ticket)
+    ends_with(pool, RuntimeError, "can't start new thread")
+    assert tellers.events == ["started a ready", "stopping a ready", "stopped a stopped"]
+
+
+@pytest.mark.parametrize("step", ["started", "start_failed", "stopped", "died", "decide"])
+def test_books_that_are_in_disorder_end_the_run(pool, monkeypatch, step) -> None:
+    def disorder(*arguments: Any) -> None:
+        raise AssertionError("bug")
+
+    if step == "start_failed":
+        fake(pool).start_error = ServerStartupError("no")
+    if step == "died":
+        pool.pin("a")
+    with monkeypatch.context() as patch:
+        if step != "decide":
+            patch.setattr(pool._planner, step, disorder)
+        (lease,) = in_thread(lambda: pool.acquire("c1", ["a"], test="1"))()
+        assert ("AssertionError: bug" in str(lease.error)) == (step == "started")
+        patch.setattr(pool._planner, step, disorder)
+        if step == "died":
+            fake(pool).die()
+        pool.release(lease.ticket)
+        eventually(lambda: pool._cause is not None)
+    ends_with(pool, AssertionError, "bug")
+
+
+def test_a_look_for_kept_servers_that_fails_ends_the_run(pool, monkeypatch) -> None:
+    def fails() -> list[Any]:
+        raise MemoryError
+
+    monkeypatch.setattr(pool._room, "claim", lambda name, **rest: False)
+    monkeypatch.setattr(kept, "kept_servers", fails)
+    (lease,) = in_thread(lambda: pool.acquire("c1", ["a"]))()
+    assert "(MemoryError)" in str(lease.error)
+
+
+def test_the_first_error_is_the_one_that_counts_and_others_are_told(pool) -> None:
+    later = [RuntimeError("first"), ValueError("second"), ValueError("second"), pytest.exit.Exception("third")]
+    for error in [RuntimeError("first"), *later]:
+        pool.fail(error)
+    with pytest.raises(RuntimeError, match="first"):
+        pool.take_problems()
+    assert pool.take_problems() == [Problem("when the run had ended: ValueError: second", None)]
 
 
 # What goes wrong.
@@ -190,7 +376,7 @@ def test_of_several_servers_none_is_given_if_one_fails(pool) -> None:
     both = pool.acquire("c1", ["b", "a"], exclusive=True)
     assert [lease.error for lease in both] == [fake(pool).start_error] * 2
     assert [lease.log_start for lease in both] == [100, 40]
-    assert fake(pool, "b").refusal is not None
+    eventually(lambda: fake(pool, "b").refusal is not None)
     # Nobody has b: whoever wants it gets it.
     (lease,) = pool.acquire("c2", ["b"], exclusive=True)
     assert lease.error is None
@@ -493,6 +679,22 @@ def test_servers_are_kept_for_what_is_left_of_their_time(make_pool, tellers) -> 
     closed(pool)
 
 
+def test_a_kept_server_that_somebody_has_asked_for_meanwhile_is_taken_over_once(pool, monkeypatch) -> None:
+    fake(pool).kept_already = True
+    take_over = fake(pool).take_over
+
+    def slow() -> bool:
+        taken = take_over()
+        monkeypatch.setattr(fake(pool), "start", lambda: setattr(fake(pool), "launches", 1))
+        assert pool.acquire("c2", ["a"])[0].error is None
+        return taken
+
+    monkeypatch.setattr(fake(pool), "take_over", slow)
+    pool.plan({"1": ["a"]})
+    assert pool.acquire("c1", ["a"], test="1")[0].error is None
+    assert pool._cause is None
+
+
 def test_a_server_whose_time_is_over_is_stopped(make_pool) -> None:
     pool = make_pool(keep=0.0)
     pool.plan({"1": ["a"]})
@@ -514,15 +716,47 @@ def test_a_kept_server_is_taken_over_when_tests_are_planned(pool, tellers) -> No
     eventually(lambda: fake(pool).state == "stopped")
 
 
+class Kept:
+    """A server that an earlier run has kept."""
+
+    name, port, log_path, device_keys = "old", 8000, FakeServer("x").log_path, ("gpu",)
+
+    def __init__(self, ends: bool) -> None:
+        self.ends = ends
+        self.stopped = False
+
+    def end(self) -> tuple[bool, str]:
+        self.stopped = True
+        return self.ends, "stopped in 0.1 s" if self.ends else "has not ended after 30 s"
+
+
+def test_a_kept_server_that_does_not_end_is_not_said_to_have_made_room(pool, kept_by_others) -> None:
+    kept_by_others.append(Kept(False))
+    fake(pool).settings.port = 8000
+    assert pool.acquire("c1", ["a"])[0].error is None
+    assert pool.incidents == [
+        "old, kept by an earlier run, should be stopped to make room for a, and has not ended after 30 s"
+    ]
+
+
+def test_a_kept_server_that_does_not_let_go_of_a_gpu_is_told_once(make_pool, kept_by_others, monkeypatch) -> None:
+    monkeypatch.setattr(pool_module, "_LOOK_AGAIN", 0.0)
+    pool = make_pool()
+    looks: list[str] = []
+    claim = pool._room.claim
+    monkeypatch.setattr(pool._room, "claim", lambda name, **rest: len(looks) > 3 and claim(name, **rest))
+    monkeypatch.setattr(pool._room, "candidates", lambda name: looks.append(name) or {"gpu"})
+    old = Kept(False)
+    old.port = 1
+    kept_by_others.append(old)
+    assert in_thread(lambda: pool.acquire("c1", ["a"]))()[0].error is None
+    assert pool.incidents == [
+        "old, kept by an earlier run, should be stopped: a needs its GPUs, and has not ended after 30 s"
+    ]
+
+
 def test_a_kept_server_on_the_same_port_gives_way(pool, kept_by_others) -> None:
-    class Kept:
-        name, port, log_path, device_keys = "old", 8000, FakeServer("x").log_path, ()
-        stopped = False
-
-        def stop(self) -> None:
-            self.stopped = True
-
-    old = Kept()
+    old = Kept(True)
     kept_by_others.append(old)
     fake(pool).settings.port = 8000
     assert pool.acquire("c1", ["a"])[0].error is None

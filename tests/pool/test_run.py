@@ -496,3 +496,29 @@ def test_an_error_in_a_test_gives_its_servers_back(run, member) -> None:
     with pytest.raises(KeyboardInterrupt), run.test(one, item("2")):
         raise KeyboardInterrupt
     assert member.calls == ["acquire a for 1", "release 1 done 1"]
+
+
+def test_a_server_of_which_nobody_can_tell_whether_it_died_is_given_back(run, member, monkeypatch) -> None:
+    one = item("1", param="a")
+    run.plan([one])
+
+    def death(lease: Lease) -> str:
+        raise ValueError("users bug")
+
+    monkeypatch.setattr(member, "death", death)
+    with pytest.raises(ValueError, match="users bug"), run.test(one, item("2")):
+        pass
+    assert member.calls == ["acquire a for 1", "release 1 done 1"]
+
+
+def test_an_error_that_ended_the_run_keeps_nothing_else_from_being_told(run, member, monkeypatch) -> None:
+    errors = [RuntimeError("can't start new thread")]
+
+    def take_problems() -> list[Problem]:
+        if errors:
+            raise errors.pop()
+        return [Problem("left something", None)]
+
+    monkeypatch.setattr(member, "take_problems", take_problems)
+    run.close()
+    assert run.errors == ["the run has ended early (RuntimeError: can't start new thread)", "left something"]
