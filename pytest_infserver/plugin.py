@@ -291,15 +291,20 @@ def pytest_testnodedown(node: Any, error: object) -> None:
             node.config.stash[DESK].wind_up()
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Remember the tests of xdist's workers, for what turns up after them."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> Generator[None, object, object]:
+    """Remember the tests of xdist's workers, for what turns up after them; end a run that has to end."""
     node = getattr(report, "node", None)
-    if node is not None and DESK in node.config.stash:
-        node.config.stash[RUN].know(report)
-        session = node.config.pluginmanager.getplugin("session")
-        if session is not None and (session.shouldfail or session.shouldstop):
-            # The other workers would first wait for all servers of the tests that they have got already.
-            node.config.stash[DESK].wind_up()
+    if node is None or DESK not in node.config.stash:
+        return (yield)
+    node.config.stash[RUN].know(report)
+    session = node.config.pluginmanager.getplugin("session")
+    if session is not None and (session.shouldfail or session.shouldstop):
+        # The other workers would first wait for all servers of the tests that they have got already.
+        node.config.stash[DESK].wind_up()
+    result = yield
+    node.config.stash[DESK].raise_exit()
+    return result
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -333,14 +338,16 @@ def _close(config: pytest.Config) -> Notes:
     from pytest_infserver.reporting.worker_notes import INPUT, Notes, leave_notes
 
     notes = Notes()
-    if RUN in config.stash:
-        run = config.stash[RUN]
-        config.stash[WAITING].close()
-        run.close()
-        notes.add(Notes(run.member.incidents, run.errors, run.profiles()))
-        config.stash[REPORT].add_servers(notes)
-    if DESK in config.stash:
-        config.stash[DESK].close()
+    try:
+        if RUN in config.stash:
+            run = config.stash[RUN]
+            config.stash[WAITING].close()
+            run.close()
+            notes.add(Notes(run.member.incidents, run.errors, run.profiles()))
+            config.stash[REPORT].add_servers(notes)
+    finally:
+        if DESK in config.stash:
+            config.stash[DESK].close()
     worker = getattr(config, "workerinput", None)
     if RUN in config.stash and worker is None:
         config.stash[START_TIMES].remember(config.stash[RUN].servers())

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import secrets
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from pytest_infserver.errors import ConfigError, InferenceServerError
+from pytest_infserver.launcher.socket_files import PAUSE, accept, listen
 from pytest_infserver.pool.lease import Lease
+from pytest_infserver.pool.outcomes import OUTCOMES, in_words
 from pytest_infserver.pool.profile_turns import ProfileTurns
+from pytest_infserver.pool.threads import spawn
 
 if TYPE_CHECKING:
     from pytest_infserver.cluster.demand import Demand as ClusterDemand
@@ -26,6 +33,7 @@ INPUT = "infserver_pool"
 """Key of a worker's input: where the desk is, and the secret that opens it."""
 ANSWERED, FAILED = "answered", "failed"
 _MAX_SOCKET_PATH = 100
+_BACKLOG = 128
 
 
 class Desk:
@@ -48,7 +56,7 @@ class Desk:
             progress: Gets a line of text when a start takes long for another reason.
         """
         self._pool = pool
-        self._profiles = ProfileTurns()
+        self._profiles = ProfileTurns(pool.fail)
         self._each = each
         self._waiting = waiting
         self._progress = progress
@@ -59,11 +67,12 @@ class Desk:
         self._lock = threading.Lock()
         self._folder = _private_folder()
         secret = secrets.token_bytes(32)
-        path = f"{self._folder}/desk"
         self._secret = secret
-        self._listener = Listener(path, family="AF_UNIX", backlog=128)
-        self.key = {"path": path, "secret": secret.hex()}
-        threading.Thread(target=self._accept, name="infserver-desk", daemon=True).start()
+        self._closed = threading.Event()
+        self._listener = listen(self._folder, "desk", _BACKLOG)
+        self._listener.setblocking(True)
+        self.key = {"path": f"{self._folder}/desk", "secret": secret.hex()}
+        self._accepting = spawn(self._accept, "desk", pool.fail)
 
     def servers_of(self, test: str) -> Sequence[str]:
         """Return the servers that a test needs."""
@@ -81,10 +90,17 @@ class Desk:
         """Let nobody wait for a server any more."""
         self._pool.refuse()
 
+    def raise_exit(self) -> None:
+        """Raise what was raised elsewhere and ends the run."""
+        self._pool.raise_exit()
+
     def close(self) -> None:
         """Answer no more."""
+        self._closed.set()
         with contextlib.suppress(OSError):
-            self._listener.close()
+            # On Linux a close alone would not wake the thread that waits for workers.
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def leave(self, client: str) -> None:
@@ -94,8 +110,13 @@ class Desk:
             if client in self._planners:
                 self._planners.discard(client)
                 self._bereft += 1
-        self._profiles.leave(client)
-        self._pool.leave(client)
+        self._take_back(client)
+
+    def _take_back(self, client: str) -> None:
+        try:
+            self._profiles.leave(client)
+        finally:
+            self._pool.leave(client)
 
     def tell_end(self, server: InferenceServer) -> None:
         """Tell all workers that a server's process has ended."""
@@ -110,14 +131,18 @@ class Desk:
                     del self._news[client]
 
     def _accept(self) -> None:
-        while True:
+        visitor: socket.socket | None = None
+        while not self._closed.is_set():
             try:
-                connection = self._listener.accept()
-            except OSError:
-                if not Path(self._folder).exists():
-                    return
-                continue
-            threading.Thread(target=self._serve, args=(connection,), name="infserver-desk", daemon=True).start()
+                visitor = visitor or accept(self._listener)
+                if visitor is not None:
+                    spawn(functools.partial(self._serve, visitor), "desk", self._pool.fail)
+                    visitor = None
+            except (OSError, RuntimeError, MemoryError):
+                # No descriptor is left, or no thread: the workers wait until there is one.
+                self._closed.wait(PAUSE)
+        if visitor is not None:
+            visitor.close()
 
     def _knows_secret(self, connection: Connection[Any, Any]) -> bool:
         # As Listener does it, but not where one that says nothing keeps the others waiting.
@@ -128,7 +153,10 @@ class Desk:
             return False
         return True
 
-    def _serve(self, connection: Connection[Any, Any]) -> None:
+    def _serve(self, visitor: socket.socket) -> None:
+        # Not what a test of this process may have set as the default.
+        visitor.setblocking(True)
+        connection: Connection[Any, Any] = Connection(visitor.detach())
         with contextlib.suppress(EOFError, OSError), connection:
             if not self._knows_secret(connection):
                 return
@@ -144,16 +172,17 @@ class Desk:
                     number, verb, arguments = connection.recv()
                     connection.send((number, *self._answer(client, verb, arguments)))
             finally:
-                self._profiles.leave(client)
-                self._pool.leave(client)
+                self._take_back(client)
 
     def _answer(self, client: str, verb: str, arguments: Mapping[str, Any]) -> tuple[str, Any]:
         try:
             return ANSWERED, getattr(self, f"_do_{verb}")(client, **arguments)
         except InferenceServerError as error:
             return FAILED, (type(error).__name__, str(error))
-        except Exception as error:
-            return FAILED, ("InferenceServerError", f"{type(error).__name__}: {error}")
+        except BaseException as error:
+            if isinstance(error, pytest.exit.Exception) or not isinstance(error, OUTCOMES):
+                self._pool.fail(error)
+            return FAILED, ("InferenceServerError", in_words(error))
 
     # What a worker may ask.
 
@@ -186,7 +215,13 @@ class Desk:
             waiting=self._waiting,
             progress=self._progress,
         )
-        return [_wire(lease) for lease in leases]
+        try:
+            return [_wire(lease) for lease in leases]
+        except BaseException:
+            # The worker does not hear of it.
+            for ticket in {lease.ticket for lease in leases}:
+                self._pool.release(ticket)
+            raise
 
     def _do_release(self, client: str, ticket: int, done: str | None) -> None:
         self._pool.release(ticket, done)

@@ -7,7 +7,8 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from multiprocessing.connection import Client, Connection
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,9 @@ from pytest_infserver.errors import InferenceServerError, LeakError
 from pytest_infserver.launcher.follower import Keeper
 from pytest_infserver.pool.desk import FAILED
 from pytest_infserver.pool.lease import Lease, Problem
+from pytest_infserver.pool.outcomes import in_words
 from pytest_infserver.pool.pool import shared
+from pytest_infserver.pool.threads import spawn
 
 if TYPE_CHECKING:
     from pytest_infserver.cluster.demand import Demand as ClusterDemand
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from pytest_infserver.launcher.process import Exit
     from pytest_infserver.launcher.server import InferenceServer
 
+_ADMISSION_LIMIT = 60.0
+"""Seconds in which the controller lets a worker in; it takes long where the system has no descriptor left."""
 _END_LIMIT = 10.0
 """Seconds that the news of an end gets which the controller knows of."""
 _VIEW_LIMIT = 2.0
@@ -62,7 +67,7 @@ class RemoteMember(Keeper):
         self._desk.send((client, "ask"))
         self._news = _connect(key)
         self._news.send((client, "news"))
-        threading.Thread(target=self._listen, name="infserver-news", daemon=True).start()
+        spawn(self._listen, "news", self._hears_no_more)
 
     def server(self, name: str) -> InferenceServer:
         """Return the handle of a server; it is the controller's."""
@@ -99,7 +104,13 @@ class RemoteMember(Keeper):
     ) -> list[Lease]:
         """Wait for servers."""
         answer = self._ask("acquire", names=list(names), test=test, exclusive=exclusive, undisturbed=undisturbed)
-        return [self._lease(*fields) for fields in answer]
+        try:
+            return [self._lease(*fields) for fields in answer]
+        except BaseException:
+            # Nobody here knows of the lease.
+            for ticket in {fields[0] for fields in answer}:
+                self.release(ticket)
+            raise
 
     def release(self, ticket: int, done: str | None = None) -> None:
         """Give a lease back."""
@@ -258,6 +269,12 @@ class RemoteMember(Keeper):
                     self._ends[name, launch] = how, hang
                 self._note_end(name, launch, how, hang)
 
+    def _hears_no_more(self, error: BaseException) -> None:
+        self.incidents.append(
+            f"a worker of xdist does not hear of deaths of servers any more ({in_words(error)}): a failed test may not"
+            " say that its server had died"
+        )
+
     def _note_end(self, name: str, launch: int, how: Exit, hang: str | None) -> None:
         with self._lock:
             server, process = self._servers.get(name), self._processes.get(name)
@@ -269,9 +286,16 @@ class RemoteMember(Keeper):
 
 
 def _connect(key: Mapping[str, str]) -> Connection[Any, Any]:
+    secret = bytes.fromhex(key["secret"])
     try:
-        return Client(key["path"], family="AF_UNIX", authkey=bytes.fromhex(key["secret"]))
-    except OSError as error:
+        connection: Connection[Any, Any] = Client(key["path"], family="AF_UNIX")
+        if not connection.poll(_ADMISSION_LIMIT):
+            raise TimeoutError(f"no answer in {_ADMISSION_LIMIT:.0f} s")
+        # In the order in which `Client` does it.
+        answer_challenge(connection, secret)
+        deliver_challenge(connection, secret)
+        return connection
+    except (EOFError, OSError, AuthenticationError) as error:
         raise InferenceServerError(
-            f"the controller of xdist cannot be reached ({error}): its workers must run on the same machine"
+            f"the controller of xdist cannot be reached ({in_words(error)}): its workers must run on the same machine"
         ) from None

@@ -220,3 +220,44 @@ def test_time_stands_still_for_servers_in_the_debugger(project, servers_yaml, py
     assert "hung and was killed" in result.stdout, result.stdout
     assert "AssertionError" not in result.stdout, result.stdout
     assert project.events("stopped") == ["stopped a gone"]
+
+
+ENDINGS = {
+    "hook": """
+import pytest
+@pytest.hookimpl(specname="pytest_infserver_server_started")
+def pytest_end(server):
+    pytest.exit("this is enough")
+""",
+    "thread": """
+import os
+from pytest_infserver.pool import threads
+class NoThread(threads.Thread):
+    def start(self):
+        if self.name == "infserver-a":
+            raise RuntimeError("this is enough")
+        super().start()
+threads.Thread = NoThread
+""",
+}
+
+
+@pytest.mark.parametrize("what", ENDINGS)
+def test_what_ends_the_run_in_a_thread_of_the_pool_ends_it_soon(project, servers_yaml, run, what) -> None:
+    servers_yaml(a=[])
+    project.conftest(ENDINGS[what])
+    project.files(
+        test_it="""
+        import time, pytest
+        @pytest.mark.parametrize("n", range(300))
+        def test_it(inference_server, n): pass
+        @pytest.mark.parametrize("n", range(300))
+        def test_other(n): time.sleep(0.1)
+        """
+    )
+    result = run()
+    text = result.stdout.str() + result.stderr.str()
+    assert "this is enough" in text
+    assert result.ret != 0
+    assert len(project.events("test")) < 300
+    assert len(project.events("started")) == len(project.events("stopped"))

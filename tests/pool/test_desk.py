@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+import shutil
 import socket
 import threading
 import time
@@ -18,6 +20,7 @@ from pool_fakes import LIMIT, FakeServer, eventually, in_thread, places
 
 from pytest_infserver import load_server_configs
 from pytest_infserver.errors import InferenceServerError, LeakError, ServerStartupError
+from pytest_infserver.pool import desk as desk_module
 from pytest_infserver.pool import pool as pool_module
 from pytest_infserver.pool import remote as remote_module
 from pytest_infserver.pool.desk import Desk
@@ -342,6 +345,146 @@ def test_another_process_must_not_ask_in_a_workers_name(join, monkeypatch) -> No
     monkeypatch.setattr(os, "getpid", lambda: pid + 1)
     with pytest.raises(InferenceServerError, match=f"the server belongs to process {pid}: only that one may pin it"):
         member.pin("a")
+
+
+# What the system refuses.
+
+
+class Counting:
+    """A step that fails until it is told otherwise, and counts how often it was tried."""
+
+    def __init__(self, step: Callable[..., Any], error: BaseException) -> None:
+        self.step = step
+        self.error: BaseException | None = error
+        self.count = 0
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.count += 1
+        if self.error is not None:
+            raise self.error
+        return self.step(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        ("accept", OSError(errno.EMFILE, "Too many open files")),
+        ("accept", MemoryError()),
+        ("spawn", RuntimeError("can't start new thread")),
+    ],
+)
+def test_workers_wait_where_the_system_has_nothing_left_and_nobody_is_busy(
+    desk, join, configs, monkeypatch, step, error
+) -> None:
+    join("gw0")
+    failing = Counting(getattr(desk_module, step), error)
+    monkeypatch.setattr(desk_module, step, failing)
+    monkeypatch.setattr(desk_module, "PAUSE", 0.2)
+    # Of those that it waits for already one may be let in.
+    first = in_thread(lambda: RemoteMember(configs, desk.key, "gw1"))
+    eventually(lambda: failing.count)
+    time.sleep(0.5)
+    assert failing.count <= 4
+    failing.error = None
+    member = first()
+    assert acquired(member, "a").error is None
+    member.close()
+
+
+def test_a_desk_that_is_closed_waits_for_nobody(desk, monkeypatch) -> None:
+    # Also where its folder cannot be removed.
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    accepts = Counting(desk_module.accept, OSError("closed"))
+    desk.close()
+    desk._accepting.join(LIMIT)
+    assert not desk._accepting.is_alive()
+    monkeypatch.setattr(desk_module, "accept", accepts)
+    desk._accept()
+    assert accepts.count == 0
+
+
+def test_a_controller_that_does_not_let_in_is_not_waited_for_without_end(desk, configs, monkeypatch) -> None:
+    monkeypatch.setattr(remote_module, "_ADMISSION_LIMIT", 0.2)
+    with socket.socket(socket.AF_UNIX) as deaf:
+        path = str(Path(desk.key["path"]).with_name("deaf"))
+        deaf.bind(path)
+        deaf.listen(1)
+        with pytest.raises(InferenceServerError, match="cannot be reached"):
+            RemoteMember(configs, {**desk.key, "path": path}, "gw0")
+
+
+def test_a_worker_with_another_secret_is_told_so(desk, configs) -> None:
+    with pytest.raises(InferenceServerError, match="cannot be reached"):
+        RemoteMember(configs, {**desk.key, "secret": "00" * 32}, "gw0")
+
+
+# What is raised inside.
+
+
+def test_a_lease_that_cannot_be_told_comes_back(pool, join, monkeypatch) -> None:
+    member = join("gw0")
+    pool.pin("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(fake(pool), "view", lambda: 1 / 0)
+        with pytest.raises(InferenceServerError, match="ZeroDivisionError"):
+            member.acquire(["a"], None, True)
+    assert acquired(join("gw1"), "a", exclusive=True).error is None
+
+
+def test_a_lease_that_a_worker_cannot_take_comes_back(pool, join, monkeypatch) -> None:
+    member = join("gw0")
+    pool.pin("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(member, "_follow", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            member.acquire(["a"], None, True)
+    assert acquired(join("gw1"), "a", exclusive=True).error is None
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [
+        (pytest.exit.Exception("enough"), True),
+        (SystemExit("enough"), True),
+        (pytest.fail.Exception("enough"), False),
+        (ValueError("enough"), False),
+    ],
+)
+def test_whatever_a_backend_raises_in_the_name_of_a_worker_is_answered(pool, desk, join, error, ends) -> None:
+    member, other = join("gw0"), join("gw1")
+    member.pin("a")
+    lease = acquired(member, "a", exclusive=True)
+    waiting = in_thread(lambda: other.acquire(["a"], None, False))
+    lease.server.stop()
+    fake(pool).start_error = error
+    with pytest.raises(InferenceServerError, match="enough"):
+        lease.server.start()
+    if ends:
+        assert "enough" in str(waiting()[0].error)
+        with pytest.raises(type(error), match="enough"):
+            desk.raise_exit()
+    desk.raise_exit()
+    member.release(lease.ticket)
+    assert waiting()
+
+
+def test_leases_of_a_worker_come_back_also_if_its_profiles_cannot_be_ended(pool, desk, join, monkeypatch) -> None:
+    member = join("gw0")
+    pool.pin("a")
+    acquired(member, "a", exclusive=True)
+    monkeypatch.setattr(desk._profiles, "leave", lambda client: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        desk.leave("gw0")
+    assert pool._planner.leases("a") == []
+
+
+def test_a_worker_that_hears_of_deaths_no_more_says_so(pool, desk, join, monkeypatch) -> None:
+    member = join("gw0")
+    monkeypatch.setattr(member, "_note_end", lambda *_: 1 / 0)
+    acquired(member, "a")
+    fake(pool).die()
+    eventually(lambda: member.incidents)
+    assert "does not hear of deaths of servers any more (ZeroDivisionError" in member.incidents[0]
 
 
 # Strangers.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from pathlib import Path
@@ -41,7 +42,7 @@ def server() -> Any:
 
 
 def test_workers_take_turns(server: Any) -> None:
-    turns = ProfileTurns()
+    turns = ProfileTurns(pytest.fail)
     turns.begin("one", server, "a", None)
     second = threading.Thread(target=turns.begin, args=("two", server, "b", None))
     second.start()
@@ -54,7 +55,7 @@ def test_workers_take_turns(server: Any) -> None:
 
 
 def test_nobody_ends_the_profile_of_another(server: Any) -> None:
-    turns = ProfileTurns()
+    turns = ProfileTurns(pytest.fail)
     turns.begin("one", server, "a", None)
     with pytest.raises(ProfileError, match="no profile of this worker is running"):
         turns.end("two", server)
@@ -62,7 +63,7 @@ def test_nobody_ends_the_profile_of_another(server: Any) -> None:
 
 
 def test_who_has_one_is_told_so_by_the_server_and_keeps_it(server: Any) -> None:
-    turns = ProfileTurns()
+    turns = ProfileTurns(pytest.fail)
     turns.begin("one", server, "a", None)
     with pytest.raises(ProfileError, match="refused: b"):
         turns.begin("one", server, "b", None)
@@ -70,7 +71,7 @@ def test_who_has_one_is_told_so_by_the_server_and_keeps_it(server: Any) -> None:
 
 
 def test_one_that_did_not_begin_is_in_nobodys_way(server: Any) -> None:
-    turns = ProfileTurns()
+    turns = ProfileTurns(pytest.fail)
     server.refuses = True
     with pytest.raises(ProfileError, match="refused: a"):
         turns.begin("one", server, "a", None)
@@ -81,14 +82,91 @@ def test_one_that_did_not_begin_is_in_nobodys_way(server: Any) -> None:
 
 def test_a_turn_that_takes_too_long(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile_turns, "_TURN_LIMIT", 0.1)
-    turns = ProfileTurns()
+    turns = ProfileTurns(pytest.fail)
     turns.begin("one", server, "a", None)
     with pytest.raises(ProfileError, match="a profile is being made by worker one"):
         turns.begin("two", server, "b", None)
 
 
+def test_where_nobody_profiles_there_is_nothing_to_end(server: Any) -> None:
+    turns = ProfileTurns(pytest.fail)
+    turns.begin("one", server, "a", None)
+    turns.end("one", server)
+    # Somebody else's, as one that began with the launch.
+    server.now = "of its whole life"
+    with pytest.raises(ProfileError, match="no profile of this worker is running"):
+        turns.end("one", server)
+    assert server.now == "of its whole life"
+
+
+class Slow(Server):
+    """One whose profile takes its time to begin, or to end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached = threading.Semaphore(0)
+        self.go_on = threading.Event()
+
+    def start_profile(self, name: str, tool: str | None) -> None:
+        if name == "slow to begin":
+            self.wait()
+        super().start_profile(name, tool)
+
+    def stop_profile(self) -> list[Path]:
+        if self.now == "slow to end":
+            self.wait()
+        return super().stop_profile()
+
+    def wait(self) -> None:
+        self.reached.release()
+        assert self.go_on.wait(10)
+
+
+def test_a_worker_that_is_gone_is_said_so_twice_while_its_profile_ends() -> None:
+    server: Any = Slow()
+    turns = ProfileTurns(pytest.fail)
+    turns.begin("one", server, "slow to end", None)
+    turns.leave("one")
+    assert server.reached.acquire(timeout=10)
+    turns.leave("one")
+    with pytest.raises(ProfileError, match="no profile of this worker is running"):
+        turns.end("one", server)
+    # Nobody else comes to end it.
+    assert not server.reached.acquire(timeout=0.1)
+    server.go_on.set()
+    turns.begin("two", server, "b", None)
+    assert turns.end("two", server) == [Path("b")]
+    assert server.made == ["slow to end", "b"]
+
+
+def test_a_profile_of_a_worker_that_went_while_it_began_is_ended() -> None:
+    server: Any = Slow()
+    turns = ProfileTurns(pytest.fail)
+    beginning = threading.Thread(target=turns.begin, args=("one", server, "slow to begin", None), daemon=True)
+    beginning.start()
+    assert server.reached.acquire(timeout=10)
+    turns.leave("one")
+    turns.leave("one")
+    server.go_on.set()
+    beginning.join(10)
+    assert server.made == ["slow to begin"]
+    turns.begin("two", server, "b", None)
+    assert server.now == "b"
+
+
+def test_what_goes_wrong_where_nobody_waits_is_told(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: queue.Queue[BaseException] = queue.Queue()
+    turns = ProfileTurns(told.put)
+    monkeypatch.setattr(server, "stop_profile", lambda: 1 / 0)
+    turns.begin("one", server, "a", None)
+    turns.leave("one")
+    server.now = None
+    turns.begin("two", server, "b", None)
+    assert isinstance(told.get(timeout=10), ZeroDivisionError)
+
+
 def test_what_a_worker_leaves_is_ended(server: Any) -> None:
-    turns = ProfileTurns()
+    turns = ProfileTurns(pytest.fail)
     turns.begin("one", server, "a", None)
     turns.leave("nobody")
     assert server.now == "a"
