@@ -19,10 +19,10 @@ from pytest_infserver.launcher.factory import create_from_config, load_server_co
 from pytest_infserver.launcher.log_follower import LogFollower
 from pytest_infserver.launcher.phases import without_percent
 from pytest_infserver.launcher.profiling.viewers import with_viewer
-from pytest_infserver.launcher.redaction import redact
 from pytest_infserver.launcher.server import InferenceServer
 from pytest_infserver.launcher.state import ServerState
 from pytest_infserver.reporting.dry_run import command_lines
+from pytest_infserver.system.text import clean
 
 _STEP = 0.1
 _FIRST_PHASE = 1.0
@@ -142,7 +142,7 @@ class _Life:
 
     def _tell(self, text: str) -> None:
         name = self.server.name
-        lines = redact(text, self.server.secrets).splitlines()
+        lines = clean(text, self.server.secrets).splitlines()
         self._output.line("\n".join(line if line.startswith((name, " ")) else f"{name}: {line}" for line in lines))
 
     def _tell_phase(self, server: InferenceServer) -> None:
@@ -189,7 +189,7 @@ class _Life:
         lines += [f"  {name}: {url}" for name, url in server.list_endpoints().items()]
         if not server.attached:
             lines.append(f"  log: {server.log_path}")
-        self._output.line(redact("\n".join(lines), server.secrets))
+        self._output.line(clean("\n".join(lines), server.secrets))
 
     def _watch(self) -> None:
         while not self.unwanted.wait(_STEP):

@@ -353,7 +353,9 @@ def _close(config: pytest.Config) -> Notes:
         config.stash[START_TIMES].remember(config.stash[RUN].servers())
     if WORKER_NOTES in config.stash:
         notes.add(config.stash[WORKER_NOTES].collect())
-    elif worker is not None:
+    if REPORT in config.stash:
+        config.stash[REPORT].clean(notes)
+    if worker is not None:
         leave_notes(worker[INPUT], worker["workerid"], notes)
     return notes
 

@@ -18,8 +18,8 @@ from pytest_infserver.cluster.life import Life, NodeLost
 from pytest_infserver.cluster.packing import fits
 from pytest_infserver.cluster.placement import Placement
 from pytest_infserver.errors import InferenceServerError, ProfileError, ServerStartupError
+from pytest_infserver.launcher import messages
 from pytest_infserver.launcher.follower import Keeper, View
-from pytest_infserver.launcher.redaction import redact
 from pytest_infserver.launcher.server import _StartToken
 from pytest_infserver.launcher.state import ServerState
 
@@ -113,7 +113,7 @@ class ClusterKeeper(Keeper):
                         life = None
                         head = str(lost).partition("\n")[0]
                         where = " elsewhere" if placement.lost else ""
-                        server.on_warning(f"{redact(head, server.secrets)}; it is started again{where}")
+                        server.warn(f"{head}; it is started again{where}")
                     else:
                         break
                 assert life is not None
@@ -123,13 +123,14 @@ class ClusterKeeper(Keeper):
                 server._end_waiting()
             except BaseException as error:
                 server._state = ServerState.FAILED
+                messages.hide_secrets(error, server.secrets)
                 if life is not None:
                     life.abandon()
                 if isinstance(error, NoAnswer) and server in self._placements:
                     # Nobody knows what has become of what was asked for there.
                     self._placements[server].lost = True
                 if life is None or not life.has_told_failure:
-                    reason = redact(str(error).removeprefix(f"{server} ") or type(error).__name__, server.secrets)
+                    reason = str(error).removeprefix(f"{server} ") or type(error).__name__
                     server.journal.note("failed", error=reason)
                 self._give_back_if_transient(server)
                 server._end_waiting()
@@ -239,7 +240,7 @@ class ClusterKeeper(Keeper):
                 life.end()
             except InferenceServerError as problem:
                 # It has died: it had no chance to clean up.
-                server.on_warning(str(problem))
+                server.warn(str(problem))
             self._keep_profile(server, life)
             server._process = None
 

@@ -28,9 +28,9 @@ from pytest_infserver.launcher.ends import Exit
 from pytest_infserver.launcher.follower import FollowedProcess, View
 from pytest_infserver.launcher.heartbeat import Pulse
 from pytest_infserver.launcher.profiling.traces import claim
-from pytest_infserver.launcher.redaction import redact
 from pytest_infserver.launcher.state import ServerState
 from pytest_infserver.reporting.server_table import as_user
+from pytest_infserver.system.text import clean
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
@@ -298,7 +298,7 @@ class Life:
 
     def _warn_of_log(self, error: OSError) -> None:
         # What a full disk does not take is lost, as it would be for a server on this machine.
-        self._server.on_warning(
+        self._server.warn(
             f"{self._server}: its log is not complete: {self._server.log_path} cannot be written: {error.strerror}"
         )
 
@@ -319,7 +319,7 @@ class Life:
             fields = {key: self._shown(value) for key, value in fields.items()}
             server.journal.note(event.kind, event.time - self._clock, **fields)
         for is_warning, text in said:
-            (server.on_warning if is_warning else server.on_progress)(self._shown(text))
+            (server.warn if is_warning else server.on_progress)(self._shown(text))
         for at, seconds in samples:
             server.heartbeats.append((at - self._clock, seconds))
         self._have = dataclasses.replace(
@@ -382,7 +382,7 @@ class Life:
             if self._process is None:
                 self._decide(self._start_error(why))
                 return
-            server.journal.note("died", how=redact(why, server.secrets))
+            server.journal.note("died", how=why)
             self._end(Exit(None, 0), why)
 
     def _tell(self) -> None:
@@ -476,7 +476,7 @@ class Life:
         except ProfileError as error:
             failure = failure or error
         except InferenceServerError as error:
-            server.on_warning(f"{server}: its node could not be asked how it ended: {error}")
+            server.warn(f"{server}: its node could not be asked how it ended: {error}")
         finally:
             self._close()
         if failure is not None:
@@ -486,7 +486,7 @@ class Life:
         self, failure: InferenceServerError | None, another: InferenceServerError | None
     ) -> InferenceServerError | None:
         if failure is not None and another is not None:
-            self._server.on_warning(str(another))
+            self._server.warn(str(another))
         return failure or another
 
     def abandon(self) -> None:
@@ -536,7 +536,7 @@ class Life:
     def _shown(self, value: Any) -> Any:
         """Return what a node says as users may see it: it does not know all secrets that this process knows."""
         value = self._local(value)
-        return redact(value, self._server.secrets) if isinstance(value, str) else value
+        return clean(value, self._server.secrets) if isinstance(value, str) else value
 
     def _bring_launch_files(self) -> None:
         """Bring what lies beside the log: how it was launched, and reports about hangs."""

@@ -20,9 +20,9 @@ from pytest_infserver.cluster.work_folder import work_folder
 from pytest_infserver.errors import InferenceServerError
 from pytest_infserver.launcher import ports
 from pytest_infserver.launcher.memory import resident_memory
-from pytest_infserver.launcher.redaction import redact
 from pytest_infserver.launcher.share import SeveralNodes, Share
 from pytest_infserver.launcher.state import ServerState
+from pytest_infserver.system.text import clean
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.journal import Event
@@ -162,7 +162,7 @@ class NodeServer:
         return Description(
             name=server.name,
             state=state,
-            model=redact(server.model, server.secrets),
+            model=clean(server.model, server.secrets),
             url=server.server_url if server.serves else f"({server.share})",
             pid=server.pid,
             node=self._node,

@@ -214,7 +214,7 @@ class Ranks(Others):
             thread.join()
         failures = [failure for rank in self._ranks if (failure := rank.count_leftovers()) is not None]
         for failure in failures[1:]:
-            self._server.on_warning(str(failure))
+            self._server.warn(str(failure))
         return failures[0] if failures else None
 
     def close(self) -> None:
@@ -395,7 +395,7 @@ class Rank:
             )
             for is_warning, text in said:
                 if is_warning:
-                    self._server.on_warning(f"{self._local(text)} (on {self.actor.node})")
+                    self._server.warn(f"{self._local(text)} (on {self.actor.node})")
             if self._have.log < news.log_size:
                 # First the rest of its log: it says why.
                 return
@@ -487,7 +487,7 @@ class Workers(Others):
                     return None
                 time.sleep(_STEP)
         if used > 0:
-            self._server.on_warning(
+            self._server.warn(
                 f"{self._server}: {_FREE_LIMIT:g} s after its end Ray's workers still have {used:g} of its GPUs; their"
                 " placement group is removed, with which Ray kills them"
             )

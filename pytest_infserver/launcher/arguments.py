@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_infserver.config.flags import to_flag
+from pytest_infserver.system.secrets import is_secret_name, is_value
 
 
 class ArgumentsError(ValueError):
@@ -56,18 +57,26 @@ def option_values(argv: Sequence[str], *flags: str) -> list[list[str]]:
     """Return the words that follow each occurrence of one of ``flags``, ``--flag=value`` included."""
     found: list[list[str]] = []
     current: list[str] | None = None
+    flag = ""
     for word in argv:
         name, equals, value = word.partition("=")
         if name in flags and name.startswith("-"):
-            current = [value] if equals else []
+            flag, current = name, [value] if equals else []
             found.append(current)
             if equals:
                 current = None
-        elif word.startswith("-") and not _is_number(word):
-            current = None
-        elif current is not None:
+        elif current is not None and _belongs(word, flag, first=not current):
             current.append(word)
+        else:
+            current = None
     return found
+
+
+def _belongs(word: str, flag: str, *, first: bool) -> bool:
+    """Return whether a word behind a flag is a value of it."""
+    if not word.startswith("-") or _is_number(word):
+        return True
+    return is_secret_name(flag) and is_value(word, first=first)
 
 
 def _option(flag: str, value: Any, key: str) -> list[str]:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pytest_infserver.errors import ServerStartupError
-from pytest_infserver.launcher.redaction import find_secrets, redact
+from pytest_infserver.system.secrets import find_secrets
+from pytest_infserver.system.text import clean
 
 PLACEHOLDERS = ("model", "host", "port")
 """What a configured command line may name in braces."""
@@ -41,7 +42,10 @@ class Command:
         ]
         prefix = "env " if any(setting.startswith("-u") for setting in settings) else ""
         settings.sort(key=lambda setting: not setting.startswith("-u"))
-        return redact(prefix + " ".join([*settings, shlex.join(self.argv)]), self.secrets)
+        return clean(prefix + " ".join([*settings, shlex.join(self.argv)]), self.secrets)
+
+    def __repr__(self) -> str:
+        return f"<Command {self}>"
 
 
 def make_command(argv: Sequence[str], env_vars: Mapping[str, str | None]) -> Command:

@@ -6,12 +6,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from pytest_infserver.launcher.log import ServerLog
-from pytest_infserver.launcher.redaction import margin, mask_cut, redact
+from pytest_infserver.system.text import clean_part, margin, one_line, without_escapes
 
 _HEAD = 2 * 1024 * 1024
 _TAIL = 8 * 1024 * 1024
 _LAST = 32 * 1024
-_MAX_LINE = 500
 _MAX_SEARCHED = 8 * 1024
 
 ADDRESS_IN_USE = re.compile(rb"(?:address|port is) already in use|couldn't bind|EADDRINUSE", re.IGNORECASE)
@@ -30,9 +29,6 @@ GENERIC_CAUSES: tuple[re.Pattern[bytes], ...] = (
     re.compile(rb"\b(?:error|fatal|critical|panic|failed)\b", re.IGNORECASE),
 )
 """What names a cause in any program's log, the most telling first."""
-
-_ESCAPE = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
-"""Colours, cursor movements, window titles."""
 
 _WITHOUT_CONTENT = re.compile(
     rb"See root cause above|Failed core proc\(s\)|resource_tracker"
@@ -62,17 +58,18 @@ def root_cause(
     """
     best: dict[re.Pattern[bytes], bytes] = {}
     ranked = (*patterns, *GENERIC_CAUSES)
-    for line in _lines(log, start, secrets):
-        if _WITHOUT_CONTENT.search(line) or any(pattern.search(line) for pattern in noise):
+    for line in _lines(log, start):
+        seen = without_escapes(line)
+        if _WITHOUT_CONTENT.search(seen) or any(pattern.search(seen) for pattern in noise):
             continue
         for pattern in ranked:
-            if pattern.search(line):
+            if pattern.search(seen):
                 # Exceptions are chained: the last line of the last traceback is what reached the top.
                 if pattern is EXCEPTION or pattern not in best:
                     best[pattern] = line
                 break
     chosen = next((best[pattern] for pattern in ranked if pattern in best), None)
-    return None if chosen is None else readable(chosen, secrets)
+    return None if chosen is None else one_line(chosen, secrets, cut=len(chosen) >= _MAX_SEARCHED)
 
 
 def reports_port_taken(
@@ -89,7 +86,7 @@ def reports_port_taken(
         start: Byte from which on the log counts.
         noise: Lines that do not count.
     """
-    for line in _lines(log, start):
+    for line in map(without_escapes, _lines(log, start)):
         if ADDRESS_IN_USE.search(line) and not any(pattern.search(line) for pattern in noise):
             named: list[int | None] = [int(digits) for digits in _PORT.findall(line)]
             if any(map(relevant, named or [None])):
@@ -97,28 +94,14 @@ def reports_port_taken(
     return False
 
 
-def plain(line: bytes, secrets: frozenset[str] = frozenset()) -> str:
-    """Return a log line as text that harms no terminal: decoded, without control characters, secrets masked."""
-    text = _ESCAPE.sub(b"", line).decode("utf-8", "replace")
-    return redact("".join(char if char.isprintable() else " " for char in text), secrets)
-
-
-def readable(line: bytes, secrets: frozenset[str] = frozenset()) -> str:
-    """Return a log line as text for a message: like `plain`, trimmed and shortened."""
-    # Shortened last: half a secret would not be found any more.
-    text = plain(line, secrets).strip()
-    return text if len(text) <= _MAX_LINE else f"{text[:_MAX_LINE]} ..."
-
-
 def last_lines(log: ServerLog, count: int, start: int = 0, secrets: frozenset[str] = frozenset()) -> list[str]:
     """Return the last lines of the log that are not empty."""
     data, _ = log.read_bytes(start, _LAST + margin(secrets))
-    data = mask_cut(data[:-_LAST], data[-_LAST:], secrets)
-    lines = [readable(line, secrets) for line in re.split(rb"[\r\n]+", data) if line.strip()]
-    return lines[-count:]
+    text = clean_part(data[:-_LAST], data[-_LAST:], secrets)
+    return [one_line(line) for line in text.split("\n") if line.strip()][-count:]
 
 
-def _lines(log: ServerLog, start: int, secrets: frozenset[str] = frozenset()) -> Iterator[bytes]:
+def _lines(log: ServerLog, start: int) -> Iterator[bytes]:
     # What is written meanwhile does not count: it would push out what stands at the beginning.
     size = log.size()
     if size - start <= _HEAD + _TAIL:
@@ -130,8 +113,5 @@ def _lines(log: ServerLog, start: int, secrets: frozenset[str] = frozenset()) ->
             log.read_bytes(start, _TAIL, size)[0].partition(b"\n")[2],
         ]
     for window in windows:
-        for line in re.split(rb"[\r\n]+", window):
-            # Patterns must meet neither a line of megabytes nor colours.
-            if len(line) > _MAX_SEARCHED:
-                line = mask_cut(b"", line[:_MAX_SEARCHED], secrets)
-            yield _ESCAPE.sub(b"", line) if b"\x1b" in line else line
+        # Patterns must not meet a line of megabytes.
+        yield from (line[:_MAX_SEARCHED] for line in re.split(rb"[\r\n]+", window))

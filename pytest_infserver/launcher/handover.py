@@ -15,9 +15,9 @@ from pytest_infserver.launcher.out_of_memory import OutOfMemoryWatch
 from pytest_infserver.launcher.places import servers_dir
 from pytest_infserver.launcher.process import ServerProcess
 from pytest_infserver.launcher.processes import read_process
-from pytest_infserver.launcher.redaction import redact
 from pytest_infserver.launcher.socket_files import connect
 from pytest_infserver.launcher.state import ServerState
+from pytest_infserver.system.text import clean
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
@@ -37,8 +37,8 @@ def door_and_info(server: InferenceServer) -> dict[str, Any]:
     info = {
         "name": server.name,
         "backend": server.get_backend_name(),
-        "model": redact(server.model, server.secrets),
-        "url": server.server_url,
+        "model": clean(server.model, server.secrets),
+        "url": clean(server.server_url, server.secrets),
         "port": server.port,
         "debug_mode": server.debug_mode,
         "device_keys": list(server.device_keys),
@@ -56,7 +56,7 @@ def keep(server: InferenceServer, seconds: float) -> bool:
     if server.why_not_kept is not None or process is None:
         return False
     for problem in server._profiling.before_stop():
-        server.on_warning(str(problem))
+        server.warn(str(problem))
     if not process.keep(seconds):
         server.why_not_kept = "its supervisor did not agree: it is about to end"
         return False
@@ -120,7 +120,7 @@ def _try(server: InferenceServer, kept: KeptServer) -> bool:
         if problem is None:
             _become_ready(server, kept)
             return True
-        server.on_warning(f"{server}: the server that was kept at {kept.url} {problem}; it is stopped")
+        server.warn(f"{server}: the server that was kept at {kept.url} {problem}; it is stopped")
         process.stop(server.settings.stop_timeout)
     except BaseException:
         # The supervisor ends what nobody owns.

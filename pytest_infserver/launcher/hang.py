@@ -16,7 +16,7 @@ from typing import IO
 from pytest_infserver.launcher.bounded_run import run_bounded
 from pytest_infserver.launcher.processes import Process, command_line, descendants, read_file
 from pytest_infserver.launcher.ptrace import ADVICE
-from pytest_infserver.launcher.redaction import redact
+from pytest_infserver.system.text import clean, clean_part
 
 LIMIT = 20.0
 """Seconds that all of it may take."""
@@ -66,8 +66,8 @@ def write_hang_report(heading: str, supervisor: int | None, folder: Path, secret
         report.problem = repr(error)
     report.close()
     if report.path is None:
-        return redact(f"stacks could not be written: {report.problem or 'no reason is known'}", secrets)
-    return f"stacks: {report.path}" + (f" (not all: {report.problem})" if report.problem else "")
+        return clean(f"stacks could not be written: {report.problem or 'no reason is known'}", secrets)
+    return clean(f"stacks: {report.path}" + (f" (not all: {report.problem})" if report.problem else ""), secrets)
 
 
 class _Closed(Exception):
@@ -106,14 +106,18 @@ class _Report:
                 return
         raise OSError(f"{self._folder} has {_MAX_FILES - 1} of them already; remove some")
 
-    def write(self, text: str) -> None:
-        """Add text, secrets masked; what does not fit is left out.
+    def write(self, text: str | bytes) -> None:
+        """Add text, cleaned; what does not fit is left out.
+
+        Args:
+            text: The text; bytes are the output of a program, of which an end may be missing.
 
         Raises:
             OSError: The disk is full, say.
             _Closed: The time is up.
         """
-        data = redact(text, self._secrets).encode("utf-8", "replace")
+        shown = clean_part(b"", text, self._secrets) if isinstance(text, bytes) else clean(text, self._secrets)
+        data = shown.encode("utf-8", "replace")
         with self._lock:
             if self._file is None:
                 raise _Closed
@@ -225,7 +229,8 @@ def _write_output(report: _Report, command: list[str], deadline: float) -> bytes
         report.write("left out: the time is up\n")
         return b""
     output = run_bounded(command, min(_COMMAND_LIMIT, left), _MAX_OUTPUT, {**os.environ, **_NO_BACKTRACE})
-    report.write(output.data.decode("utf-8", "replace").rstrip("\n") + "\n")
+    report.write(output.data.rstrip(b"\n"))
+    report.write("\n")
     if output.problem is not None:
         report.write(f"[{output.problem}]\n")
     return output.data

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_infserver.system.text import cleaned
+
 logger = logging.getLogger("pytest_infserver")
 
 FILE = "events.jsonl"
@@ -47,7 +49,13 @@ class Journal:
         on_event: Gets each event after it was written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, secrets: Callable[[], frozenset[str]] = frozenset) -> None:
+        """Begin without events.
+
+        Args:
+            secrets: Returns the values to hide in what is noted.
+        """
+        self._secrets = secrets
         self.on_event: Callable[[Event], object] = lambda event: None
         self._events: list[Event] = []
         self._unwritten: list[Event] = []
@@ -84,8 +92,11 @@ class Journal:
         Args:
             kind: What happened.
             at: When, in seconds since the epoch; now if None.
-            **fields: More about it; secrets masked.
+            **fields: More about it.
         """
+        # Looking for secrets takes its time; numbers have none.
+        if any(not isinstance(value, (int, float, type(None))) for value in fields.values()):
+            fields = cleaned(fields, self._secrets())
         event = Event(time.time() if at is None else at, kind, fields)
         with self._own_lock():
             if kind != "test" and len(self._events) < _MAX_EVENTS:

@@ -11,6 +11,8 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
+from pytest_infserver.system.text import one_line
+
 KMSG = Path("/dev/kmsg")
 _INITIAL_PIDS = "pid:[4026531836]"
 """The first pid namespace: its number is the same on every Linux."""
@@ -130,7 +132,7 @@ def parse(text: bytes) -> Kill | None:
     if match is None:
         return None
     resident = sum(int(number) for number in _RESIDENT.findall(text, match.end(2))) * 1024
-    name = "".join(char if char.isprintable() else "?" for char in match[2].decode("utf-8", "replace"))
+    name = one_line(match[2])
     reasons = ((b"Memory cgroup", True), (b"Out of memory", False))
     in_cgroup = next((answer for words, answer in reasons if text.startswith(words)), None)
     return Kill(int(match[1]), name, resident, in_cgroup)

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pytest_infserver.launcher.command import Command
-from pytest_infserver.launcher.redaction import MASK, is_secret_name, redact
+from pytest_infserver.system.secrets import is_secret_name
+from pytest_infserver.system.text import MASK, clean
 
 COMMAND_FILE = "command.txt"
 ENVIRONMENT_FILE = "environment.txt"
@@ -43,7 +44,7 @@ def environment_text(env: Mapping[str, str], secrets: frozenset[str]) -> str:
 def _shown(name: str, value: str, secrets: frozenset[str]) -> str:
     if value and is_secret_name(name):
         return MASK
-    return shlex.quote(redact(value, secrets))
+    return shlex.quote(clean(value, secrets))
 
 
 def _write(path: Path, text: str, mode: int) -> None:

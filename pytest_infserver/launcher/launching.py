@@ -63,14 +63,14 @@ def _prepare(server: InferenceServer) -> None:
     if server.share is None:
         require_one_node(server.settings)
     if server.serves and not ports.is_loopback(server.host) and server.api_key is None:
-        server.on_warning(
+        server.warn(
             f"{server}: listens on {server.host}, where others may reach it, and has no API key; set one with the"
             " engine's --api-key, or leave 'host' at 127.0.0.1"
         )
     server.require_engine()
     server._profiling.check()
     for note in server.command_and_notes()[1]:
-        server.on_warning(f"{server}: {note}")
+        server.warn(f"{server}: {note}")
     if is_builtin(server.model):
         try:
             ensure_builtin(server.model, server._note_download)
@@ -146,7 +146,7 @@ def _leave_launch_files(server: InferenceServer, command: Command, launch: Launc
     try:
         write_launch_files(server.log_path.parent, command, launch.env)
     except OSError as error:
-        server.on_warning(f"{server}: its command and environment cannot be written beside its log: {error}")
+        server.warn(f"{server}: its command and environment cannot be written beside its log: {error}")
 
 
 def _reserve_port(server: InferenceServer, tried: list[int], stack: contextlib.ExitStack) -> ports.Reservation:

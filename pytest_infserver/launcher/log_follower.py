@@ -6,7 +6,7 @@ import re
 import time
 from pathlib import Path
 
-from pytest_infserver.launcher.diagnosis import plain
+from pytest_infserver.system.text import clean, clean_part, shortened
 
 _WINDOW = 256 * 1024
 _MAX_LINE = 16 * 1024
@@ -65,7 +65,7 @@ class LogFollower:
     def last_line(self) -> list[str]:
         """Return the line that has no end, now that nothing more will come."""
         line, self._unfinished = self._unfinished, b""
-        return [self._shown(line)] if line.strip() else []
+        return [self._shown(line, cut=True)] if line.strip() else []
 
     def _read(self, path: Path) -> tuple[bytes, bool]:
         size = path.stat().st_size
@@ -102,7 +102,9 @@ class LogFollower:
         self._budget = min(self._burst, self._budget + (now - self._refilled) * self._rate)
         self._refilled = now
 
-    def _shown(self, line: bytes) -> str:
-        # Shortened last: half a secret would not be found any more.
-        text = plain(line[: 2 * _MAX_LINE], self._secrets).rstrip()
-        return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]} ..."
+    def _shown(self, line: bytes, *, cut: bool = False) -> str:
+        if cut or len(line) > _MAX_LINE:
+            text = clean_part(b"", line[: 2 * _MAX_LINE], self._secrets)
+        else:
+            text = clean(line, self._secrets)
+        return shortened(text.rstrip(), _MAX_SHOWN)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_infserver.errors import PortInUseError, ServerStartupError, ServerStartupTimeout
+from pytest_infserver.errors import InferenceServerError, PortInUseError, ServerStartupError, ServerStartupTimeout
 from pytest_infserver.launcher import diagnosis
 from pytest_infserver.launcher.command import Command
 from pytest_infserver.launcher.log import ServerLog
 from pytest_infserver.launcher.out_of_memory import Finding, Whom
 from pytest_infserver.launcher.process import Survivor
 from pytest_infserver.launcher.readiness import NotReady
-from pytest_infserver.launcher.redaction import redact
+from pytest_infserver.system.text import clean, shortened
 
 _LAST_LINES = 5
 _NO_CAUSE = "no line of its log names one, these are the last"
@@ -48,7 +48,7 @@ def startup_error(
     unknown = _NO_CAUSE if tail else _NO_LOG
     lines = [f"{who} {_with_finding(outcome, finding)}"]
     lines += _causes(cause or unknown, finding, advice)
-    lines += [f"  command: {_shortened(str(command))}", f"  log:     {log.path}"]
+    lines += [f"  command: {shortened(str(command), _MAX_COMMAND)}", f"  log:     {log.path}"]
     lines += [f"  | {line}" for line in tail if line != cause]
     if outcome.timed_out:
         lines.append(f"  What to do: {_more_time(outcome)}")
@@ -56,7 +56,7 @@ def startup_error(
         lines.append("  What to do: let it listen on 'host'; in a 'launch_command' that is {host}.")
     elif outcome.foreign_listener:
         lines.append("  What to do: set 'port' to one that nobody else uses.")
-    text = redact("\n".join(lines), command.secrets)
+    text = clean("\n".join(lines), command.secrets)
     code = None if outcome.exit is None else outcome.exit.code
     kind: type[ServerStartupError] = ServerStartupTimeout if outcome.timed_out else ServerStartupError
     # A server that reports a taken port is started again elsewhere, if the port was not the user's choice.
@@ -103,10 +103,6 @@ def _labelled(label: str, texts: Sequence[str]) -> list[str]:
     return [f"  {f'{label}:' if not number else '':8} {text}" for number, text in enumerate(texts)]
 
 
-def _shortened(command: str) -> str:
-    return command if len(command) <= _MAX_COMMAND else f"{command[:_MAX_COMMAND]} ..."
-
-
 def _more_time(outcome: NotReady) -> str:
     more_time = "raise startup_timeout (--infserver-startup-timeout) if it only needs more time"
     if outcome.status is not None:
@@ -120,7 +116,13 @@ def death(
     """Return how and why a server that had been ready ended."""
     lines = [f"{who} {how}, while it was in use", *_causes(cause, finding)]
     lines.append(f"  log:     {log_path}")
-    return redact("\n".join(lines), secrets)
+    return clean("\n".join(lines), secrets)
+
+
+def hide_secrets(error: BaseException, secrets: frozenset[str]) -> None:
+    """Clean the text of one of our errors, which may quote paths, URLs and what other programs have said."""
+    if isinstance(error, InferenceServerError) and error.args:
+        error.args = (clean(str(error), secrets), *error.args[1:])
 
 
 def survivors(who: str, processes: Sequence[Survivor], stop_timeout: float) -> str:

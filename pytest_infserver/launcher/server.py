@@ -35,7 +35,7 @@ from pytest_infserver.launcher.heartbeat import MAX_SAMPLES, Heartbeat, Samples
 from pytest_infserver.launcher.http_probe import Answer, ask, shown_seconds
 from pytest_infserver.launcher.journal import Journal
 from pytest_infserver.launcher.leaks.check import LeakCheck
-from pytest_infserver.launcher.leaks.report import LeakReport, as_known_text, as_text, is_allowed, one_line
+from pytest_infserver.launcher.leaks.report import LeakReport, as_known_text, as_text, finding_line, is_allowed
 from pytest_infserver.launcher.leaks.temporary_files import PYTORCH_CACHES
 from pytest_infserver.launcher.log import MAX_READ, ServerLog
 from pytest_infserver.launcher.out_of_memory import Finding, OutOfMemoryWatch
@@ -43,8 +43,8 @@ from pytest_infserver.launcher.phases import without_percent
 from pytest_infserver.launcher.process import Exit, ServerProcess, Survivor
 from pytest_infserver.launcher.processes import descendants
 from pytest_infserver.launcher.profiling.profiling import Profiling
-from pytest_infserver.launcher.redaction import redact
 from pytest_infserver.launcher.state import ServerState
+from pytest_infserver.system.text import clean
 
 logger = logging.getLogger("pytest_infserver")
 
@@ -103,7 +103,7 @@ class InferenceServer(ConfiguredServer):
         self.leak_report: LeakReport | None = None
         self.start_seconds: float | None = None
         self.stop_seconds: float | None = None
-        self.journal = Journal()
+        self.journal = Journal(lambda: self.secrets)
         self.heartbeats: Samples = deque(maxlen=MAX_SAMPLES)
         self.on_progress: Callable[[str], None] = logger.info
         self.on_warning: Callable[[str], None] = logger.warning
@@ -253,7 +253,7 @@ class InferenceServer(ConfiguredServer):
                 self.journal.note("starting")
                 if self.attached:
                     self._profiling.check()
-                    self.journal.note("attached", url=redact(self.server_url, self.secrets))
+                    self.journal.note("attached", url=self.server_url)
                     wait_for_url(self.server_url, self._ask_attached, self.settings.startup_timeout, str(self))
                 else:
                     launching.launch(self)
@@ -276,7 +276,8 @@ class InferenceServer(ConfiguredServer):
                     self._profiling.forget()
                     self._release_devices()
                     self.release_port()
-                    reason = redact(str(error).removeprefix(f"{self} ") or type(error).__name__, self.secrets)
+                    messages.hide_secrets(error, self.secrets)
+                    reason = str(error).removeprefix(f"{self} ") or type(error).__name__
                     self.journal.note("failed", error=reason, **self._end_fields())
                 self._warn_of_leftovers()
                 self._end_waiting()
@@ -408,10 +409,10 @@ class InferenceServer(ConfiguredServer):
             known = [*PYTORCH_CACHES, *self.known_leftovers]
             if all(is_allowed(finding, known) for finding in report.findings):
                 text = as_known_text(str(self), report.findings)
-            self.on_warning(text)
+            self.warn(text)
         elif report is None and self.survivors:
             text = messages.survivors(str(self), self.survivors, self.settings.stop_timeout)
-            self.on_warning(redact(text, self.secrets))
+            self.warn(text)
         if problems:
             self._warn_of_profiles(problems[1:])
             raise problems[0]
@@ -517,9 +518,13 @@ class InferenceServer(ConfiguredServer):
                 files += self.stop_profile()
             except ProfileError as problem:
                 # What went wrong in the block comes first.
-                self.on_warning(str(problem))
+                self.warn(str(problem))
             raise
         files += self.stop_profile()
+
+    def warn(self, text: str) -> None:
+        """Tell `on_warning` about something that works, but not as one would want it."""
+        self.on_warning(clean(text, self.secrets))
 
     def pause_heartbeat(self) -> None:
         """Keep the server from being taken for hung, as under a debugger, until `resume_heartbeat`."""
@@ -635,10 +640,10 @@ class InferenceServer(ConfiguredServer):
             if error is None:
                 raise
             # What went wrong in the block comes first.
-            self.on_warning(str(problem))
+            self.warn(str(problem))
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name} {self.state} {self.server_url}>"
+        return f"<{type(self).__name__} {self.name} {self.state} {clean(self.server_url)}>"
 
     # The inside.
 
@@ -671,7 +676,7 @@ class InferenceServer(ConfiguredServer):
 
     def _note_download(self, text: str) -> None:
         self._raise_if_cancelled()
-        self.on_progress(text)
+        self.on_progress(clean(text, self.secrets))
 
     def _note_processes(self, *, now: bool = False) -> None:
         if self._memory_watch is not None and self._process is not None:
@@ -695,7 +700,7 @@ class InferenceServer(ConfiguredServer):
             return
         if self._keeper is None and os.getpid() == self._owner:
             self._death_noted = process
-            how = redact(self._how_died(), self.secrets)
+            how = self._how_died()
             max_rss = 0 if process.exit is None else process.exit.max_rss
             ago = 0.0 if process.exit_at is None else time.monotonic() - process.exit_at
             self.journal.note("died", time.time() - ago, how=how, cause=cause, max_rss_bytes=max_rss or None)
@@ -708,9 +713,11 @@ class InferenceServer(ConfiguredServer):
         if how is not None:
             fields |= {"how": str(how), "max_rss_bytes": how.max_rss or None}
         if self.survivors:
-            fields["survivors"] = [redact(str(process), self.secrets) for process in self.survivors]
+            fields["survivors"] = [str(process) for process in self.survivors]
         if report is not None and report.findings:
-            fields["leaks"] = [{"kind": one.kind, "text": one_line(one), "fails": one.fails} for one in report.findings]
+            fields["leaks"] = [
+                {"kind": one.kind, "text": finding_line(one), "fails": one.fails} for one in report.findings
+            ]
         return fields
 
     def _tell_waiting(self) -> None:
@@ -799,7 +806,7 @@ class InferenceServer(ConfiguredServer):
             self.leak_report = report if self.profiler is None else report.without(self.profiler.leftovers)
         self._profile_problems = self._profiling.after_end()
         if orderly and process.stop_problem is not None:
-            self.on_warning(f"{self}: its stop_command {process.stop_problem}; log: {self.log_path}")
+            self.warn(f"{self}: its stop_command {process.stop_problem}; log: {self.log_path}")
         return orderly and not process.cut_short
 
     def _end_memory_watch(self) -> None:
@@ -817,7 +824,7 @@ class InferenceServer(ConfiguredServer):
         """Wait until the memory of GPUs is back: whoever gets them next needs it."""
         left = None if claim is None else claim.wait_until_back(_MEMORY_LIMIT)
         if left is not None:
-            self.on_warning(f"{self}: {_MEMORY_LIMIT:g} s after its end {redact(left, self.secrets)}")
+            self.warn(f"{self}: {_MEMORY_LIMIT:g} s after its end {left}")
 
     def release_port(self) -> None:
         """Let others have the port that is held for the next start; see `holds_port`."""
@@ -838,7 +845,7 @@ class InferenceServer(ConfiguredServer):
 
     def _warn_of_profiles(self, problems: list[ProfileError]) -> None:
         for problem in problems:
-            self.on_warning(str(problem))
+            self.warn(str(problem))
 
     def _warn_of_leftovers(self) -> None:
         """Say what a server has left behind that had no chance to clean up."""
@@ -846,4 +853,4 @@ class InferenceServer(ConfiguredServer):
         # Its processes were ended before their time: they are not worth a word.
         left = [one for one in report.findings if one.kind not in ("process", "port")] if report is not None else []
         if left:
-            self.on_warning(as_text(str(self), [one._replace(fails=False) for one in left]))
+            self.warn(as_text(str(self), [one._replace(fails=False) for one in left]))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_infserver.launcher.redaction import redact
+from pytest_infserver.system.text import clean
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
@@ -28,4 +28,4 @@ def user_error(server: InferenceServer, error: BaseException) -> str:
     while frame is not None and frame.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_USER_CODE:
         frame = frame.tb_next
     lines = traceback.format_exception(type(error), error, frame or error.__traceback__)
-    return redact(f"{server}: an error in a hook or in its backend\n{''.join(lines).rstrip()}", server.secrets)
+    return clean(f"{server}: an error in a hook or in its backend\n{''.join(lines).rstrip()}", server.secrets)

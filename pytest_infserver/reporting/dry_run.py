@@ -28,11 +28,12 @@ def command_lines(configs: Iterable[ServerConfig]) -> Iterable[str]:
     from pytest_infserver.errors import ServerStartupError
     from pytest_infserver.launcher.checks import missing_model
     from pytest_infserver.launcher.factory import create_from_config
+    from pytest_infserver.system.text import clean
 
     for config in configs:
         server = create_from_config(config)
         if server.attached:
-            yield f"{server.name}: attach to {server.server_url}"
+            yield clean(f"{server.name}: attach to {server.server_url}", server.secrets)
             continue
         problem = server.profile_problem()
         if problem is not None:
@@ -48,4 +49,4 @@ def command_lines(configs: Iterable[ServerConfig]) -> Iterable[str]:
             except ServerStartupError as error:
                 notes.append(str(error))
         for note in [*notes, *missing_model(server)]:
-            yield f"  note: {note}"
+            yield clean(f"  note: {note}", command.secrets)

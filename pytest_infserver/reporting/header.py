@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_infserver.system.text import clean
+
 if TYPE_CHECKING:
     from pytest_infserver.selection import Candidate
     from pytest_infserver.settings import Settings
@@ -13,7 +15,7 @@ def header_lines(settings: Settings, candidates: list[Candidate], debug: bool) -
     """Return which servers this run has and where they come from; nothing if none is configured."""
     if not candidates:
         return []
-    source = ", ".join(file.name for file in settings.config_files) or settings.url or "command line"
+    source = ", ".join(file.name for file in settings.config_files) or clean(settings.url or "") or "command line"
     servers = ", ".join(f"{one.name} ({one.backend})" for one in candidates)
     where = f"; on the Ray cluster {settings.cluster}" if settings.cluster is not None else ""
     # There the nodes look at their own GPUs.

@@ -1,47 +1,47 @@
-"""A part of a server's log as text that can be shown anywhere: bounded, without secrets and control characters."""
+"""A part of a server's log as text that can be shown anywhere: clean and bounded."""
 
 from __future__ import annotations
 
 import itertools
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from pytest_infserver.launcher.redaction import mask_cut, redact
+from pytest_infserver.system.text import clean_part, margin
+
+if TYPE_CHECKING:
+    from pytest_infserver.launcher.server import InferenceServer
 
 _MAX_RUN = 5
 _MAX_LINES = 400
 _MAX_LINE = 2000
 
-_ESCAPE = re.compile(
-    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[PX^_][^\x1b\n]*(?:\x1b\\)?|[ -/]*[0-~])"
-)
-"""Colours, cursor movements, window titles."""
 
-
-def clean(before: bytes, data: bytes, secrets: frozenset[str]) -> str:
-    """Return a part of a log as text.
+def excerpt(server: InferenceServer, start: int, end: int | None, limit: int) -> tuple[str, int]:
+    """Return what stands in a server's log between two bytes, and how many bytes of that were left out.
 
     Args:
-        before: What stands before it: a secret may begin there.
-        data: The part.
-        secrets: Values to hide.
+        server: The server.
+        start: First byte.
+        end: Byte behind the last one; None for the end of the log.
+        limit: How many bytes are shown; the last ones count.
     """
-    text = mask_cut(before, data, secrets).decode("utf-8", "replace")
-    # Once more without the escape sequences, which may stand in the middle of a secret.
-    text = redact(_printable(redact(text, secrets)), secrets)
-    return "\n".join(_bounded(text.strip("\n").rstrip().split("\n")))
+    secrets = server.secrets
+    begin = max(0, start - margin(secrets))
+    data, left_out = server.read_log_bytes(begin, limit + margin(secrets), end)
+    size = len(data) + left_out - (start - begin)
+    # A log that was truncated meanwhile is shown from its beginning.
+    shown = min(size if size >= 0 else len(data), limit)
+    before, data = data[: len(data) - shown], data[len(data) - shown :]
+    return bounded(clean_part(before, data, secrets)), max(0, size - shown)
 
 
-def _printable(text: str) -> str:
-    # A progress bar writes over its line again and again.
-    lines = _ESCAPE.sub("", text).replace("\0", "").replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return "\n".join("".join(char if char.isprintable() or char == "\t" else " " for char in line) for line in lines)
-
-
-def _bounded(lines: list[str]) -> list[str]:
+def bounded(text: str) -> str:
+    """Return a clean text with long lines, many lines and lines that say the same again and again cut short."""
+    lines = text.strip("\n").rstrip().split("\n")
     shown = [line if len(line) <= _MAX_LINE else _shortened(line) for line in _collapsed(lines)]
     left_out = len(shown) - _MAX_LINES
-    return [f"[... {left_out} lines left out]", *shown[left_out:]] if left_out > 0 else shown
+    return "\n".join([f"[... {left_out} lines left out]", *shown[left_out:]] if left_out > 0 else shown)
 
 
 def _shortened(line: str) -> str:

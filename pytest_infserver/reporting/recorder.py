@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import pytest_infserver
-from pytest_infserver.launcher.redaction import redact
 from pytest_infserver.reporting.engine_metrics import Counters, EngineMetrics, difference
+from pytest_infserver.reporting.log_text import excerpt
 from pytest_infserver.reporting.memory_sampler import MemorySampler
 from pytest_infserver.reporting.records_of_tests import TestRecords, outcomes
 from pytest_infserver.reporting.server_record import merged, server_record
+from pytest_infserver.system.text import cleaned
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.journal import Event
@@ -44,7 +45,7 @@ class Recorder:
         """
         self.folder = folder
         self.begun = time.time()
-        self._tests = TestRecords()
+        self._tests = TestRecords(lambda: self.secrets)
         self._servers: dict[InferenceServer, str] = {}
         self._by_label: dict[str, InferenceServer] = {}
         self.metrics = EngineMetrics()
@@ -96,9 +97,9 @@ class Recorder:
         for use in record["servers"]:
             server = self._by_label.get(use["name"])
             if server is not None:
-                seconds, name = round(record["ended"] - record["started"], 3), redact(record["id"], server.secrets)
+                seconds = round(record["ended"] - record["started"], 3)
                 server.journal.note(
-                    "test", id=name, outcome=record["outcome"], seconds=seconds, worker=record["worker"]
+                    "test", id=record["id"], outcome=record["outcome"], seconds=seconds, worker=record["worker"]
                 )
 
     def server_records(self) -> list[dict[str, Any]]:
@@ -116,7 +117,9 @@ class Recorder:
         for record in records:
             counted = self._counted.get(record["name"])
             record["metrics"] = None if counted is None else dict(counted)
-        return merged(records)
+        # Here and not where all are put together: there the secrets of a worker's servers are not known.
+        found: list[dict[str, Any]] = cleaned(merged(records), self.secrets)
+        return found
 
     def record(
         self,
@@ -140,12 +143,7 @@ class Recorder:
         tests = self._tests.all()
         found = merged(servers)
         _count_tests(found, tests)
-        secrets = self.secrets
-        for test in tests:
-            test["id"] = redact(test["id"], secrets)
-            if test["message"] is not None:
-                test["message"] = redact(test["message"], secrets)
-        return {
+        record = {
             "schema_version": SCHEMA_VERSION,
             "pytest_infserver": pytest_infserver.__version__,
             "pytest": pytest.__version__,
@@ -159,9 +157,11 @@ class Recorder:
             "outcomes": outcomes(tests),
             "servers": found,
             "tests": tests,
-            "incidents": [redact(text, secrets) for text in incidents],
-            "errors": [redact(text, secrets) for text in errors],
+            "incidents": list(incidents),
+            "errors": list(errors),
         }
+        found_clean: dict[str, Any] = cleaned(record, self.secrets)
+        return found_clean
 
     @property
     def secrets(self) -> frozenset[str]:
@@ -169,26 +169,9 @@ class Recorder:
         return frozenset().union(*(server.secrets for server in self._servers))
 
     def excerpt(self, label: str, start: int, end: int, limit: int) -> str:
-        """Return what stands in a server's log between two bytes: its end, if that is too much, secrets masked."""
+        """Return what stands in a server's log between two bytes: its end, if that is too much, cleaned."""
         server = self._by_label.get(label)
-        return "" if server is None or server.attached else log_excerpt(server, start, end, limit)
-
-
-def log_excerpt(server: InferenceServer, start: int, end: int, limit: int) -> str:
-    """Return a part of a server's log, secrets masked.
-
-    Args:
-        server: The server.
-        start: First byte.
-        end: Byte behind the last one.
-        limit: How many bytes it may have; the last ones count.
-    """
-    data, left_out = server.read_log_bytes(start, limit, end)
-    text = data.decode("utf-8", "replace")
-    if left_out:
-        # Half a secret would not be known for one: away with the line that is cut.
-        text = text.partition("\n")[2]
-    return redact(text, server.secrets)
+        return "" if server is None or server.attached else excerpt(server, start, end, limit)[0]
 
 
 def _count_tests(servers: Iterable[dict[str, Any]], tests: Iterable[dict[str, Any]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from pytest_infserver.reporting.profiles import paths_of
 from pytest_infserver.reporting.uses import uses_of
+from pytest_infserver.system.text import clean, one_line
 
 MESSAGE = "infserver_message"
 """Attribute of a report: its `first_line` without the secrets of servers that only its process knows."""
@@ -21,7 +22,13 @@ _PHASES = ("setup", "call", "teardown")
 class TestRecords:
     """Listens to the reports of all tests, whichever process runs them."""
 
-    def __init__(self) -> None:
+    def __init__(self, secrets: Callable[[], frozenset[str]]) -> None:
+        """Begin to listen.
+
+        Args:
+            secrets: Returns the values to hide.
+        """
+        self._secrets = secrets
         self._records: list[dict[str, Any]] = []
         self._open: dict[tuple[str, str | None], dict[str, Any]] = {}
         self._last: dict[str, dict[str, Any]] = {}
@@ -73,7 +80,7 @@ class TestRecords:
         # An error in the teardown does not hide how the test itself went wrong.
         if outcome != "passed" and record["outcome"] in ("passed", "xfailed", "xpassed", "skipped"):
             record["outcome"] = outcome
-            record["message"] = getattr(report, MESSAGE, None) or first_line(report)
+            record["message"] = getattr(report, MESSAGE, None) or first_line(report, self._secrets())
 
     def _amend(self, report: pytest.TestReport, key: tuple[str, str | None]) -> None:
         record = self._open.pop(key, None) or self._last.get(report.nodeid)
@@ -118,8 +125,13 @@ def _outcome(report: pytest.TestReport) -> str:
     return str(report.outcome)
 
 
-def first_line(report: pytest.TestReport) -> str | None:
-    """Return what went wrong in a phase of a test, in a line; secrets are not hidden yet."""
+def first_line(report: pytest.TestReport, secrets: frozenset[str]) -> str | None:
+    """Return what went wrong in a phase of a test, in a clean line.
+
+    Args:
+        report: That of the phase.
+        secrets: Values to hide.
+    """
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None:
         text = str(crash.message)
@@ -127,8 +139,8 @@ def first_line(report: pytest.TestReport) -> str | None:
         text = str(report.longrepr[2])
     else:
         text = str(report.longrepr or "")
-    line = text.strip().partition("\n")[0]
-    return (line if len(line) <= _MAX_MESSAGE else f"{line[:_MAX_MESSAGE]} ...") or None
+    # A secret may have several lines.
+    return one_line(clean(text.strip(), secrets).partition("\n")[0], limit=_MAX_MESSAGE) or None
 
 
 def _mark_shared(records: Iterable[dict[str, Any]]) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_infserver.launcher.redaction import redact
 from pytest_infserver.pool.member import LocalMember
 from pytest_infserver.reporting.engine_metrics import Counters, difference
 from pytest_infserver.reporting.html_extras import add_html_extras
@@ -18,6 +17,7 @@ from pytest_infserver.reporting.recorder import Recorder
 from pytest_infserver.reporting.records_of_tests import MESSAGE, first_line
 from pytest_infserver.reporting.run_files import RECORD, REPORT, TRACE, RunFiles, as_json, run_folder
 from pytest_infserver.reporting.uses import FACTORY, Use, add_properties, attach_uses, uses_in
+from pytest_infserver.system.text import clean
 
 if TYPE_CHECKING:
     from pytest_infserver.pool.run import Run
@@ -66,7 +66,7 @@ class RunReport:
         uses = uses_in(self._run)
         add_properties(report, item, uses)
         if report.failed:
-            setattr(report, MESSAGE, redact(first_line(report) or "", self._recorder.secrets))
+            setattr(report, MESSAGE, first_line(report, self._recorder.secrets) or "")
         if report.when == "teardown" or report.failed:
             # A test that is going to be repeated has no report of its teardown.
             attach_uses(report, uses, self._count)
@@ -92,6 +92,12 @@ class RunReport:
         except Exception as error:
             # A backend of the user's may fail to say what it is.
             notes.incidents.append(f"what became of the servers cannot be told: {type(error).__name__}: {error}")
+
+    def clean(self, notes: Notes) -> None:
+        """Clean the texts of notes, whoever has left them."""
+        secrets = self._recorder.secrets
+        for texts in (notes.incidents, notes.errors):
+            texts[:] = [clean(text, secrets) for text in texts]
 
     def write(self, session: pytest.Session, notes: Notes) -> None:
         """Write the files, if there was a server; what is in the way of that is noted.

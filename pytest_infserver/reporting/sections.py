@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_infserver.launcher.liveness import notice_death
-from pytest_infserver.launcher.redaction import margin, redact
 from pytest_infserver.launcher.state import ServerState
-from pytest_infserver.reporting.log_text import clean
+from pytest_infserver.reporting.log_text import excerpt
 from pytest_infserver.reporting.server_state import describe_state
+from pytest_infserver.system.text import clean
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.follower import View
@@ -66,7 +66,7 @@ def _add_state(report: pytest.TestReport, run: Run, server: InferenceServer, vie
     # Its start error says all about one that does not run.
     if _not_started(run, server):
         return
-    text = redact(describe_state(view, attached=server.attached), server.secrets)
+    text = clean(describe_state(view, attached=server.attached), server.secrets)
     if run.cluster is not None and server.name in run.cluster.keyed:
         text += f"\n{_KEYED}"
     # Where it runs stands above its log, if it has one.
@@ -89,14 +89,5 @@ def _not_started(run: Run, server: InferenceServer) -> bool:
 
 
 def _log(server: InferenceServer, log_start: int, log_end: int | None) -> str:
-    secrets = server.secrets
-    begin = max(0, log_start - margin(secrets))
-    data, left_out = server.read_log_bytes(begin, MAX_LOG + margin(secrets), log_end)
-    size = len(data) + left_out - (log_start - begin)
-    # A log that was truncated meanwhile is shown from its beginning.
-    shown = min(size if size >= 0 else len(data), MAX_LOG)
-    before, data = data[: len(data) - shown], data[len(data) - shown :]
-    text = clean(before, data, secrets)
-    if text and size > shown:
-        return f"[... {size - shown} bytes left out, see {server.log_path}]\n{text}"
-    return text
+    text, left_out = excerpt(server, log_start, log_end, MAX_LOG)
+    return f"[... {left_out} bytes left out, see {server.log_path}]\n{text}" if text and left_out else text

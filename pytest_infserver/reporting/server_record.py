@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_infserver.launcher.redaction import redact
 from pytest_infserver.reporting.paths import relative
 from pytest_infserver.reporting.series import MAX_POINTS, halved
+from pytest_infserver.system.text import clean
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.journal import Event
@@ -40,8 +40,8 @@ def server_record(
     return {
         "name": label,
         "backend": server.get_backend_name(),
-        "model": redact(server.model, server.secrets),
-        "url": redact(server.server_url, server.secrets),
+        "model": clean(server.model, server.secrets),
+        "url": clean(server.server_url, server.secrets),
         "attached": server.attached,
         "command": _command(server),
         "log": None if server.attached else relative(server.log_path, folder),

@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from fnmatch import fnmatchcase
 from typing import Protocol, TypeVar
 
+from pytest_infserver.system.text import one_line
+
 
 class Stoppable(Protocol):
     """A server that can be stopped."""
@@ -59,4 +61,4 @@ def stop_all(servers: Sequence[Stoppable]) -> Iterator[tuple[bool, str]]:
 
 def _stop(server: Stoppable) -> tuple[bool, str]:
     gone, how = server.end()
-    return gone, f"{server.name} ({server.label}): {how}"
+    return gone, one_line(f"{server.name} ({server.label}): {how}")

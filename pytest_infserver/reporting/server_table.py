@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pytest_infserver.launcher.processes import read_file
-from pytest_infserver.launcher.redaction import find_secrets, is_secret_name, redact
+from pytest_infserver.system.secrets import find_secrets
+from pytest_infserver.system.text import one_line
 
 if TYPE_CHECKING:
     from pytest_infserver.cluster.listing import ClusterServer
@@ -34,7 +35,8 @@ def cluster_table(servers: Sequence[ClusterServer]) -> list[str]:
 def _table(head: tuple[str, ...], servers: Sequence[tuple[str, ...]]) -> list[str]:
     if not servers:
         return ["no server runs"]
-    rows = [head, *servers]
+    # What another user's process says of itself may be anything.
+    rows = [head, *(tuple(map(one_line, row)) for row in servers)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
@@ -117,10 +119,6 @@ def _words(pid: int) -> list[str]:
 
 def shown_command(words: Sequence[str]) -> str:
     """Return a command line in short: without the path of Python and of the script, secrets masked."""
-    secrets = find_secrets({}, words)
-    # As in --infserver-env HF_TOKEN=...
-    named = [word.rpartition("=") for word in words]
-    secrets |= {value for name, _, value in named if len(value) >= 8 and is_secret_name(name.rpartition("=")[2])}
     rest = list(words)
     if len(rest) > 1 and re.fullmatch(r"python[\d.]*t?", os.path.basename(rest[0])):  # noqa: PTH119
         rest = rest[1:]
@@ -129,6 +127,6 @@ def shown_command(words: Sequence[str]) -> str:
     if rest:
         rest[0] = os.path.basename(rest[0])  # noqa: PTH119
     # A script given with -c has many lines.
-    text = " ".join(redact(" ".join(rest), secrets).split())
+    text = " ".join(one_line(" ".join(rest), find_secrets({}, words), _MAX_READ).split())
     width = max(_MAX_COMMAND, shutil.get_terminal_size().columns // 2)
     return text if len(text) <= width else f"{text[:width]}..."

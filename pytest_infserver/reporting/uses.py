@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_infserver.launcher.redaction import redact
+from pytest_infserver.system.text import clean
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
@@ -61,16 +61,13 @@ def add_properties(report: pytest.TestReport, item: pytest.Item, uses: Iterable[
         if use.label in known:
             continue
         server = use.server
-        found = [
-            (SERVER, use.label),
-            (BACKEND, server.get_backend_name()),
-            # Only what the user wrote may hold a secret; looking for those takes its time in each test.
-            (URL, redact(server.server_url, server.secrets) if server.attached else server.server_url),
-        ]
+        found = [(SERVER, use.label), (BACKEND, server.get_backend_name()), (URL, server.server_url)]
         if not server.attached:
             found.append((LOG, str(server.log_path)))
         if server.node is not None:
             found.append((NODE, server.node))
+        secrets = server.secrets
+        found = [(name, clean(value, secrets)) for name, value in found]
         item.user_properties += found
         report.user_properties += found
 

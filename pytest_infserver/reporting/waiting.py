@@ -14,6 +14,7 @@ from pytest_infserver.reporting.live_lines import LiveLines, terminal_size
 from pytest_infserver.reporting.plain_lines import PlainLines
 from pytest_infserver.reporting.terminal import visible_terminal
 from pytest_infserver.reporting.wait_table import Row, table
+from pytest_infserver.system.text import one_line
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
@@ -146,13 +147,11 @@ class Describer:
 
     def __call__(self, wait: Wait) -> Row:
         """Return the text for one server."""
-        from pytest_infserver.launcher.diagnosis import readable
-
         server = wait.server
         last = None if wait.hindrance else self._times.last(server)
         return Row(
-            label=readable(str(server).encode("utf-8", "replace")),
-            doing=readable(wait.hindrance.encode("utf-8", "replace")) or self._phase(server),
+            label=one_line(str(server)),
+            doing=one_line(wait.hindrance) or self._phase(server),
             time=f"{wait.seconds:.0f} s",
             last="" if last is None else f" (last time {last:.0f} s)",
         )
@@ -169,14 +168,12 @@ class Describer:
 
 
 def _harmless(server: InferenceServer, phase: str) -> str:
-    from pytest_infserver.launcher.diagnosis import readable
-
     try:
         secrets = frozenset() if phase == server.first_phase else server.secrets
     except Exception:
         # A backend's own mistake; its start says it better.
         return "starting"
-    return readable(phase.encode("utf-8", "replace"), secrets) or "starting"
+    return one_line(phase, secrets) or "starting"
 
 
 def _others_write(config: pytest.Config) -> bool:

@@ -98,3 +98,17 @@ def test_the_arguments_are_not_changed() -> None:
 )
 def test_option_values(argv: list[str], values: list[list[str]]) -> None:
     assert option_values(argv, "--port", "-p") == values
+
+
+@pytest.mark.parametrize(
+    ("argv", "values"),
+    [
+        (["--api-key", "-Zx81kd92kf", "b", "-c", "1"], [["-Zx81kd92kf", "b"]]),
+        (["--api-key", "--Zx81-kd92kf", "-c", "1"], [["--Zx81-kd92kf"]]),
+        (["--api-key", "a", "-Zx81kd92kf"], [["a"]]),
+        (["--api-key", "--port", "1"], [[]]),
+        (["--api-key", "-c", "1"], [[]]),
+    ],
+)
+def test_a_secret_may_begin_with_a_dash(argv: list[str], values: list[list[str]]) -> None:
+    assert option_values(argv, "--api-key") == values

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_infserver import LlamaCppServer, SGLangServer, TransformersServer, VLLMServer
-from pytest_infserver.launcher.diagnosis import last_lines, readable, reports_port_taken, root_cause
+from pytest_infserver.launcher.diagnosis import last_lines, reports_port_taken, root_cause
 from pytest_infserver.launcher.log import ServerLog
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
@@ -185,10 +185,6 @@ def test_long_line_is_shortened(log: Callable[[str | bytes], ServerLog]) -> None
     assert cause.endswith(" ...")
 
 
-def test_readable_is_one_line() -> None:
-    assert readable(b"\t a\x0bb\x1b[2K \n") == "a b"
-
-
 def test_last_lines(log: Callable[[str | bytes], ServerLog]) -> None:
     assert last_lines(log("a\n\nb\r\n 10%\r 20%\nc"), 3) == ["10%", "20%", "c"]
 
@@ -290,10 +286,6 @@ def test_lines_that_the_windows_of_a_long_log_cut_are_no_causes(tmp_path: Path) 
             file.seek(edge - 2000 - 7)
             file.write(b"\nError: " + secret.encode() + b" failed\n")
     assert "s3s3" not in (root_cause(log, secrets=frozenset({secret})) or "")
-
-
-def test_a_window_title_is_no_part_of_a_line() -> None:
-    assert readable(b"\x1b]0;title\x07\x1b[1mError\x1b[0m: x \x1b]2;other\x1b\\end") == "Error: x end"
 
 
 FLOOD = (b"x" * 1023 + b"\n") * (11 << 10)

@@ -1,86 +1,51 @@
-"""A part of a server's log as text: secrets that a limit cuts, control characters, floods."""
+"""A part of a server's log in a report: bounded, and clean also where it is cut."""
 
 from __future__ import annotations
 
-import os
-import time
+from pathlib import Path
 
 import pytest
 
-from pytest_infserver.launcher.redaction import margin
-from pytest_infserver.reporting.log_text import clean
+from pytest_infserver import CommandServer
+from pytest_infserver.reporting.log_text import bounded, excerpt
 
-SECRET = "sk-0123456789-é-abcdef"
-SECRETS = frozenset({SECRET})
-RAW = SECRET.encode()
+SECRET = "sk-0123456789-\u00e9-abcdef"
 
 
-@pytest.mark.parametrize("cut", range(1, len(RAW)))
-def test_a_secret_that_the_beginning_cuts_is_masked_whole(cut: int) -> None:
-    assert clean(b"key " + RAW[:cut], RAW[cut:] + b" end", SECRETS) == "******** end"
-
-
-@pytest.mark.parametrize("cut", range(8, len(RAW)))
-def test_a_secret_that_is_still_being_written_is_masked(cut: int) -> None:
-    assert clean(b"", b"key " + RAW[:cut], SECRETS) == "key ********"
-
-
-def test_what_only_looks_like_the_rest_of_a_secret_stays() -> None:
-    assert clean(b"key other", RAW[10:] + b" end", SECRETS) == f"{RAW[10:].decode()} end"
-    assert clean(b"key " + RAW + b" ", b"end sk-0123", SECRETS) == "end sk-0123"
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["sk-\x1b[31m0123456789-é-abcdef", "sk-0123\x1b]0;title\x07456789-é-abcdef", "sk-01\x00\x00\x0023456789-é-abcdef"],
-)
-def test_a_secret_with_something_invisible_inside_is_masked(text: str) -> None:
-    assert clean(b"", f"key {text} end".encode(), SECRETS) == "key ******** end"
-
-
-def test_a_secret_as_a_shell_command_has_it_needs_a_wider_margin() -> None:
-    secret = "it's a 'secret'"
-    quoted = secret.replace("'", "'\"'\"'").encode()
-    assert margin(frozenset({secret})) == len(quoted)
-    assert clean(b"x " + quoted[:20], quoted[20:] + b" end", frozenset({secret})) == "******** end"
-
-
-def test_without_secrets_there_is_no_margin() -> None:
-    assert margin(frozenset()) == 0
-    assert clean(b"", b"text\n", frozenset()) == "text"
-
-
-def test_control_characters_are_gone_and_a_progress_bar_is_lines() -> None:
-    data = b"\x1b[1;31mred\x1b[0m\tbell\x07 back\x08 \x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\ \xc2\x9b31m del\x7f\r\n"
-    text = clean(b"", data + b"\r 10%\r 20%\r 30%\nnul\0\0\0s \xe2\x80\xae bidi \x1bM \x1b", frozenset())
-    lines = text.split("\n")
-    assert lines[0] == "red\tbell  back  link  31m del "
-    assert [line for line in lines if "%" in line] == [" 10%", " 20%", " 30%"]
-    assert lines[-1].startswith("nuls   bidi")
-    assert all(char.isprintable() or char in "\n\t" for char in text)
-
-
-def test_bytes_that_are_not_utf8_are_replaced() -> None:
-    assert clean(b"", b"a \xff\xfe b \xe2\x82", frozenset()) == "a \ufffd\ufffd b \ufffd"
+@pytest.fixture
+def server(tmp_path: Path) -> CommandServer:
+    made = CommandServer(
+        launch_command=["run", "{port}"], health_endpoint="/", output_dir=str(tmp_path), env_vars={"MY_TOKEN": SECRET}
+    )
+    made.log_path.parent.mkdir(parents=True)
+    made.launches = 1
+    return made
 
 
 def test_long_lines_and_many_lines_are_bounded() -> None:
-    long = clean(b"", b"x" * 16_000, frozenset())
+    long = bounded("x" * 16_000)
     assert len(long) < 2100
     assert long.endswith("[... 14000 characters left out]")
-    many = clean(b"", b"a\nb\n" * 4000, frozenset()).split("\n")
+    many = bounded("a\nb\n" * 4000).split("\n")
     assert many[0] == "[... 7600 lines left out]"
     assert len(many) == 401
-    blank = clean(b"", b"first\n" + b"\n" * 16_000 + b"last\n", frozenset())
-    assert len(blank.split("\n")) < 10
+    assert len(bounded("first\n" + "\n" * 16_000 + "last\n").split("\n")) < 10
 
 
-def test_random_bytes_of_all_kinds_are_survived_quickly() -> None:
-    secret = "s" * 4000
-    begin = time.monotonic()
-    for _ in range(20):
-        data = os.urandom(8000) + b"\x1b" * 1000 + b"\x1b]" * 1000 + b"s" * 3999 + b"\x1b[" * 1000
-        text = clean(os.urandom(4000), data, frozenset({secret}))
-        assert all(char.isprintable() or char in "\n\t" for char in text)
-        assert len(text) < 40_000
-    assert time.monotonic() - begin < 30
+@pytest.mark.parametrize("colour", ["", "\x1b[1;36m"])
+def test_no_piece_of_a_secret_is_left_wherever_an_excerpt_is_cut(server: CommandServer, colour: str) -> None:
+    data = f"log: {colour.join(SECRET)} on\n".encode()
+    server.log_path.write_bytes(data)
+    for limit in range(1, len(data) + 1):
+        text, left_out = excerpt(server, 0, None, limit)
+        assert left_out == len(data) - limit
+        assert not any(SECRET[-length:] in text for length in range(2, len(SECRET)))
+    for end in range(len(data)):
+        for text in (excerpt(server, 0, end, 1000)[0], excerpt(server, end, len(data), 1000)[0]):
+            assert not any(piece in text for piece in (SECRET[:8], SECRET[-8:], SECRET[4:12]))
+
+
+def test_a_log_that_was_truncated_is_shown_from_its_beginning(server: CommandServer) -> None:
+    server.log_path.write_text("new\n")
+    assert excerpt(server, 1000, None, 100) == ("new", 0)
+    assert excerpt(server, 4, None, 100) == ("", 0)

@@ -36,24 +36,26 @@ def add(records: Records, *reports: Any) -> dict[str, Any]:
 
 
 def test_the_three_phases_make_one_record() -> None:
-    records = Records()
+    records = Records(frozenset)
     assert records.add(report("setup", at=10)) is None
     assert records.add(report("call", at=11)) is None
     use = {"name": "a", "launch": 1, "log_start": 0, "log_end": 5, "metrics": None}
     done = records.add(report("teardown", at=12, infserver=[use], worker_id="gw3"))
     # A worker says its name in all reports or in none.
     assert done is None
-    record = add(Records(), *(report(when, at=at) for when, at in (("setup", 10), ("call", 11), ("teardown", 12))))
+    record = add(
+        Records(frozenset), *(report(when, at=at) for when, at in (("setup", 10), ("call", 11), ("teardown", 12)))
+    )
     assert (record["started"], record["ended"], record["outcome"]) == (10, 13, "passed")
 
 
 @pytest.mark.parametrize("reported", [("setup",), ("setup", "call")])
 def test_a_test_without_an_end_has_not_passed(reported: tuple[str, ...]) -> None:
-    assert add(Records(), *map(report, reported))["outcome"] == "interrupted"
+    assert add(Records(frozenset), *map(report, reported))["outcome"] == "interrupted"
 
 
 def test_a_test_that_is_over_is_returned_with_what_it_has_used() -> None:
-    records = Records()
+    records = Records(frozenset)
     use = {"name": "a", "launch": 1, "log_start": 0, "log_end": 5, "metrics": None}
     for when in ("setup", "call"):
         records.add(report(when, worker_id="gw3"))
@@ -78,19 +80,21 @@ def test_a_test_that_is_over_is_returned_with_what_it_has_used() -> None:
 )
 def test_the_outcome(steps: list[tuple[str, str]], outcome: str) -> None:
     reports = [report(when, how, longrepr=f"{when} went wrong\nmore") for when, how in steps]
-    record = add(Records(), *reports)
+    record = add(Records(frozenset), *reports)
     assert record["outcome"] == outcome
     first = next(when for when, how in steps if how != "passed")
     assert record["message"] == f"{first} went wrong"
 
 
 def test_expected_failures() -> None:
-    assert add(Records(), report("setup"), report("call", "skipped", wasxfail="reason"))["outcome"] == "xfailed"
-    assert add(Records(), report("setup"), report("call", "passed", wasxfail="reason"))["outcome"] == "xpassed"
+    assert (
+        add(Records(frozenset), report("setup"), report("call", "skipped", wasxfail="reason"))["outcome"] == "xfailed"
+    )
+    assert add(Records(frozenset), report("setup"), report("call", "passed", wasxfail="reason"))["outcome"] == "xpassed"
 
 
 def test_a_rerun_is_a_record_of_its_own() -> None:
-    records = Records()
+    records = Records(frozenset)
     for attempt in ("rerun", "passed"):
         records.add(report("setup"))
         records.add(report("call", attempt))
@@ -100,7 +104,7 @@ def test_a_rerun_is_a_record_of_its_own() -> None:
 
 
 def test_an_error_that_turns_up_later_changes_the_outcome() -> None:
-    records = Records()
+    records = Records(frozenset)
     add(records, report("setup"), report("call"), report("teardown"))
     record = add(records, report("teardown", "failed", longrepr="it left something behind"))
     assert len(records.all()) == 1
@@ -108,7 +112,7 @@ def test_an_error_that_turns_up_later_changes_the_outcome() -> None:
 
 
 def test_a_worker_that_crashes_fails_its_test() -> None:
-    records = Records()
+    records = Records(frozenset)
     records.add(report("setup", worker_id="gw0"))
     record = add(records, report("???", "failed", longrepr="worker 'gw0' crashed"))
     assert len(records.all()) == 1
@@ -116,12 +120,12 @@ def test_a_worker_that_crashes_fails_its_test() -> None:
 
 
 def test_a_report_of_a_test_that_nobody_has_heard_of() -> None:
-    record = add(Records(), report("???", "failed", longrepr="crashed"))
+    record = add(Records(frozenset), report("???", "failed", longrepr="crashed"))
     assert (record["outcome"], record["started"]) == ("failed", None)
 
 
 def test_each_worker_has_a_record_of_a_test_that_all_of_them_run() -> None:
-    records = Records()
+    records = Records(frozenset)
     for when in ("setup", "call", "teardown"):
         for worker in ("gw0", "gw1"):
             records.add(report(when, worker_id=worker))
@@ -129,7 +133,7 @@ def test_each_worker_has_a_record_of_a_test_that_all_of_them_run() -> None:
 
 
 def test_a_long_message_is_cut() -> None:
-    message = add(Records(), report("setup", "failed", longrepr="x" * 10_000))["message"]
+    message = add(Records(frozenset), report("setup", "failed", longrepr="x" * 10_000))["message"]
     assert len(message) < 400
 
 
@@ -138,7 +142,7 @@ def use(name: str) -> dict[str, Any]:
 
 
 def test_servers_that_tests_have_used_at_the_same_time() -> None:
-    records = Records()
+    records = Records(frozenset)
     times = {"a": (0, "x"), "b": (2, "x"), "c": (2.5, "x"), "d": (10, "x"), "e": (2, "y")}
     for nodeid, (at, server) in times.items():
         for when in ("setup", "call", "teardown"):
@@ -148,7 +152,7 @@ def test_servers_that_tests_have_used_at_the_same_time() -> None:
 
 
 def test_a_long_test_shares_with_all_that_run_within_it() -> None:
-    records = Records()
+    records = Records(frozenset)
     for nodeid, start, end in (
         ("long", 0.0, 100.0),
         ("short", 1.0, 2.0),
@@ -165,12 +169,14 @@ def test_a_long_test_shares_with_all_that_run_within_it() -> None:
 
 
 def test_a_clock_that_is_set_back_makes_no_test_end_before_it_began() -> None:
-    record = add(Records(), *(report(when, at=at) for when, at in (("setup", 5000), ("call", 10), ("teardown", 12))))
+    record = add(
+        Records(frozenset), *(report(when, at=at) for when, at in (("setup", 5000), ("call", 10), ("teardown", 12)))
+    )
     assert (record["started"], record["ended"]) == (5000, 5000)
 
 
 def test_a_crash_is_that_of_the_test_in_its_own_worker() -> None:
-    records = Records()
+    records = Records(frozenset)
     for worker in ("gw0", "gw1"):
         records.add(report("setup", worker_id=worker))
     node = SimpleNamespace(gateway=SimpleNamespace(id="gw0"))

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 from pytest_infserver.launcher.devices.visible import Device
 from pytest_infserver.launcher.gpus import Gpu, NoTelemetry, read_gpus
-from pytest_infserver.launcher.redaction import find_secrets, redact
+from pytest_infserver.system.secrets import find_secrets
+from pytest_infserver.system.text import one_line
 
 TOLERANCE = 512 << 20
 """Bytes by which a device's memory may differ and still leave room for the next server."""
 _STEP = 0.1
 _MAX_COMMAND = 80
+_MAX_READ = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,6 @@ def describe_process(pid: int) -> str:
         process = psutil.Process(pid)
         words = process.cmdline()
         # One line, whatever a script on the command line looks like.
-        command = " ".join(redact(" ".join(words), find_secrets({}, words)).split())
-        return f"pid {pid} ({command[:_MAX_COMMAND] or process.name()})"
+        command = " ".join(one_line(" ".join(words), find_secrets({}, words), _MAX_READ).split())
+        return f"pid {pid} ({command[:_MAX_COMMAND] or one_line(process.name())})"
     return f"pid {pid}"

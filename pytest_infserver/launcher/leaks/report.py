@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_infserver.launcher.leaks.finding import Finding
-from pytest_infserver.launcher.redaction import redact
+from pytest_infserver.system.text import one_line, shortened
 
 _MAX_COMMAND = 160
+_MAX_NAME = 8192
 _MAX_FAILURES = 20
 """How many of one kind are shown."""
 _INTERPRETER = re.compile(r"python|pypy|(ba|da|z)?sh$|perl|ruby|node")
@@ -57,11 +58,11 @@ class LeakReport:
 
 def from_message(entries: Sequence[Mapping[str, Any]]) -> list[Finding]:
     """Return the findings that a supervisor has sent."""
-    return [Finding(**{key: _clean(value) for key, value in entry.items()}) for entry in entries]
+    return [Finding(**entry) for entry in entries]
 
 
 def judged(findings: Sequence[Finding], allowed: Sequence[str], secrets: frozenset[str]) -> tuple[Finding, ...]:
-    """Return findings as they are reported: what is allowed is a warning, secrets are masked.
+    """Return findings as they are reported: what is allowed is a warning, texts are cleaned.
 
     Args:
         findings: What was found.
@@ -71,8 +72,9 @@ def judged(findings: Sequence[Finding], allowed: Sequence[str], secrets: frozens
     return tuple(
         finding._replace(
             fails=finding.fails and not is_allowed(finding, allowed),
-            name=redact(finding.name, secrets),
-            command=redact(finding.command, secrets),
+            name=one_line(finding.name, secrets, _MAX_NAME),
+            detail=one_line(finding.detail, secrets),
+            command=one_line(finding.command, secrets, _MAX_NAME),
         )
         for finding in findings
     )
@@ -119,7 +121,7 @@ def as_known_text(who: str, findings: Sequence[Finding]) -> str:
     return f"{who} left behind {_summary(findings)}, as its engine is known to do; {fate}"
 
 
-def one_line(finding: Finding) -> str:
+def finding_line(finding: Finding) -> str:
     """Return what was found, in one line without its command."""
     return " ".join(_finding_lines(finding, "", {finding.pid})[0].split())
 
@@ -144,8 +146,7 @@ def _finding_lines(finding: Finding, prefix: str, shown: set[int | None]) -> lis
     if finding.pid in shown or not finding.command:
         return [head]
     shown.add(finding.pid)
-    command = finding.command
-    return [head, f"            {command if len(command) <= _MAX_COMMAND else f'{command[:_MAX_COMMAND]} ...'}"]
+    return [head, f"            {shortened(finding.command, _MAX_COMMAND)}"]
 
 
 def _pattern(failures: Sequence[Finding]) -> str:
@@ -160,10 +161,3 @@ def _pattern(failures: Sequence[Finding]) -> str:
             telling = next((word for word in rest if not word.startswith("-")), telling)
         name = f"*{glob.escape(os.path.basename(telling))}*"  # noqa: PTH119
     return json.dumps(f"{first.kind}:{name}", ensure_ascii=False)
-
-
-def _clean(value: Any) -> Any:
-    # A path is bytes; what is no text in it cannot be printed, and a terminal would obey what is none.
-    if not isinstance(value, str):
-        return value
-    return "".join(character if character.isprintable() else "?" for character in value)

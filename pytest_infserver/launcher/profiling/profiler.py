@@ -14,6 +14,7 @@ from pytest_infserver.errors import ProfileError
 from pytest_infserver.launcher.bounded_run import run_bounded
 from pytest_infserver.launcher.profiling.clash import clash_of
 from pytest_infserver.launcher.profiling.tool_arguments import options_in
+from pytest_infserver.system.text import clean, clean_part
 
 if TYPE_CHECKING:
     from pytest_infserver.config.model import ProfileConfig
@@ -194,9 +195,11 @@ class Profiler:
 
     def error(self, problem: str, output: bytes | str = "", kind: type[ProfileError] = ProfileError) -> ProfileError:
         """Return an error about this server and this tool, with what the tool has said."""
-        text = output if isinstance(output, str) else output.decode("utf-8", "replace")
+        secrets = self.server.secrets
+        # Of what a tool has said an end may be missing.
+        text = clean_part(b"", output, secrets) if isinstance(output, bytes) else clean(output, secrets)
         said = "".join(f"\n  {line}" for line in tail(text))
-        return kind(f"{self.server}: profiling with {self.name}: {problem}{':' if said else ''}{said}")
+        return kind(clean(f"{self.server}: profiling with {self.name}: {problem}{':' if said else ''}{said}", secrets))
 
     def known_options(self, binary: str, switch: str) -> frozenset[str]:
         """Return the options that a tool names in its help, which differ from version to version.

@@ -17,6 +17,7 @@ from pytest_infserver.launcher.profiling.ledger import Entry, Ledger, Stretch, t
 from pytest_infserver.launcher.profiling.profiler import NothingSeenError, Place, Profiler, Waiting
 from pytest_infserver.launcher.profiling.tools import TOOLS
 from pytest_infserver.launcher.state import ServerState
+from pytest_infserver.system.text import clean
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
@@ -290,6 +291,8 @@ class Profiling:
         self._begin(profiler, _WHOLE_LIFE, automatic=True)
 
     def _begin(self, profiler: Profiler, name: str, *, automatic: bool, is_piece: bool = False) -> None:
+        # It becomes a file's name, and part of what is told.
+        name = clean(name, self._server.secrets)
         place = self._place
         if profiler.at_launch and place is None:
             raise profiler.error("the server was not started for it")
@@ -357,7 +360,7 @@ class Profiling:
             time.sleep(_STEP)
         stretch = replace(stretch, resume=other.automatic or other.resume)
         for problem in self._finish(replace(other, is_piece=True), stretch):
-            self._server.on_warning(str(problem))
+            self._server.warn(str(problem))
         return stretch
 
     def _release(self, stretch: Stretch) -> None:
@@ -379,7 +382,7 @@ class Profiling:
             self._begin(profiler, _WHOLE_LIFE, automatic=True, is_piece=True)
         except ProfileError as problem:
             # The profile that was asked for is there all the same.
-            self._server.on_warning(str(problem))
+            self._server.warn(str(problem))
 
     def _finish_whatever(self) -> list[ProfileError]:
         """End what is being profiled, by whomever; wait if that one is about to begin or to end it."""

@@ -22,7 +22,7 @@ from pytest_infserver.reporting.server_table import as_size
 from pytest_infserver.reporting.timeline.links import link
 from pytest_infserver.reporting.timeline.payload import BAD, MAX_ID, MAX_NAME, Excerpt, Payload
 from pytest_infserver.reporting.timeline.shape import known
-from pytest_infserver.reporting.timeline.text import plain, terminal_text
+from pytest_infserver.reporting.timeline.text import plain
 
 MAX_SIZE = 290_000
 """Bytes that excerpts of logs may fill the page up to."""
@@ -60,7 +60,7 @@ def render_html(record: Mapping[str, Any], excerpt: Excerpt) -> str:
     Args:
         record: What `run.json` has.
         excerpt: ``excerpt(server_name, start, end, limit)`` returns about ``limit`` characters of what a server has
-            logged between two byte offsets, secrets masked.
+            logged between two byte offsets, cleaned.
     """
     record = known(record)
     payload = Payload(record)
@@ -71,9 +71,7 @@ def render_html(record: Mapping[str, Any], excerpt: Excerpt) -> str:
     rest = sum(len(part.encode("utf-8", "replace")) for part in (before, _json(payload.packed()), after))
     tests = len(record["tests"])
     least = max(_MIN_EXCERPTS, _EXCERPTS_PER_TEST * tests)
-    payload.add_excerpts(
-        lambda *place: terminal_text(excerpt(*place)), _size, max(least, min(_MAX_EXCERPTS, MAX_SIZE - rest))
-    )
+    payload.add_excerpts(excerpt, _size, max(least, min(_MAX_EXCERPTS, MAX_SIZE - rest)))
     data = f'<script type="application/json" id="data">{_json(payload.packed())}</script>\n'
     # What is left of halves of surrogate pairs could not be written.
     return f"{before}{data}{after}".encode("utf-8", "replace").decode()

@@ -188,8 +188,8 @@ def test_failed() -> None:
 
 def test_what_cannot_be_printed_is_replaced() -> None:
     entry = SHM._asdict() | {"name": "/dev/shm/\udcff\x1b[31m\nü", "command": "a\tb"}
-    [finding] = from_message([entry])
-    assert (finding.name, finding.command) == ("/dev/shm/??[31m?ü", "a?b")
+    [finding] = judged(from_message([entry]), [], NOTHING)
+    assert (finding.name, finding.command) == ("/dev/shm/\ufffd ü", "a b")
     assert finding._replace(name=SHM.name, command=SHM.command) == SHM
 
 
