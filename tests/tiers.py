@@ -64,4 +64,5 @@ class SpawnWatch:
 
     def _note(self, event: str, arguments: tuple[object, ...]) -> None:
         if event in _SPAWNS:
-            self._seen.append(f"{event} {arguments[:2]}")
+            # xdist cannot send what is no text in a report.
+            self._seen.append(ascii((event, *arguments[:2])))

@@ -20,7 +20,7 @@ from pytest_infserver import CommandServer, ServerState
 from pytest_infserver.launcher import hang
 from pytest_infserver.launcher.bounded_run import run_bounded
 
-pytestmark = pytest.mark.usefixtures("hard_limit")
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 FakeServer = Callable[..., CommandServer]
 StandIn = Callable[[str], None]

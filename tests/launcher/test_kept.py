@@ -27,7 +27,7 @@ from pytest_infserver.launcher.kept import KeptServer, all_servers, ask, kept_se
 from pytest_infserver.launcher.peer import Peer, is_same_user, peer_of
 
 pytestmark = [
-    pytest.mark.usefixtures("hard_limit"),
+    pytest.mark.usefixtures("nothing_left"),
     pytest.mark.skipif(sys.platform != "linux", reason="keeps servers on Linux"),
 ]
 

@@ -25,7 +25,7 @@ from pytest_infserver.launcher.out_of_memory import Finding, OutOfMemoryWatch, W
 
 FAKE_ENGINE = Path(__file__).parents[1] / "fake_engine.py"
 
-pytestmark = pytest.mark.usefixtures("hard_limit")
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 NO_PID = 2**22 + 77
 """No process has it: it is above the largest."""

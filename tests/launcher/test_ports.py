@@ -17,7 +17,7 @@ import pytest
 from pytest_infserver import CommandServer, PortInUseError, ServerStartupError, VLLMServer
 from pytest_infserver.launcher import launching, ports
 
-pytestmark = pytest.mark.usefixtures("hard_limit")
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 FakeServer = Callable[..., CommandServer]
 QUIET_PORT = 20_000 + os.getpid() % 10_000

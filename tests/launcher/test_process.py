@@ -24,7 +24,7 @@ from pytest_infserver.launcher.processes import descendants, find_process
 FD_FOLDER = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
 LONG = 30.0
 
-pytestmark = pytest.mark.usefixtures("hard_limit")
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 MakeProcess = Callable[..., ServerProcess]
 

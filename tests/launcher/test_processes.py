@@ -18,7 +18,7 @@ from pytest_infserver.launcher.processes import Process, age, command_line, desc
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
-    pytest.mark.usefixtures("hard_limit"),
+    pytest.mark.usefixtures("nothing_left"),
 ]
 
 NOBODY_HAS = 2**22 + 1

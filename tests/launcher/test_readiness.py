@@ -17,7 +17,7 @@ from pytest_infserver import CommandServer, PortInUseError, ServerStartupError, 
 from pytest_infserver.launcher.log import ServerLog
 from pytest_infserver.launcher.readiness import ReadinessCheck, _LogWatch
 
-pytestmark = pytest.mark.usefixtures("hard_limit")
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 FakeServer = Callable[..., CommandServer]
 SOON = 15.0

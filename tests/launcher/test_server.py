@@ -33,7 +33,7 @@ from pytest_infserver import (
 from pytest_infserver.launcher.phases import Phase
 from pytest_infserver.launcher.process import ServerProcess
 
-pytestmark = pytest.mark.usefixtures("hard_limit")
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 FakeServer = Callable[..., CommandServer]
 

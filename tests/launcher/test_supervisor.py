@@ -20,7 +20,7 @@ from pytest_infserver import CommandServer, LeakError
 from pytest_infserver.launcher import processes, supervisor
 from pytest_infserver.launcher.owner import Owner
 
-pytestmark = pytest.mark.usefixtures("hard_limit")
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 FakeServer = Callable[..., CommandServer]
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs a child subreaper")

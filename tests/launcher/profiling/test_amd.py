@@ -14,7 +14,7 @@ from stand_ins import ask, names, warnings
 
 from pytest_infserver import InferenceServer, ProfileError, ServerDiedError, ServerStartupError, ServerState
 
-pytestmark = pytest.mark.usefixtures("hard_limit", "bin_folder")
+pytestmark = pytest.mark.usefixtures("nothing_left", "bin_folder")
 
 Profiled = Callable[..., InferenceServer]
 

@@ -18,7 +18,7 @@ from pytest_infserver.launcher.processes import read_process
 from pytest_infserver.launcher.profiling import ledger as module
 from pytest_infserver.launcher.profiling.ledger import Entry, Ledger, Stretch, this_process
 
-pytestmark = pytest.mark.usefixtures("hard_limit")
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 def stretch(**changes: Any) -> Stretch:

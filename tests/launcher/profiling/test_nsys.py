@@ -19,7 +19,7 @@ from stand_ins import FakeNsys, SglangLike, VllmLike, ask, names, wait_for, warn
 from pytest_infserver import CommandServer, InferenceServer, LeakError, ProfileError, ServerStartupError, ServerState
 from pytest_infserver.launcher.profiling.nsys import Nsys
 
-pytestmark = pytest.mark.usefixtures("hard_limit", "nsys")
+pytestmark = pytest.mark.usefixtures("nothing_left", "nsys")
 
 Profiled = Callable[..., InferenceServer]
 

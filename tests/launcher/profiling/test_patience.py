@@ -14,7 +14,7 @@ from pytest_infserver.launcher.profiling import patience
 from pytest_infserver.launcher.profiling.patience import patiently, wait_patiently
 from pytest_infserver.launcher.profiling.profiler import Waiting
 
-pytestmark = pytest.mark.usefixtures("hard_limit")
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 def test_result() -> None:

@@ -30,7 +30,7 @@ from pytest_infserver.launcher.profiling.ledger import Entry, Ledger, Stretch
 from pytest_infserver.launcher.profiling.profiler import Place
 from pytest_infserver.launcher.profiling.py_spy import PySpy
 
-pytestmark = pytest.mark.usefixtures("hard_limit")
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 FAKE_ENGINE = Path(__file__).parents[2] / "fake_engine.py"
 Profiled = Callable[..., InferenceServer]

@@ -21,7 +21,7 @@ from stand_ins import follower, names, wait_for, warnings, work
 from pytest_infserver import InferenceServer, LlamaCppServer, ProfileError, ServerState
 from pytest_infserver.launcher.profiling.py_spy import PySpy
 
-pytestmark = pytest.mark.usefixtures("hard_limit")
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 Profiled = Callable[..., InferenceServer]
 

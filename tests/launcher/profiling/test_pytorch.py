@@ -17,7 +17,7 @@ from stand_ins import SglangLike, VllmLike, ask, names, warnings
 
 from pytest_infserver import InferenceServer, ProfileError, ServerState, SGLangServer, VLLMServer
 
-pytestmark = pytest.mark.usefixtures("hard_limit")
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 Profiled = Callable[..., InferenceServer]
 
