@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         ServerDiedError,
         ServerStartupError,
         ServerStartupTimeout,
+        UserCodeError,
     )
     from pytest_infserver.launcher.backends.command import CommandServer
     from pytest_infserver.launcher.backends.llamacpp import LlamaCppServer
@@ -53,6 +54,7 @@ _HOMES = {
     "ServerStartupTimeout": "errors",
     "ServerState": "launcher.state",
     "TransformersServer": "launcher.backends.transformers",
+    "UserCodeError": "errors",
     "VLLMServer": "launcher.backends.vllm",
     "create_server": "launcher.factory",
     "load_server_config": "launcher.factory",
@@ -91,6 +93,7 @@ __all__ = [
     "ServerStartupTimeout",
     "ServerState",
     "TransformersServer",
+    "UserCodeError",
     "VLLMServer",
     "create_server",
     "load_server_config",

@@ -64,14 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(files: Sequence[str]) -> int:
-    from pytest_infserver.errors import ConfigError
+    from pytest_infserver.errors import InferenceServerError
     from pytest_infserver.launcher.factory import load_files
     from pytest_infserver.reporting.dry_run import command_lines
 
     try:
         for line in command_lines(load_files(files).values()):
             print(line)
-    except ConfigError as error:
+    except InferenceServerError as error:
         print(f"infserver: {error}", file=sys.stderr)
         return 4
     return 0

@@ -31,7 +31,9 @@ def make_client(server: InferenceServer) -> openai.OpenAI:
         pytest.fail("inference_client needs the package openai: pip install 'pytest-infserver[openai]'", pytrace=False)
     import openai
 
-    key = server.api_key or (os.environ.get("OPENAI_API_KEY") if server.attached else None)
+    from pytest_infserver.launcher.user_code import asked
+
+    key = asked(server).api_key or (os.environ.get("OPENAI_API_KEY") if server.attached else None)
     return openai.OpenAI(
         base_url=server.url_for("/v1"),
         api_key=key or "none-needed",

@@ -73,3 +73,7 @@ class LeakError(InferenceServerError):
 
 class ProfileError(InferenceServerError):
     """A profile that was asked for and cannot be made."""
+
+
+class UserCodeError(InferenceServerError):
+    """Code of the user's, a backend or a hook, has raised something; the text has its part of the traceback."""

@@ -21,6 +21,7 @@ from pytest_infserver.launcher.phases import without_percent
 from pytest_infserver.launcher.profiling.viewers import with_viewer
 from pytest_infserver.launcher.server import InferenceServer
 from pytest_infserver.launcher.state import ServerState
+from pytest_infserver.launcher.user_code import asked
 from pytest_infserver.reporting.dry_run import command_lines
 from pytest_infserver.system.text import clean
 
@@ -186,7 +187,7 @@ class _Life:
     def _tell_ready(self) -> None:
         server = self.server
         lines = [f"{server.name}: ready after {server.start_seconds or 0:.1f} s: {server.server_url}"]
-        lines += [f"  {name}: {url}" for name, url in server.list_endpoints().items()]
+        lines += [f"  {name}: {url}" for name, url in asked(server).list_endpoints().items()]
         if not server.attached:
             lines.append(f"  log: {server.log_path}")
         self._output.line(clean("\n".join(lines), server.secrets))

@@ -103,13 +103,15 @@ class Cluster:
         be seen by all users of the node.
         """
         from pytest_infserver.launcher.factory import create_from_config
+        from pytest_infserver.launcher.user_code import asked
 
         server = create_from_config(config)
-        if self._is_private or server.attached or not server.api_key_variables or server.api_key is not None:
+        backend = asked(server)
+        if self._is_private or server.attached or not backend.api_key_variables or backend.api_key is not None:
             return config
         self.keyed.add(server.name)
         key = hmac.new(self.seed.encode(), server.name.encode(), hashlib.sha256).hexdigest()[:40]
-        return dataclasses.replace(config, env_vars={**config.env_vars, server.api_key_variables[0]: key})
+        return dataclasses.replace(config, env_vars={**config.env_vars, backend.api_key_variables[0]: key})
 
     @property
     def _is_private(self) -> bool:

@@ -11,6 +11,7 @@ from pytest_infserver.launcher.devices.demand import parallel_size
 from pytest_infserver.launcher.devices.visible import CUDA, HIP
 from pytest_infserver.launcher.ports import is_loopback
 from pytest_infserver.launcher.share import SeveralNodes
+from pytest_infserver.launcher.user_code import asked
 
 if TYPE_CHECKING:
     from pytest_infserver.cluster.connection import Node
@@ -92,10 +93,10 @@ def demand_on_cluster(server: InferenceServer, *, has_gpus: bool) -> Demand:
     gpus = settings.gpus
     if gpus is None:
         size = parallel_size(server) if has_gpus else None
-        gpus = size[0] if size is not None else int(has_gpus and server.uses_gpus)
+        gpus = size[0] if size is not None else int(has_gpus and asked(server).uses_gpus)
     if gpus % settings.nodes:
         raise settings.error(f"gpus: {gpus} cannot be divided among {settings.nodes} nodes", "nodes")
-    workers = settings.nodes > 1 and server.several_nodes is SeveralNodes.RAY
+    workers = settings.nodes > 1 and asked(server).several_nodes is SeveralNodes.RAY
     if workers:
         _check_workers(server, gpus)
     cpus = DEFAULT_CPUS if settings.cpus is None else settings.cpus
@@ -106,7 +107,7 @@ def _check_workers(server: InferenceServer, gpus: int) -> None:
     settings = server.settings
     if not gpus:
         raise settings.error(
-            f"nodes: {settings.nodes}: {server.get_backend_name()} has a worker for each GPU there, and this server"
+            f"nodes: {settings.nodes}: {server.backend_name} has a worker for each GPU there, and this server"
             " asks for none: write 'gpus: N'",
             "nodes",
         )

@@ -22,6 +22,7 @@ from pytest_infserver.launcher import messages
 from pytest_infserver.launcher.follower import Keeper, View
 from pytest_infserver.launcher.server import _StartToken
 from pytest_infserver.launcher.state import ServerState
+from pytest_infserver.launcher.user_code import asked
 
 if TYPE_CHECKING:
     from pytest_infserver.cluster.connection import Node
@@ -88,13 +89,13 @@ class ClusterKeeper(Keeper):
                 return
             server._start_token = _StartToken()
             begin = server._start_began = time.monotonic()
-            server.phase = server.first_phase
+            server.phase = asked(server).first_phase
             life: Life | None = None
             try:
                 self._end_last_life(server)
                 server._owner = os.getpid()
                 server._state = ServerState.STARTING
-                server._command = None
+                server._forget_commands()
                 # If it does not come to a launch there is nothing to show.
                 server.launch_log_start = server.log_size
                 server._why_killed = server._last_exit = None

@@ -152,7 +152,7 @@ class Life:
         server.journal.note("placed", node=", ".join(map(str, self._placement.nodes)))
         order = Order(
             version=__version__,
-            backend=server.settings.backend or server.get_backend_name(),
+            backend=server.settings.backend or server.backend_name,
             backend_class=by_value(type(server)),
             keywords=_keywords(server, self._placement.demand),
             node=str(node),

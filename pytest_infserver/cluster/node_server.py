@@ -22,6 +22,7 @@ from pytest_infserver.launcher import ports
 from pytest_infserver.launcher.memory import resident_memory
 from pytest_infserver.launcher.share import SeveralNodes, Share
 from pytest_infserver.launcher.state import ServerState
+from pytest_infserver.launcher.user_code import asked
 from pytest_infserver.system.text import clean
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class NodeServer:
         try:
             # Not where a server of ours or one of Ray's workers (10002 to 19999) looks for a port.
             self._meeting = ports.reserve_port(
-                server.host, None, (server.port,), further=server.meeting_ports, search=_MEETING_PORTS
+                server.host, None, (server.port,), further=asked(server).meeting_ports, search=_MEETING_PORTS
             )
         except InferenceServerError as error:
             return Failure.of(error)
@@ -116,7 +117,7 @@ class NodeServer:
             share: Which part of a server on several nodes it is.
         """
         if self._server is not None and share is not None:
-            by_ray = self._server.several_nodes is SeveralNodes.RAY
+            by_ray = asked(self._server).several_nodes is SeveralNodes.RAY
             self._server.share = _in_own_group(share) if by_ray else share
         starting = threading.Thread(target=self._start, name="infserver-start", daemon=True)
         starting.start()

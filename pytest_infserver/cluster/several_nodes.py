@@ -25,6 +25,7 @@ from pytest_infserver.launcher.leaks.report import LeakReport
 from pytest_infserver.launcher.log import ServerLog
 from pytest_infserver.launcher.share import Share
 from pytest_infserver.launcher.state import ServerState
+from pytest_infserver.launcher.user_code import asked
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
@@ -418,11 +419,14 @@ class Rank:
 
     def _cause(self) -> str | None:
         server = self._server
-        return diagnosis.root_cause(self._log, self._patterns, self._log_start, server.secrets, server.noise_patterns)
+        return diagnosis.root_cause(
+            self._log, self._patterns, self._log_start, server.secrets, asked(server).noise_patterns
+        )
 
     @property
     def _patterns(self) -> tuple[re.Pattern[bytes], ...]:
-        return (*self._server.cause_patterns, *self._server.fatal_patterns)
+        server = asked(self._server)
+        return (*server.cause_patterns, *server.fatal_patterns)
 
     def _local(self, text: str) -> str:
         there = Path(self._there, "logs", self._server.name, "server.log")

@@ -14,6 +14,7 @@ from pytest_infserver.config.paths import is_model_path
 from pytest_infserver.config.validation import nearest
 from pytest_infserver.launcher.arguments import option_values
 from pytest_infserver.launcher.command import PLACEHOLDERS
+from pytest_infserver.launcher.user_code import asked
 from pytest_infserver.models.builtin import builtin_path, is_builtin
 
 if TYPE_CHECKING:
@@ -27,15 +28,16 @@ def check_settings(server: ConfiguredServer) -> None:
         ConfigError: They do not; it points at the place the wrong one came from.
     """
     settings = server.settings
-    if server.requires_model and not settings.model and not server.attached:
-        raise settings.error(f"backend '{server.get_backend_name()}' needs a 'model'")
+    if asked(server).requires_model and not settings.model and not server.attached:
+        raise settings.error(f"backend '{server.backend_name}' needs a 'model'")
     if settings.model and is_builtin(settings.model):
         try:
             builtin_path(settings.model)
         except ValueError as error:
             raise settings.error(str(error), "model") from None
-    if server.config_keys is not None:
-        _check_engine(server, server.config_keys)
+    known = asked(server).config_keys
+    if known is not None:
+        _check_engine(server, known)
     for key in ("launch_command", "stop_command"):
         _check_placeholders(settings, key)
     if settings.stop_command is not None and server.attached:
@@ -62,7 +64,7 @@ def require_one_node(settings: ServerConfig) -> None:
 
 def missing_model(server: ConfiguredServer) -> list[str]:
     """Return a note if the model is a path on which there is nothing, for an engine that runs here."""
-    if not server.requires_model or not is_model_path(server.model):
+    if not asked(server).requires_model or not is_model_path(server.model):
         return []
     try:
         os.stat(server.model)  # noqa: PTH116
@@ -85,7 +87,7 @@ def _check_placeholders(settings: ServerConfig, key: str) -> None:
 def _check_engine(server: ConfiguredServer, known: frozenset[str]) -> None:
     settings = server.settings
     if settings.launch_command is not None:
-        message = f"'launch_command' is for backend 'command': '{server.get_backend_name()}' knows its own"
+        message = f"'launch_command' is for backend 'command': '{server.backend_name}' knows its own"
         raise settings.error(message, "launch_command")
     for key in settings.config:
         if key not in known:
@@ -94,7 +96,7 @@ def _check_engine(server: ConfiguredServer, known: frozenset[str]) -> None:
 
 def _check_reserved(server: ConfiguredServer) -> None:
     argv = server.server_args()
-    for flag, key in server.reserved_options.items():
+    for flag, key in asked(server).reserved_options.items():
         configured = getattr(server.settings, key)
         for words in option_values(argv, flag):
             if configured is None or words != [str(configured)]:
@@ -103,11 +105,11 @@ def _check_reserved(server: ConfiguredServer) -> None:
 
 
 def _check_nodes(server: ConfiguredServer) -> None:
-    settings, backend = server.settings, server.get_backend_name()
+    settings, backend = server.settings, server.backend_name
     nodes = f"nodes: {settings.nodes}"
     if server.attached:
         raise settings.error(f"'nodes' and 'url': what runs already is not placed on {settings.nodes} nodes", "nodes")
-    if server.several_nodes is None:
+    if asked(server).several_nodes is None:
         raise settings.error(
             f"{nodes}: a {backend} server runs on one node; vllm and sglang servers can run on several", "nodes"
         )
@@ -117,8 +119,8 @@ def _check_nodes(server: ConfiguredServer) -> None:
         flag = word.partition("=")[0]
         # vLLM takes underscores, too.
         name = flag.replace("_", "-") if flag.startswith("--") else flag
-        why = server.node_options.get(name)
-        if why is not None and option_values(server.server_args(), flag) != [[server.node_settings.get(name)]]:
+        why = asked(server).node_options.get(name)
+        if why is not None and option_values(server.server_args(), flag) != [[asked(server).node_settings.get(name)]]:
             raise settings.error(f"{flag} and {nodes}: {why}", *place_of_flag(settings, flag))
 
 

@@ -13,7 +13,7 @@ from pytest_infserver.config.loading import build_server
 from pytest_infserver.config.model import ProfileConfig
 from pytest_infserver.config.tree import Tree
 from pytest_infserver.config.validation import build_config
-from pytest_infserver.errors import ProfileError
+from pytest_infserver.errors import InferenceServerError, ProfileError, UserCodeError
 from pytest_infserver.launcher import ports
 from pytest_infserver.launcher.arguments import ArgumentsError, option_values, to_argv
 from pytest_infserver.launcher.changed_options import OutdatedOption, up_to_date
@@ -25,6 +25,7 @@ from pytest_infserver.launcher.engine_version import installed_version
 from pytest_infserver.launcher.profiling.profiler import SHOWN, Place
 from pytest_infserver.launcher.profiling.tools import TOOLS
 from pytest_infserver.launcher.share import Share
+from pytest_infserver.launcher.user_code import asked
 from pytest_infserver.models.builtin import builtin_path, is_builtin
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class ConfiguredServer(EngineFacts):
 
     Attributes:
         name: Name in test ids, reports and log folders.
+        backend_name: What `get_backend_name` has returned, once.
         settings: Everything that was configured.
         output_dir: Directory that holds the server's log folder.
         device_keys: Names of the devices that were reserved for it; others are told.
@@ -50,13 +52,15 @@ class ConfiguredServer(EngineFacts):
         Raises:
             ConfigError: A setting is unknown or has a wrong value.
         """
-        data = {**settings, "model": model, "backend": settings.get("backend") or self.get_backend_name()}
+        backend = settings.get("backend") or asked(self).get_backend_name()
+        data = {**settings, "model": model, "backend": backend}
         origins = data.pop("origins", None)
         if origins is None:
             self.settings = build_server(data, f"{type(self).__name__}()")
         else:
             self.settings = build_config(Tree(data, origins))
-        self.name: str = self.settings.name or self.get_backend_name()
+        self.backend_name: str = asked(self).get_backend_name()
+        self.name: str = self.settings.name or self.backend_name
         self.output_dir = Path(self.settings.output_dir).expanduser().absolute()
         self.device_keys: Sequence[str] = ()
         self.node: str | None = None
@@ -65,6 +69,7 @@ class ConfiguredServer(EngineFacts):
         self._address: str | None = None
         self._port = self.settings.port
         self._command: Command | None = None
+        self._launch_commands: tuple[object, dict[tuple[object, ...], Sequence[str]]] = None, {}
         self._given_devices: DeviceClaim | None = None
         self._own_devices: DeviceClaim | None = None
         self._profiler: Profiler | None = None
@@ -160,7 +165,7 @@ class ConfiguredServer(EngineFacts):
         values = option_values(argv, "--api-key")
         if values and values[0]:
             return values[0][0]
-        return next(filter(None, map(self.env_vars.get, self.api_key_variables)), None)
+        return next(filter(None, map(self.env_vars.get, asked(self).api_key_variables)), None)
 
     @property
     def devices(self) -> DeviceClaim | None:
@@ -266,9 +271,14 @@ class ConfiguredServer(EngineFacts):
         """Values of the server's command and environment that must not be shown."""
         try:
             return self._as_configured().secrets
-        except Exception:
+        except InferenceServerError:
             # A backend that cannot make its command: what is said about that is searched for secrets, too.
-            return make_command((), self.env_vars).secrets
+            return self.configured_secrets
+
+    @property
+    def configured_secrets(self) -> frozenset[str]:
+        """Those of them that are known without asking the backend for its command."""
+        return make_command((), self.env_vars).secrets if self._command is None else self._command.secrets
 
     def use_devices(self, claim: DeviceClaim | None) -> None:
         """Give the server GPUs for its next starts; they stay the caller's to release.
@@ -320,16 +330,17 @@ class ConfiguredServer(EngineFacts):
         return make_command(argv, {**added, **self.env_vars, **claimed, **_own_tmpdir(added)}), notes
 
     def _engine_argv(self, env_vars: Mapping[str, str | None]) -> tuple[Sequence[str], list[str]]:
-        command = make_command(self.get_launch_command(), env_vars)
-        if not self.changed_options:
+        command = make_command(self._launch_command(), env_vars)
+        changed = asked(self).changed_options
+        if not changed:
             return command.argv, []
         try:
             argv, notes = up_to_date(
                 command.argv,
                 self.server_args(),
-                self.changed_options,
-                self.get_backend_name(),
-                lambda: installed_version(command.argv[0], self.packages, command.env),
+                changed,
+                self.backend_name,
+                lambda: installed_version(command.argv[0], asked(self).packages, command.env),
             )
         except OutdatedOption as error:
             raise self.settings.error(str(error), *place_of_flag(self.settings, error.flag)) from None
@@ -347,15 +358,14 @@ class ConfiguredServer(EngineFacts):
         Raises:
             ServerStartupError: It is not; the message says what to do.
         """
-        require_binary(self._as_configured(), str(self), self.install_hint)
+        require_binary(self._as_configured(), str(self), asked(self).install_hint)
         stop_command = self.settings.stop_command
         if stop_command is not None:
             hint = "It is the first word of 'stop_command'."
             require_binary(make_command(self.fill(stop_command), self.env_vars), str(self), hint)
 
     def __str__(self) -> str:
-        backend = self.get_backend_name()
-        return self.name if self.name == backend else f"{self.name} ({backend})"
+        return self.name if self.name == self.backend_name else f"{self.name} ({self.backend_name})"
 
     # The inside.
 
@@ -363,7 +373,43 @@ class ConfiguredServer(EngineFacts):
         check_settings(self)
 
     def _as_configured(self) -> Command:
-        return self._command or make_command(self.get_launch_command(), self.env_vars)
+        return self._command or make_command(self._launch_command(), self.env_vars)
+
+    def _launch_command(self) -> Sequence[str]:
+        """Return the backend's command, for which it is asked once as long as nothing changes that it may depend on."""
+        devices = () if self.devices is None else tuple(device.key for device in self.devices.devices)
+        depends_on = self.host, self.port, devices, self.share
+        settings, known = self._launch_commands
+        if settings is not self.settings:
+            # Shared with the copies of this object.
+            settings, known = self._launch_commands = self.settings, {}
+        if depends_on not in known:
+            known[depends_on] = self._asked_for_command()
+        return known[depends_on]
+
+    def _asked_for_command(self) -> Sequence[str]:
+        words = asked(self).get_launch_command()
+        if isinstance(words, (str, bytes)) or not isinstance(words, Sequence) or not (words or self.attached):
+            raise UserCodeError(
+                f"{self}: {type(self).__name__}.get_launch_command() must return a list of words, not {words!r}"
+            )
+        return tuple(words)
+
+    def _forget_commands(self) -> None:
+        """Ask the backend again: a new start is made."""
+        self._command = None
+        self._launch_commands = self.settings, {}
+
+    def health_url(self) -> str:
+        """Return the URL that the backend's `get_health_endpoint` returns.
+
+        Raises:
+            UserCodeError: It has raised something, or returned something else.
+        """
+        url = asked(self).get_health_endpoint()
+        if not isinstance(url, str) or "://" not in url:
+            raise UserCodeError(f"{self}: {type(self).__name__}.get_health_endpoint() must return a URL, not {url!r}")
+        return url
 
     def _argument_block(self, key: str) -> Mapping[str, Any] | Sequence[Any]:
         value = self.config[key]
@@ -373,7 +419,7 @@ class ConfiguredServer(EngineFacts):
         raise self.settings.error(message, "config", key)
 
     def _headers(self) -> dict[str, str]:
-        key = self.api_key
+        key = asked(self).api_key
         return {"Authorization": f"Bearer {key}"} if key else {}
 
 

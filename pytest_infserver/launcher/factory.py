@@ -10,8 +10,10 @@ from typing import Any
 from pytest_infserver.config.loading import build_server, choose, keyword_tree, load_file
 from pytest_infserver.config.model import ServerConfig
 from pytest_infserver.config.tree import Tree
+from pytest_infserver.errors import UserCodeError
 from pytest_infserver.launcher.backends.registry import find_backend
 from pytest_infserver.launcher.server import InferenceServer
+from pytest_infserver.launcher.user_code import call
 
 
 def create_server(backend: str, model: str | None = None, **settings: Any) -> InferenceServer:
@@ -33,9 +35,13 @@ def create_from_config(config: ServerConfig) -> InferenceServer:
     """Make a server from a resolved configuration.
 
     Raises:
-        ConfigError: The backend is unknown, or the configuration does not fit it.
+        ConfigError: The backend is unknown, or raises something, or the configuration does not fit it.
     """
-    return find_backend(config).from_config(config)
+    backend = find_backend(config)
+    try:
+        return call(f"{backend.__name__}()", lambda: backend.from_config(config))
+    except UserCodeError as error:
+        raise config.error(str(error), "backend") from None
 
 
 def load_server_configs(

@@ -17,6 +17,7 @@ from pytest_infserver import __version__
 from pytest_infserver.launcher.command import Command
 from pytest_infserver.launcher.engine_version import editable_source, installed_version
 from pytest_infserver.launcher.stamps import file_stamp, path_stamp, source_stamp
+from pytest_infserver.launcher.user_code import asked
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
@@ -55,7 +56,7 @@ def fingerprint(server: InferenceServer) -> str:
     parts = {
         # It brings a server of its own, and another version may take fingerprints in another way.
         "ours": __version__,
-        "backend": twin.get_backend_name(),
+        "backend": twin.backend_name,
         "port": twin.settings.port,
         "gpus": twin.settings.gpus,
         "command": command.argv,
@@ -64,7 +65,7 @@ def fingerprint(server: InferenceServer) -> str:
         "folder": _working_directory(),
         "model": path_stamp(twin.model_path) if twin.model else "",
         "files": dict(_files(command)),
-        "engine": _engine(command, twin.packages),
+        "engine": _engine(command, asked(twin).packages),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

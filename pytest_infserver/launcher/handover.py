@@ -36,7 +36,7 @@ def door_and_info(server: InferenceServer) -> dict[str, Any]:
     mark = "" if server.debug_mode or server.profiled_at_launch else fingerprint(server)
     info = {
         "name": server.name,
-        "backend": server.get_backend_name(),
+        "backend": server.backend_name,
         "model": clean(server.model, server.secrets),
         "url": clean(server.server_url, server.secrets),
         "port": server.port,
@@ -93,7 +93,7 @@ def take_over(server: InferenceServer) -> bool:
     """See `InferenceServer.take_over`."""
     if server.attached or server.debug_mode or server.profiled_at_launch:
         return False
-    backend = server.get_backend_name()
+    backend = server.backend_name
     # Two of another name may be the same to a client, but their logs are not.
     candidates = [kept for kept in kept_servers() if (kept.name, kept.backend) == (server.name, backend)]
     if not candidates:

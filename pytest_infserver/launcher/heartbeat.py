@@ -140,9 +140,9 @@ class Heartbeat:
     def _checked(self) -> Answer:
         try:
             return self._check()
-        except Exception as error:
-            # A backend's own get_health_endpoint() must not end the watch.
-            return Answer(None, f"could not be asked: {error!r}", 0.0)
+        except BaseException as error:
+            # A backend's own get_health_endpoint() must not end the watch, whatever it raises.
+            return Answer(None, f"could not be asked: {str(error) or repr(error)}".partition("\n")[0], 0.0)
 
     def _note(self, answer: Answer, begin: float) -> None:
         self.last = answer

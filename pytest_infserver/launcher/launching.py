@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pytest_infserver.errors import PortInUseError, ServerStartupError
+from pytest_infserver.errors import PortInUseError, ServerStartupError, UserCodeError
 from pytest_infserver.launcher import diagnosis, handover, messages, ports
 from pytest_infserver.launcher.checks import missing_model, require_one_node
 from pytest_infserver.launcher.command import Command
@@ -19,6 +18,7 @@ from pytest_infserver.launcher.leaks.check import LeakCheck
 from pytest_infserver.launcher.out_of_memory import OutOfMemoryWatch
 from pytest_infserver.launcher.process import Launch, LaunchFailed, ServerProcess
 from pytest_infserver.launcher.readiness import NotReady, ReadinessCheck, wait_until_ready
+from pytest_infserver.launcher.user_code import asked
 from pytest_infserver.models.builtin import ensure_builtin, is_builtin
 
 if TYPE_CHECKING:
@@ -53,21 +53,33 @@ def launch(server: InferenceServer) -> None:
                 raise
 
 
-def root_cause(server: InferenceServer, patterns: Sequence[re.Pattern[bytes]]) -> str | None:
-    """Return what the log of the last launch says of why it failed, or None."""
-    return diagnosis.root_cause(server._log, patterns, server.launch_log_start, server.secrets, server.noise_patterns)
+def root_cause(server: InferenceServer, *, in_start: bool = False) -> str | None:
+    """Return what the log of the last launch says of why it failed, or None.
+
+    Args:
+        server: The server.
+        in_start: Whether it did not become ready, so that the lines count after which none does.
+    """
+    backend = asked(server)
+    try:
+        patterns = (*backend.cause_patterns, *(backend.fatal_patterns if in_start else ()))
+        noise = backend.noise_patterns
+    except UserCodeError as error:
+        # Somebody waits for the reason of an end: this is what is known of it.
+        return str(error)
+    return diagnosis.root_cause(server._log, patterns, server.launch_log_start, server.secrets, noise)
 
 
 def _prepare(server: InferenceServer) -> None:
     """Do what is done once per start."""
     if server.share is None:
         require_one_node(server.settings)
-    if server.serves and not ports.is_loopback(server.host) and server.api_key is None:
+    if server.serves and not ports.is_loopback(server.host) and asked(server).api_key is None:
         server.warn(
             f"{server}: listens on {server.host}, where others may reach it, and has no API key; set one with the"
             " engine's --api-key, or leave 'host' at 127.0.0.1"
         )
-    server.require_engine()
+    asked(server).require_engine()
     server._profiling.check()
     for note in server.command_and_notes()[1]:
         server.warn(f"{server}: {note}")
@@ -154,7 +166,9 @@ def _reserve_port(server: InferenceServer, tried: list[int], stack: contextlib.E
         reservation = _held_port(server)
         if reservation is None:
             server.release_port()
-            reservation = ports.reserve_port(server.host, server._port, avoid=tried, further=server.derived_ports)
+            reservation = ports.reserve_port(
+                server.host, server._port, avoid=tried, further=asked(server).derived_ports
+            )
     except ServerStartupError as error:
         raise type(error)(f"{server} cannot start: {error}") from None
     if server.holds_port:
@@ -171,18 +185,19 @@ def _held_port(server: InferenceServer) -> ports.Reservation | None:
     held = server._reservation
     if held is None or held.port != server._port:
         return None
-    return held if ports.is_still_free(server.host, held, server.derived_ports(held.port)) else None
+    return held if ports.is_still_free(server.host, held, asked(server).derived_ports(held.port)) else None
 
 
 def _wait_until_ready(server: InferenceServer, process: ServerProcess, command: Command) -> None:
+    backend = asked(server)
     check = ReadinessCheck(
-        health_url=server.get_health_endpoint(),
+        health_url=server.health_url(),
         startup_timeout=server.settings.startup_timeout,
         download_timeout=server.settings.download_timeout,
         request_timeout=server.settings.heartbeat_timeout,
-        fatal=server.fatal_patterns,
-        downloading=server.download_patterns,
-        phases=server.phases,
+        fatal=backend.fatal_patterns,
+        downloading=backend.download_patterns,
+        phases=backend.phases,
         on_wait=server._note_phase,
         owns_port=server._owns_port,
         elsewhere=server._listens_elsewhere,
@@ -195,7 +210,7 @@ def _wait_until_ready(server: InferenceServer, process: ServerProcess, command: 
         # The rest of the tree may still be writing its reasons.
         server._end_process(keep=True)
         finding = None if server._memory_watch is None else server._memory_watch.finding(process.pid, outcome.exit)
-        cause = root_cause(server, (*server.cause_patterns, *server.fatal_patterns))
+        cause = root_cause(server, in_start=True)
         # Engines take a path that does not exist for a name on the hub, and complain about its form.
         advice = missing_model(server) if server.model in (cause or "") else []
         taken = not outcome.timed_out and _reports_port_taken(server, functools.partial(_is_exchangeable, server))
@@ -205,12 +220,13 @@ def _wait_until_ready(server: InferenceServer, process: ServerProcess, command: 
 
 
 def _reports_port_taken(server: InferenceServer, relevant: Callable[[int | None], bool]) -> bool:
-    return diagnosis.reports_port_taken(server._log, relevant, server.launch_log_start, server.noise_patterns)
+    noise = asked(server).noise_patterns
+    return diagnosis.reports_port_taken(server._log, relevant, server.launch_log_start, noise)
 
 
 def _is_exchangeable(server: InferenceServer, port: int | None) -> bool:
     """Tell whether another launch may take another port instead; None is one that the log does not name."""
-    return port is None or port in (server.port, *server.derived_ports(server.port)) or _is_drawn(server, port)
+    return port is None or port in (server.port, *asked(server).derived_ports(server.port)) or _is_drawn(server, port)
 
 
 def _is_drawn(server: InferenceServer, port: int | None) -> bool:
@@ -219,4 +235,4 @@ def _is_drawn(server: InferenceServer, port: int | None) -> bool:
         return False
     command = server.command()
     named = any(ports.names_port(word, port) for word in (*command.argv, *filter(None, command.env_vars.values())))
-    return not named and (port >= ports.FIRST_EPHEMERAL or port in server.drawn_ports)
+    return not named and (port >= ports.FIRST_EPHEMERAL or port in asked(server).drawn_ports)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_infserver.launcher.proc_net import listeners
+from pytest_infserver.launcher.user_code import asked
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
@@ -33,7 +34,7 @@ def notice_death(server: InferenceServer, *, thorough: bool = False) -> None:
     if not server.running or server.attached:
         return
     ends = _is_ending(server.pid) or not _listens(server)
-    if ends or (thorough and not server.check_health(_HEALTH_LIMIT)):
+    if ends or (thorough and not asked(server).check_health(_HEALTH_LIMIT)):
         server.wait_death(_LIMIT)
 
 

@@ -23,6 +23,7 @@ from pytest_infserver.errors import (
     ProfileError,
     ServerDiedError,
     ServerStartupError,
+    UserCodeError,
 )
 from pytest_infserver.launcher import handover, launching, messages, ports
 from pytest_infserver.launcher.attach import wait_for_url
@@ -44,6 +45,7 @@ from pytest_infserver.launcher.process import Exit, ServerProcess, Survivor
 from pytest_infserver.launcher.processes import descendants
 from pytest_infserver.launcher.profiling.profiling import Profiling
 from pytest_infserver.launcher.state import ServerState
+from pytest_infserver.launcher.user_code import asked
 from pytest_infserver.system.text import clean
 
 logger = logging.getLogger("pytest_infserver")
@@ -215,9 +217,17 @@ class InferenceServer(ConfiguredServer):
 
         Args:
             timeout: Seconds that it has to answer; ``heartbeat_timeout`` if None.
+
+        Raises:
+            UserCodeError: Its backend does not say where to ask, but raises something.
         """
+        __tracebackhide__ = True
         alive = self.attached or (self._process is not None and self._process.exit is None)
-        return alive and self._ask_health(timeout).ok
+        try:
+            return alive and self._ask_health(timeout).ok
+        except UserCodeError as error:
+            # The traceback would only show this package's own lines.
+            raise error.with_traceback(None) from None
 
     def start(self: Self) -> Self:
         """Start the server and return when it is ready; no effect when it is running.
@@ -227,6 +237,7 @@ class InferenceServer(ConfiguredServer):
             ServerStartupTimeout: It took too long.
             ConfigError: It has an option that the installed version of the engine does not have any more.
             ProfileError: The profile that is configured cannot be made.
+            UserCodeError: Its backend has raised something.
         """
         if self._keeper is not None:
             self._keeper.start(self)
@@ -238,8 +249,8 @@ class InferenceServer(ConfiguredServer):
                 return self
             self._start_token = _StartToken()
             begin = self._start_began = time.monotonic()
-            self.phase = self.first_phase
             try:
+                self.phase = asked(self).first_phase
                 if self._process is not None:
                     self._note_death()
                     self._end_process()
@@ -248,7 +259,7 @@ class InferenceServer(ConfiguredServer):
                     self._warn_of_leftovers()
                 self._owner = os.getpid()
                 self._state = ServerState.STARTING
-                self._command = None
+                self._forget_commands()
                 self._why_killed = self._last_exit = None
                 self.journal.note("starting")
                 if self.attached:
@@ -277,10 +288,11 @@ class InferenceServer(ConfiguredServer):
                     self._release_devices()
                     self.release_port()
                     messages.hide_secrets(error, self.secrets)
-                    reason = str(error).removeprefix(f"{self} ") or type(error).__name__
+                    words = str(error).removeprefix(f"{self} ").removeprefix(f"{self}: ")
+                    reason = words or type(error).__name__
                     self.journal.note("failed", error=reason, **self._end_fields())
+                    self._end_waiting()
                 self._warn_of_leftovers()
-                self._end_waiting()
                 raise
 
     def cancel_start(self) -> None:
@@ -406,7 +418,7 @@ class InferenceServer(ConfiguredServer):
             if report.failed:
                 self._warn_of_profiles(problems)
                 raise LeakError(text, report.findings)
-            known = [*PYTORCH_CACHES, *self.known_leftovers]
+            known = [*PYTORCH_CACHES, *asked(self).known_leftovers]
             if all(is_allowed(finding, known) for finding in report.findings):
                 text = as_known_text(str(self), report.findings)
             self.warn(text)
@@ -422,7 +434,7 @@ class InferenceServer(ConfiguredServer):
         if self.state is not ServerState.DIED or self._process is None:
             return None
         finding = self._memory_finding()
-        cause = launching.root_cause(self, self.cause_patterns)
+        cause = launching.root_cause(self)
         self._note_death(cause)
         return messages.death(str(self), self._how_died(), cause, self.log_path, self.secrets, finding)
 
@@ -659,7 +671,7 @@ class InferenceServer(ConfiguredServer):
 
     def _ask_health(self, limit: float | None = None) -> Answer:
         limit = limit or self.settings.heartbeat_timeout
-        return ask(self.get_health_endpoint(), limit, self._headers(), pointless=self._start_is_cancelled)
+        return ask(self.health_url(), limit, self._headers(), pointless=self._start_is_cancelled)
 
     def _ask_attached(self) -> Answer:
         answer = self._ask_health()
@@ -684,7 +696,7 @@ class InferenceServer(ConfiguredServer):
 
     def _note_phase(self, phase: str | None) -> None:
         self._note_processes()
-        before, self.phase = self.phase, phase or self.first_phase
+        before, self.phase = self.phase, phase or asked(self).first_phase
         if without_percent(self.phase) != without_percent(before):
             self.journal.note("phase", phase=without_percent(self.phase))
         self._tell_waiting()
@@ -800,11 +812,19 @@ class InferenceServer(ConfiguredServer):
                 self._process = None
                 self._end_memory_watch()
         check, self._leak_check = self._leak_check, None
+        problem: UserCodeError | None = None
         if check is not None:
-            allowed = [*self.known_leftovers, *self.settings.allow_leaks]
+            allowed = [*self.settings.allow_leaks]
+            try:
+                allowed += asked(self).known_leftovers
+            except UserCodeError as error:
+                # What is left is seen to first.
+                problem = error
             report = check.report(process, allowed, self.secrets)
             self.leak_report = report if self.profiler is None else report.without(self.profiler.leftovers)
         self._profile_problems = self._profiling.after_end()
+        if problem is not None:
+            raise problem
         if orderly and process.stop_problem is not None:
             self.warn(f"{self}: its stop_command {process.stop_problem}; log: {self.log_path}")
         return orderly and not process.cut_short

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from pytest_infserver.errors import ConfigError
+from pytest_infserver.errors import ConfigError, UserCodeError
 from pytest_infserver.settings import Settings
 
 if TYPE_CHECKING:
@@ -102,16 +102,15 @@ def check_command(config: ServerConfig) -> None:
     """
     from pytest_infserver.launcher.checks import require_one_node
     from pytest_infserver.launcher.factory import create_from_config
+    from pytest_infserver.launcher.user_code import asked
 
     require_one_node(config)
     server = create_from_config(config)
-    if server.attached or not server.changed_options:
+    if server.attached or not asked(server).changed_options:
         return
     try:
         server.command_and_notes()
-    except ConfigError:
-        raise
-    except Exception:
+    except UserCodeError:
         # What is wrong with a backend of the user's own is said at its start.
         return
 

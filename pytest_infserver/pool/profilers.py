@@ -54,8 +54,8 @@ def _problem(config: ServerConfig, tool: str, taken: str | None) -> str | None:
     """Return why a server cannot be profiled with a tool."""
     from pytest_infserver.launcher.factory import create_from_config
 
-    server = create_from_config(config)
     try:
+        server = create_from_config(config)
         if taken is not None:
             server.use_profiler(taken)
         server.check_profiler(tool)

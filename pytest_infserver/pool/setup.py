@@ -44,6 +44,7 @@ def load_run(
 
     Raises:
         ConfigError: Something in it is wrong.
+        UserCodeError: A hook or a backend has raised something.
     """
     _register_backends(config)
     worker: dict[str, Any] = getattr(config, "workerinput", {})
@@ -94,11 +95,10 @@ def _cluster(settings: Settings, worker: Mapping[str, Any]) -> Cluster | None:
 def _make_pool(
     config: pytest.Config, settings: Settings, configs: Mapping[str, ServerConfig], cluster: Cluster | None
 ) -> Pool:
-    hook = config.hook
     hooks = Hooks(
-        started=lambda server: hook.pytest_infserver_server_started(config=config, server=server),
-        stopping=lambda server: hook.pytest_infserver_server_stopping(config=config, server=server),
-        stopped=lambda server: hook.pytest_infserver_server_stopped(config=config, server=server),
+        started=lambda server: _call_hook(config, "pytest_infserver_server_started", server=server),
+        stopping=lambda server: _call_hook(config, "pytest_infserver_server_stopping", server=server),
+        stopped=lambda server: _call_hook(config, "pytest_infserver_server_stopped", server=server),
     )
     policy = Policy(
         prelaunch=settings.prelaunch,
@@ -116,10 +116,22 @@ def _room(settings: Settings, configs: Mapping[str, ServerConfig], cluster: Clus
     return ClusterRoom(cluster, configs, settings.max_servers)
 
 
+def _call_hook(config: pytest.Config, name: str, **arguments: Any) -> Any:
+    """Call a hook of ours.
+
+    Raises:
+        UserCodeError: It has raised something.
+    """
+    from pytest_infserver.launcher.user_code import call
+
+    hook = getattr(config.hook, name)
+    return call(f"the hook {name}", lambda: hook(config=config, **arguments), arguments.get("server"))
+
+
 def _register_backends(config: pytest.Config) -> None:
     """Make the backends known that plugins and conftest.py files bring."""
     from pytest_infserver.launcher.backends.registry import register_backend
 
-    for classes in config.hook.pytest_infserver_backends(config=config):
+    for classes in _call_hook(config, "pytest_infserver_backends"):
         for backend in classes if isinstance(classes, (list, tuple)) else [classes]:
             register_backend(backend)

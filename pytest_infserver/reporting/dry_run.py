@@ -24,10 +24,12 @@ def command_lines(configs: Iterable[ServerConfig]) -> Iterable[str]:
 
     Raises:
         ConfigError: The installed engine does not have one of the options any more.
+        UserCodeError: A backend of the user's has raised something.
     """
     from pytest_infserver.errors import ServerStartupError
     from pytest_infserver.launcher.checks import missing_model
     from pytest_infserver.launcher.factory import create_from_config
+    from pytest_infserver.launcher.user_code import asked
     from pytest_infserver.system.text import clean
 
     for config in configs:
@@ -45,7 +47,7 @@ def command_lines(configs: Iterable[ServerConfig]) -> Iterable[str]:
         # An engine that is only not on PATH here may be where the file is used.
         if config.binary_path is not None:
             try:
-                server.require_engine()
+                asked(server).require_engine()
             except ServerStartupError as error:
                 notes.append(str(error))
         for note in [*notes, *missing_model(server)]:

@@ -197,16 +197,17 @@ class _Source:
 
     def __init__(self, server: InferenceServer) -> None:
         from pytest_infserver.launcher.http_body import Connection
+        from pytest_infserver.launcher.user_code import asked
 
         self.launches = server.launches
-        path = server.settings.endpoints.get("metrics") or server.endpoint_paths.get("metrics", "/metrics")
+        path = server.settings.endpoints.get("metrics") or asked(server).endpoint_paths.get("metrics", "/metrics")
         parts = urlsplit(server.url_for(path))
         self._target = parts.path + (f"?{parts.query}" if parts.query else "")
         self._may_select = not parts.query and not parts.path.endswith("/")
         self._selects = False
         self._slow_readings = 0
         # A server of one's own may serve one connection after the other: an idle one would keep others waiting.
-        keep = "metrics" in server.endpoint_paths or parts.scheme == "https"
+        keep = "metrics" in asked(server).endpoint_paths or parts.scheme == "https"
         self._connection: Connection | None = Connection(server.server_url, server._headers(), keep=keep)
 
     def read(self) -> Counters | None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_infserver.errors import UserCodeError
 from pytest_infserver.launcher.liveness import notice_death
 from pytest_infserver.launcher.state import ServerState
 from pytest_infserver.reporting.log_text import excerpt
@@ -33,18 +34,29 @@ def add_server_sections(report: pytest.TestReport, run: Run) -> pytest.TestRepor
         run: Knows the test's servers.
     """
     for server, log_start in run.servers_in_use():
-        notice_death(server, thorough=report.failed)
+        problem = _backend_problem(server, report)
         reason = run.death(server)
         if reason is not None:
             _fail(report, reason)
         if report.failed:
             view = run.view(server)
             _add_state(report, run, server, view)
+            if problem is not None:
+                report.sections.append((f"{server.name}: its backend failed while this was reported", problem))
             if not server.attached:
                 # What was on its way from a node when the test began may never have come.
                 begin = log_start if server.node is None else min(log_start, server.log_size)
                 _add_log(report, run, server, begin, view.log_end)
     return report
+
+
+def _backend_problem(server: InferenceServer, report: pytest.TestReport) -> str | None:
+    """Wait for the news of an end that is on its way; return what the server's backend has raised when asked."""
+    try:
+        notice_death(server, thorough=report.failed)
+    except UserCodeError as error:
+        return str(error)
+    return None
 
 
 def _fail(report: pytest.TestReport, reason: str) -> None:
@@ -70,7 +82,7 @@ def _add_state(report: pytest.TestReport, run: Run, server: InferenceServer, vie
     if run.cluster is not None and server.name in run.cluster.keyed:
         text += f"\n{_KEYED}"
     # Where it runs stands above its log, if it has one.
-    where = f" ({server.get_backend_name()}, {server.server_url})" if server.attached else ""
+    where = f" ({server.backend_name}, {server.server_url})" if server.attached else ""
     report.sections.append((f"{server.name}: state{where}", text))
 
 
@@ -78,7 +90,7 @@ def _add_log(report: pytest.TestReport, run: Run, server: InferenceServer, log_s
     text = _log(server, log_start, log_end)
     if text or server.running:
         during = "start" if _not_started(run, server) else "this test"
-        where = f"{server.get_backend_name()}, {server.server_url}, {server.log_path}"
+        where = f"{server.backend_name}, {server.server_url}, {server.log_path}"
         report.sections.append((f"{server.name}: log during {during} ({where})", text or "(nothing)"))
 
 

@@ -39,7 +39,7 @@ def server_record(
     runs = [life for life in lives if life["ready"] is not None]
     return {
         "name": label,
-        "backend": server.get_backend_name(),
+        "backend": server.backend_name,
         "model": clean(server.model, server.secrets),
         "url": clean(server.server_url, server.secrets),
         "attached": server.attached,

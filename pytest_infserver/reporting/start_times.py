@@ -68,7 +68,7 @@ class StartTimes:
 
 
 def _key(server: InferenceServer) -> str:
-    return f"{server.name} {server.get_backend_name()} {server.model or ''}".strip()
+    return f"{server.name} {server.backend_name} {server.model or ''}".strip()
 
 
 def _is_time(value: Any) -> bool:

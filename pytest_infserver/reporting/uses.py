@@ -61,7 +61,12 @@ def add_properties(report: pytest.TestReport, item: pytest.Item, uses: Iterable[
         if use.label in known:
             continue
         server = use.server
-        found = [(SERVER, use.label), (BACKEND, server.get_backend_name()), (URL, server.server_url)]
+        found = [
+            (SERVER, use.label),
+            (BACKEND, server.backend_name),
+            # Only what the user wrote may hold a secret; looking for those takes its time in each test.
+            (URL, clean(server.server_url, server.secrets) if server.attached else server.server_url),
+        ]
         if not server.attached:
             found.append((LOG, str(server.log_path)))
         if server.node is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
+from pytest_infserver.launcher.user_code import asked
 from pytest_infserver.reporting.live_lines import LiveLines, terminal_size
 from pytest_infserver.reporting.plain_lines import PlainLines
 from pytest_infserver.reporting.terminal import visible_terminal
@@ -169,7 +170,7 @@ class Describer:
 
 def _harmless(server: InferenceServer, phase: str) -> str:
     try:
-        secrets = frozenset() if phase == server.first_phase else server.secrets
+        secrets = frozenset() if phase == asked(server).first_phase else server.secrets
     except Exception:
         # A backend's own mistake; its start says it better.
         return "starting"

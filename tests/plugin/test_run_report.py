@@ -507,7 +507,7 @@ def test_a_backend_without_a_command_is_recorded_and_not_an_error_of_pytest(proj
     assert "INTERNALERROR" not in text
     server = server_of(record_of(project), "a")
     assert server["command"] is None
-    assert server["lives"][0]["how"] == "no command for ********"
+    assert server["lives"][0]["how"] == "Mine.get_launch_command() raised ValueError: no command for ********"
 
 
 def test_a_test_may_leave_the_working_directory_and_remove_it(project, servers_yaml, run, quiet) -> None:

@@ -16,9 +16,7 @@ from pytest_infserver.reporting.start_times import KEY, StartTimes
 class Server(SimpleNamespace):
     def __init__(self, name: str = "a", model: str | None = "m", seconds: float | None = 52.34, **more: Any) -> None:
         super().__init__(**{"attached": False, "launches": 1, **more}, name=name, model=model, start_seconds=seconds)
-
-    def get_backend_name(self) -> str:
-        return "vllm"
+        self.backend_name = "vllm"
 
 
 @pytest.fixture

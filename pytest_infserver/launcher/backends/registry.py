@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pytest_infserver.config.model import ServerConfig
 from pytest_infserver.config.validation import nearest
-from pytest_infserver.errors import ConfigError
+from pytest_infserver.errors import ConfigError, UserCodeError
 from pytest_infserver.launcher.server import InferenceServer
+from pytest_infserver.launcher.user_code import call
 
 _BUILTIN = {
     "vllm": "pytest_infserver.launcher.backends.vllm:VLLMServer",
@@ -43,12 +44,11 @@ def backend_name(backend: type[InferenceServer]) -> str:
     Raises:
         ConfigError: Its ``get_backend_name`` is missing or needs a configured server.
     """
+    what = f"{backend.__name__}.get_backend_name() must return a fixed name, but"
     try:
-        name = backend.get_backend_name(object.__new__(backend))
-    except Exception as error:
-        raise ConfigError(
-            f"{backend.__name__}.get_backend_name() must return a fixed name, but raised {error!r}"
-        ) from None
+        name = call(what, lambda: backend.get_backend_name(object.__new__(backend)))
+    except UserCodeError as error:
+        raise ConfigError(str(error)) from None
     if not isinstance(name, str) or not name:
         raise ConfigError(f"{backend.__name__}.get_backend_name() must return a name, not {name!r}")
     return name
@@ -75,11 +75,11 @@ def find_backend(config: ServerConfig) -> type[InferenceServer]:
     place = config.origins.find(("backend",))
     if name not in _BUILTIN and place is not None:
         _make_importable(Path(place.file).parent)
+    what = f"backend '{name}' cannot be imported: this"
     try:
-        backend = getattr(importlib.import_module(module_name), attribute)
-    except (Exception, SystemExit) as error:
-        problem = " ".join(f"{type(error).__name__}: {error}".split())
-        raise config.error(f"backend '{name}' cannot be imported: {problem}", "backend") from error
+        backend = call(what, lambda: getattr(importlib.import_module(module_name), attribute))
+    except UserCodeError as error:
+        raise config.error(str(error), "backend") from None
     if not (isinstance(backend, type) and issubclass(backend, InferenceServer)):
         raise config.error(f"backend '{name}' is not a subclass of InferenceServer", "backend")
     return backend

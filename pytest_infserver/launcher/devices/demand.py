@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pytest_infserver.launcher.arguments import option_values
 from pytest_infserver.launcher.devices.visible import CUDA, HIP, Device, Visible, entries, visible_devices
+from pytest_infserver.launcher.user_code import asked
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
@@ -65,8 +66,8 @@ def demand_of(server: InferenceServer, visible: Visible | None = None) -> Demand
         return Demand(wanted, reason, fixed, variable, hides=wanted == 0)
     if variable:
         return Demand(len(dict.fromkeys(fixed)), listed, fixed, variable)
-    if not server.parallel_sizes and not server.uses_gpus:
-        return Demand(0, f"a {server.get_backend_name()} server without 'gpus'")
+    if not asked(server).parallel_sizes and not asked(server).uses_gpus:
+        return Demand(0, f"a {server.backend_name} server without 'gpus'")
     return _derived(server, visible or visible_devices(os.environ))
 
 
@@ -76,28 +77,28 @@ def parallel_size(server: InferenceServer) -> tuple[int, str] | None:
     if _last(argv, ["--device"]) == "cpu":
         return 0, "--device cpu"
     sizes = {}
-    for flags in server.parallel_sizes:
+    for flags in asked(server).parallel_sizes:
         size = _last(argv, flags)
-        inner = server.inner_sizes.get(flags[0])
+        inner = asked(server).inner_sizes.get(flags[0])
         if size is not None and size.isdecimal() and int(size) and (inner is None or inner not in argv):
             sizes[flags[0].removeprefix("--")] = int(size)
     if not sizes:
         return None
     total, reason = math.prod(sizes.values()), " x ".join(f"{name} {size}" for name, size in sizes.items())
-    nodes = _last(argv, server.node_counts) or "1"
+    nodes = _last(argv, asked(server).node_counts) or "1"
     if nodes.isdecimal() and int(nodes) > 1:
         return math.ceil(total / int(nodes)), f"{reason} on {nodes} nodes"
     return total, reason
 
 
 def _derived(server: InferenceServer, visible: Visible) -> Demand:
-    backend = server.get_backend_name()
+    backend = server.backend_name
     if not visible.devices:
         return Demand(0, f"a {backend} server where there is no GPU")
     size = parallel_size(server)
     if size is not None:
         return Demand(*size)
-    if server.uses_gpus:
+    if asked(server).uses_gpus:
         return Demand(len(visible.devices), f"a {backend} server without a size takes all {len(visible.devices)}")
     return Demand(0, f"a {backend} server without 'gpus'")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_infserver.launcher.engine_version import installed_version
 from pytest_infserver.launcher.profiling.patience import patiently
+from pytest_infserver.launcher.user_code import asked
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.profiling.endpoints import Options, ProfileEndpoints
@@ -24,7 +25,8 @@ def start_settings(
         ProfileError: Its version has no such options.
     """
     server = profiler.server
-    version = installed_version(server.get_launch_command()[0], server.packages, server._as_configured().env)
+    command = server._as_configured()
+    version = installed_version(command.argv[0], asked(server).packages, command.env)
     try:
         return endpoints.setup(folder, version, options)
     except ValueError as error:

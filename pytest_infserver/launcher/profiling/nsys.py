@@ -25,6 +25,7 @@ from pytest_infserver.launcher.profiling.patience import HUNG, wait_patiently
 from pytest_infserver.launcher.profiling.profiler import ASK_LIMIT, Place, Profiler, Waiting, engine_command
 from pytest_infserver.launcher.profiling.tool_arguments import grouped, name_of, value_of
 from pytest_infserver.launcher.profiling.traces import held_open
+from pytest_infserver.launcher.user_code import asked
 
 _SESSION_LIMIT = 30.0
 """Seconds until the launched session must be known to nsys."""
@@ -73,7 +74,7 @@ class Nsys(Profiler):
 
     def env_vars(self, place: Place) -> Mapping[str, str]:
         """Return nsys's own TMPDIR: /tmp/nvidia may belong to somebody else, and is left behind."""
-        return {**self.server.nsys_variables, "TMPDIR": place.scratch}
+        return {**asked(self.server).nsys_variables, "TMPDIR": place.scratch}
 
     def flags(self, place: Place) -> Sequence[str]:
         """Return the flags with which the engine can begin a capture range."""
@@ -160,7 +161,7 @@ class Nsys(Profiler):
     def _range_endpoints(self) -> ProfileEndpoints | None:
         """How the engine begins and ends the capture range; None if there is none, or it is not ours to begin."""
         wanted = value_of(self.settings.args, "--capture-range", "-c") == "cudaProfilerApi"
-        return self.server.cuda_endpoints if wanted else None
+        return asked(self.server).cuda_endpoints if wanted else None
 
     def _engine_has_ended(self) -> bool:
         """Tell whether the engine is gone, below an nsys that is not."""

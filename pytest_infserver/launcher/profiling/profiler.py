@@ -14,6 +14,7 @@ from pytest_infserver.errors import ProfileError
 from pytest_infserver.launcher.bounded_run import run_bounded
 from pytest_infserver.launcher.profiling.clash import clash_of
 from pytest_infserver.launcher.profiling.tool_arguments import options_in
+from pytest_infserver.launcher.user_code import asked
 from pytest_infserver.system.text import clean, clean_part
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class Profiler:
         """
         if self.server.attached:
             raise self.error("the server was not started by us: profile it where it was started")
-        reason = self.server.why_not_profiled(self.name)
+        reason = asked(self.server).why_not_profiled(self.name)
         if reason is not None:
             raise self.error(reason)
         configured = self.server._as_configured()

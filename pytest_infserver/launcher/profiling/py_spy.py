@@ -19,6 +19,7 @@ from pytest_infserver.launcher.profiling.patience import wait_patiently
 from pytest_infserver.launcher.profiling.profiler import NothingSeenError, Place, Profiler, Waiting
 from pytest_infserver.launcher.profiling.tool_arguments import grouped, name_of, value_of
 from pytest_infserver.launcher.ptrace import may_trace
+from pytest_infserver.launcher.user_code import asked
 
 _SUFFIXES = {"flamegraph": ".svg", "speedscope": ".speedscope.json", "chrometrace": ".trace.json", "raw": ".txt"}
 _BEGIN_LIMIT = 30.0
@@ -141,7 +142,7 @@ class PySpy(Profiler):
     @property
     def _args(self) -> Sequence[str]:
         args = self.settings.args
-        return [*(word for word in self.server.py_spy_args if word not in args), *args]
+        return [*(word for word in asked(self.server).py_spy_args if word not in args), *args]
 
     @property
     def _format(self) -> str:

@@ -12,6 +12,7 @@ from pytest_infserver.launcher.profiling.endpoints import ProfileEndpoints
 from pytest_infserver.launcher.profiling.engine_requests import given_flag, post, start_settings
 from pytest_infserver.launcher.profiling.profiler import Place, Profiler, Waiting
 from pytest_infserver.launcher.profiling.traces import discard_if_empty, held_open
+from pytest_infserver.launcher.user_code import asked
 
 _START_LIMIT = 60.0
 _SETTLE = 0.5
@@ -79,10 +80,10 @@ class PyTorch(Profiler):
     # The inside.
 
     def _endpoints(self) -> ProfileEndpoints:
-        endpoints = self.server.torch_endpoints
+        endpoints = asked(self.server).torch_endpoints
         if endpoints is None:
             raise self.error(
-                f"backend '{self.server.get_backend_name()}' has no endpoints for it; py-spy and nsys work with every"
+                f"backend '{self.server.backend_name}' has no endpoints for it; py-spy and nsys work with every"
                 " server, and a backend of your own says by its attribute 'torch_endpoints' how it is asked"
             )
         return endpoints
