@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,9 @@ NOTES: pytest.StashKey[Notes] = pytest.StashKey()
 REPORT: pytest.StashKey[RunReport] = pytest.StashKey()
 WAITING: pytest.StashKey[Waiting] = pytest.StashKey()
 START_TIMES: pytest.StashKey[StartTimes] = pytest.StashKey()
+REFUSED: pytest.StashKey[str] = pytest.StashKey()
+"""Why a worker of xdist has no run."""
+TEST: pytest.StashKey[Test] = pytest.StashKey()
 RESUME: pytest.StashKey[Callable[[], None]] = pytest.StashKey()
 _OUR_FIXTURES = {"inference_server", "inference_servers", "inference_server_factory"}
 MARKERS = (
@@ -61,11 +65,15 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Print the commands and stop, if that is what was asked for."""
     if not config.getoption("infserver_dry_run"):
         return None
+    from pytest_infserver.errors import InferenceServerError
     from pytest_infserver.reporting.dry_run import print_commands
 
     # As for --help: a conftest.py may bring its backends in pytest_configure.
     config._do_configure()
-    print_commands(_load(config), sys.stdout)
+    try:
+        print_commands(_load(config), sys.stdout)
+    except InferenceServerError as error:
+        raise pytest.UsageError(str(error)) from None
     return 0
 
 
@@ -74,7 +82,15 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Read the configuration, before anything is collected or started."""
     config = session.config
     if is_used(config) and not _only_shows(config):
-        run = _run(config)
+        try:
+            run = _run(config)
+        except pytest.UsageError as error:
+            if not hasattr(config, "workerinput"):
+                raise
+            # xdist would start another worker in its place, which would end here, too, and so on: the
+            # tests that need a server say it.
+            config.stash[REFUSED] = str(error)
+            return
         if config.pluginmanager.hasplugin("dsession") and run.choice.candidates:
             from pytest_infserver.pool.setup import open_desk
 
@@ -87,17 +103,33 @@ def _only_shows(config: pytest.Config) -> bool:
 
 
 def _run(config: pytest.Config) -> Run:
-    """Return this session's run; one without any of our options has none until a test asks for one."""
+    """Return this session's run; one without any of our options has none until a test asks for one.
+
+    Raises:
+        pytest.UsageError: Something is wrong with the configuration, or code of the user's has raised something.
+    """
+    if REFUSED in config.stash:
+        raise pytest.UsageError(config.stash[REFUSED])
     if RUN not in config.stash:
         from pytest_infserver.reporting.run_report import RunReport
 
         run = config.stash[RUN] = _load(config)
         config.stash[REPORT] = RunReport(config, run)
+        if TEST in config.stash:
+            config.stash[TEST].belongs_to(run)
     return config.stash[RUN]
 
 
+def _run_of_test(config: pytest.Config) -> Run:
+    """Return the run for a fixture: what keeps it from being made is said without this plugin's own lines."""
+    try:
+        return _run(config)
+    except pytest.UsageError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
 def _load(config: pytest.Config) -> Run:
-    from pytest_infserver.errors import ConfigError
+    from pytest_infserver.errors import InferenceServerError
     from pytest_infserver.pool.setup import load_run
     from pytest_infserver.reporting.start_times import StartTimes
     from pytest_infserver.reporting.terminal import visible_terminal, write_line
@@ -113,7 +145,7 @@ def _load(config: pytest.Config) -> Run:
     waiting = config.stash[WAITING] = Waiting(config, times)
     try:
         return load_run(config, read_settings(config), progress, waiting)
-    except ConfigError as error:
+    except InferenceServerError as error:
         raise pytest.UsageError(str(error)) from None
 
 
@@ -138,7 +170,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     from pytest_infserver.pool.items import FIXTURE, markers, reaches_ours
     from pytest_infserver.selection import MarkerError
 
-    run = _run(metafunc.config)
+    try:
+        run = _run(metafunc.config)
+    except pytest.UsageError as error:
+        raise pytest.Collector.CollectError(str(error)) from None
     if FIXTURE not in metafunc.fixturenames or not reaches_ours(metafunc._arg2fixturedefs.get(FIXTURE)):
         return
     # A test that is parametrised already has chosen its servers itself.
@@ -174,11 +209,26 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
     """Lease the test's server outside of everything that limits or repeats the test."""
-    run = item.config.stash.get(RUN, None)
-    if run is None:
+    stash = item.config.stash
+    with Test(item, nextitem) as stash[TEST]:
+        if RUN in stash:
+            stash[TEST].belongs_to(stash[RUN])
         return (yield)
-    with run.test(item, nextitem):
-        return (yield)
+
+
+class Test(contextlib.ExitStack):
+    """The test that runs, which may become one of a run that is made while it runs, as by ``getfixturevalue``."""
+
+    __test__ = False
+
+    def __init__(self, item: pytest.Item, following: pytest.Item | None) -> None:
+        super().__init__()
+        self._item = item
+        self._following = following
+
+    def belongs_to(self, run: Run) -> None:
+        """Let it be one of a run, to its end."""
+        self.enter_context(run.test(self._item, self._following))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -235,7 +285,7 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.Fix
     from pytest_infserver.pool.items import is_ours
 
     if is_ours(fixturedef):
-        run = _run(request.config)
+        run = _run_of_test(request.config)
         parameter = getattr(request, "param", None)
         run.remember_dependents(parameter, lambda: fixturedef.finish(request))  # type: ignore[arg-type]
 
@@ -345,6 +395,8 @@ def _close(config: pytest.Config) -> Notes:
             run.close()
             notes.add(Notes(run.member.incidents, run.errors, run.profiles()))
             config.stash[REPORT].add_servers(notes)
+        elif REFUSED in config.stash:
+            notes.errors.append(config.stash[REFUSED])
     finally:
         if DESK in config.stash:
             config.stash[DESK].close()
@@ -383,14 +435,14 @@ def inference_server(request: pytest.FixtureRequest) -> InferenceServer:
 
     The value stays the same object, with the same name, port and URL, when the server is started again.
     """
-    run = _run(request.config)
+    run = _run_of_test(request.config)
     return run.handle(run.choice.named(getattr(request, "param", None), run.item))
 
 
 @pytest.fixture
 def inference_servers(request: pytest.FixtureRequest) -> Mapping[str, InferenceServer]:
     """The running servers that ``@pytest.mark.infserver_needs("a", "b")`` names, by name; all of them or none."""
-    return _run(request.config).needed(request.node)
+    return _run_of_test(request.config).needed(request.node)
 
 
 @pytest.fixture(scope="session")
@@ -401,14 +453,18 @@ def inference_server_factory(request: pytest.FixtureRequest) -> Callable[..., In
     """
     from pytest_infserver.pool.factory import ServerFactory
 
-    return ServerFactory(_run(request.config), request.session)
+    return ServerFactory(_run_of_test(request.config), request.session)
 
 
 @pytest.fixture(scope="session")
 def inference_client(inference_server: InferenceServer) -> Iterator[openai.OpenAI]:
     """An ``openai.OpenAI`` for the current server, without retries (extra ``openai``)."""
     from pytest_infserver.client import make_client
+    from pytest_infserver.errors import UserCodeError
 
-    client = make_client(inference_server)
+    try:
+        client = make_client(inference_server)
+    except UserCodeError as error:
+        pytest.fail(str(error), pytrace=False)
     yield client
     client.close()

@@ -28,8 +28,17 @@ class LateReports:
         """Remember what a report says of a test beside its outcome."""
         self._tests[nodeid] = location, keywords
 
-    def error(self, nodeid: str, text: str) -> None:
-        """Report an error of a test that is known."""
+    def report(self, problems: Iterable[Problem]) -> list[str]:
+        """Report problems with the tests that used the servers last; return those that belong to no known test."""
+        homeless = []
+        for problem in problems:
+            if problem.user in self._tests:
+                self._error(str(problem.user), problem.text)
+            else:
+                homeless.append(problem.text)
+        return homeless
+
+    def _error(self, nodeid: str, text: str) -> None:
         self.count += 1
         location, keywords = self._tests[nodeid]
         report = pytest.TestReport(
@@ -41,13 +50,3 @@ class LateReports:
             when="teardown",
         )
         self._config.hook.pytest_runtest_logreport(report=report)
-
-    def report(self, problems: Iterable[Problem]) -> list[str]:
-        """Report problems with the tests that used the servers last; return those that belong to no test."""
-        homeless = []
-        for problem in problems:
-            if problem.user in self._tests:
-                self.error(str(problem.user), problem.text)
-            else:
-                homeless.append(problem.text)
-        return homeless

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_infserver.errors import ConfigError, ProfileError
+from pytest_infserver.errors import InferenceServerError, ProfileError
 from pytest_infserver.pool.items import grouped, will_run
 from pytest_infserver.pool.late import LateReports
+from pytest_infserver.pool.lease import Problem
 from pytest_infserver.pool.order import Rearranged
 from pytest_infserver.pool.outcomes import in_words
 from pytest_infserver.pool.profilers import default_tool, wanted_profilers
@@ -79,6 +80,7 @@ class Run:
         self.late = late
         self._pinned: set[str] = set()
         self._planned: set[str] = set()
+        self._no_lease: str | None = None
         self._next: pytest.Item | None = None
         self._rearranged: Rearranged[pytest.Item] | None = None
         self._extra: list[InferenceServer] = []
@@ -102,14 +104,12 @@ class Run:
             items[:] = grouped(items, self.choice.servers, others_first=others_first)
         tests = {item.nodeid: wanted[item] for item in items if wanted.get(item)}
         self._planned = set(tests)
-        for item in items:
-            self.late.know(item.nodeid, item.location, item.keywords)
         if others_first and self.member.alone:
             self._rearranged = Rearranged(items, self.choice.servers)
         if tests:
             try:
                 self.member.plan(tests, profilers)
-            except ConfigError as error:
+            except InferenceServerError as error:
                 raise pytest.UsageError(str(error)) from None
 
     def know(self, report: pytest.TestReport) -> None:
@@ -127,12 +127,14 @@ class Run:
             following: The one after it.
         """
         self.item, self._next = item, following
+        # Also one that was never planned: the run may have been made for it.
+        self.late.know(item.nodeid, item.location, item.keywords)
         if self._rearranged is not None:
             self._rearranged.begin(item, self.member.is_ready)
         self.extra_servers = [(server, server.log_size_now()) for server, _ in self.extra_servers if server.launched]
         names = self._servers(item)
         if names and will_run(item):
-            self._lease(names)
+            self._lease_or_fail(names)
         try:
             yield
         finally:
@@ -142,8 +144,11 @@ class Run:
         """Return the server for the fixture; it has been leased before, except where nobody could know."""
         if name not in self.leases:
             self._pinned.add(name)
-            self.member.pin(name)
-            self._lease((name,))
+            try:
+                self.member.pin(name)
+                self._lease((name,))
+            except InferenceServerError as error:
+                pytest.fail(str(error), pytrace=False)
         _require(self.leases[name])
         return self.leases[name].server
 
@@ -153,14 +158,16 @@ class Run:
 
     def before_setup(self, item: pytest.Item) -> None:
         """Fail the test if its server could not be had; start it again if a rerun finds it dead."""
-        refusal = self.choice.refusal(item)
+        refusal = self.choice.refusal(item) or self._no_lease
         if refusal is not None:
             pytest.fail(refusal, pytrace=False)
         dead = [lease for lease in self.leases.values() if lease.error is None and not lease.server.running]
         if dead:
             names = tuple(self.leases)
             self._give_back()
-            self._lease(names)
+            self._lease_or_fail(names)
+            if self._no_lease is not None:
+                pytest.fail(self._no_lease, pytrace=False)
         for lease in self.leases.values():
             _require(lease)
 
@@ -304,6 +311,13 @@ class Run:
             return tuple(self._pinned)
         return names
 
+    def _lease_or_fail(self, names: tuple[str, ...]) -> None:
+        """Lease servers; if nobody can say how they are, the test fails in its setup."""
+        try:
+            self._lease(names)
+        except InferenceServerError as error:
+            self._no_lease = str(error)
+
     def _lease(self, names: tuple[str, ...]) -> None:
         test = None if self.item is None else self.item.nodeid
         item = self.item
@@ -327,10 +341,9 @@ class Run:
             reasons = [self.death(server) for server, _ in self.servers_in_use()]
         finally:
             self._give_back(item.nodeid if planned else None)
-            self.item = None
+            self.item = self._no_lease = None
         late, self.late_errors = self.late_errors, []
-        for text in [*filter(None, reasons), *late]:
-            self.late.error(item.nodeid, text)
+        self.errors += self.late.report(Problem(text, item.nodeid) for text in [*filter(None, reasons), *late])
         if self._next is None:
             self.member.stop_all()
         self.errors += self.late.report(self.member.take_problems())

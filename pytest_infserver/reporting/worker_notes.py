@@ -59,6 +59,8 @@ class WorkerNotes:
         for path in sorted(Path(self.folder).glob("*.json")):
             notes.add(Notes(**json.loads(path.read_text(encoding="utf-8"))))
         shutil.rmtree(self.folder, ignore_errors=True)
+        # What is wrong with the configuration each of them says.
+        notes.errors = list(dict.fromkeys(notes.errors))
         return notes
 
 

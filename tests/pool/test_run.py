@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pool_fakes import FakeServer
 
-from pytest_infserver.errors import ConfigError, InferenceServerError
+from pytest_infserver.errors import ConfigError, InferenceServerError, UserCodeError
 from pytest_infserver.pool import items
 from pytest_infserver.pool import run as run_module
 from pytest_infserver.pool.choice import Choice
@@ -216,7 +216,7 @@ class Member:
         self.errors: dict[str, InferenceServerError] = {}
         self.deaths: dict[tuple[str, int], str] = {}
         self.problems: list[Problem] = []
-        self.plan_error: ConfigError | None = None
+        self.plan_error: InferenceServerError | None = None
         self.planned: Mapping[str, Sequence[str]] = {}
         self.profilers: Mapping[str, str] | None = None
         self.tickets = 0
@@ -307,8 +307,9 @@ def test_the_order_of_others_is_left_alone_where_nothing_boots(run, member) -> N
     assert [each.nodeid for each in order] == ["1", "2", "plain"]
 
 
-def test_a_plan_that_cannot_be_is_a_usage_error(run, member) -> None:
-    member.plan_error = ConfigError("too much")
+@pytest.mark.parametrize("error", [ConfigError("too much"), UserCodeError("too much")])
+def test_a_plan_that_cannot_be_is_a_usage_error(run, member, error) -> None:
+    member.plan_error = error
     with pytest.raises(pytest.UsageError, match="too much"):
         run.plan([item("1", param="a")])
 
@@ -433,7 +434,6 @@ def test_a_server_of_the_factory_that_dies_is_told_of_with_its_test(run, member)
         extra.die()
         assert run.death(extra) == "extra died"
         assert run.death(extra) is None
-    run.late.know("2", ("test.py", 0, "2"), {})
     with run.test(item("2", ours=False), item("3", ours=False)):
         # One that goes on is the next test's as well, with what it writes from now on.
         assert run.servers_in_use() == [(extra, 100)]
@@ -454,6 +454,30 @@ def test_problems_at_stops_go_to_who_used_the_server_last(run, member, reports) 
     ]
     assert run.errors == ["b left something"]
     assert run.late_errors == []
+
+
+def test_a_late_error_of_a_test_that_was_never_planned_is_its_own(run, member, reports) -> None:
+    with run.test(item("1", ours=False), item("2", ours=False)):
+        run.late_errors.append("of the factory")
+    with run.test(item("2", ours=False), None):
+        pass
+    assert [(report.nodeid, report.when, report.longrepr) for report in reports] == [
+        ("1", "teardown", "of the factory")
+    ]
+    assert run.errors == []
+
+
+def test_a_test_fails_in_its_setup_where_nobody_can_say_how_its_server_is(run, member, monkeypatch) -> None:
+    def acquire(*_: object) -> list[Lease]:
+        raise InferenceServerError("the controller is gone")
+
+    one = item("1", param="a")
+    run.plan([one])
+    monkeypatch.setattr(member, "acquire", acquire)
+    with run.test(one, item("2")), pytest.raises(pytest.fail.Exception, match="the controller is gone"):
+        run.before_setup(one)
+    with run.test(item("2"), item("3")):
+        run.before_setup(item("2"))
 
 
 def test_the_end_tells_what_is_left(run, member, reports) -> None:
