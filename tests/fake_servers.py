@@ -16,9 +16,14 @@ def fake_command(*arguments: str) -> list[str]:
     return [sys.executable, "-S", str(FAKE_ENGINE), "--host", "{host}", "--port", "{port}", *arguments]
 
 
-def write_servers(folder: Path, defaults: dict[str, Any] | None = None, **servers: list[str]) -> Path:
-    """Write a servers.yaml of fake servers into a folder; each has these arguments."""
-    blocks = {name: {"backend": "command", "launch_command": fake_command(*args)} for name, args in servers.items()}
+def fake_block(*arguments: str, **settings: Any) -> dict[str, Any]:
+    """Return a server's block in a servers.yaml: the fake engine with these arguments, and further settings."""
+    return {"backend": "command", "launch_command": fake_command(*arguments), **settings}
+
+
+def write_servers(folder: Path, defaults: dict[str, Any] | None = None, **servers: list[str] | dict[str, Any]) -> Path:
+    """Write a servers.yaml into a folder; each server is a fake one with these arguments, or has this block."""
+    blocks = {name: what if isinstance(what, dict) else fake_block(*what) for name, what in servers.items()}
     path = folder / "servers.yaml"
     path.write_text(yaml.safe_dump({"defaults": {"startup_timeout": 30, **(defaults or {})}, "servers": blocks}))
     return path

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import pathlib
 import urllib.request
 
 EVENTS = pathlib.Path(__file__).parent / "events.txt"
+OUTCOMES = pathlib.Path(__file__).parent / "outcomes.txt"
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -52,7 +53,7 @@ def alive(pid):
 """
 
 CONFTEST = """
-from helpers import alive, note
+from helpers import OUTCOMES, alive, note
 
 pids = {}
 
@@ -73,6 +74,12 @@ def pytest_infserver_server_stopped(server):
 
 def pytest_runtest_call(item):
     note("test", item.name)
+
+
+def pytest_terminal_summary(terminalreporter):
+    stats = terminalreporter.stats.items()
+    reports = [(word, report) for word, reports in stats for report in reports if hasattr(report, "when")]
+    OUTCOMES.write_text("".join(f"{word}\\t{report.nodeid}\\n" for word, report in reports if word))
 """
 
 
@@ -99,8 +106,8 @@ class Project:
         for name, text in texts.items():
             (self.path / f"{name}.py").write_text(textwrap.dedent(text))
 
-    def servers(self, defaults: dict[str, Any] | None = None, **servers: list[str]) -> None:
-        """Write a servers.yaml of fake servers, each with these arguments."""
+    def servers(self, defaults: dict[str, Any] | None = None, **servers: list[str] | dict[str, Any]) -> None:
+        """Write a servers.yaml of fake servers, each with these arguments, or of servers with these blocks."""
         write_servers(self.path, defaults, **servers)
 
     def run(self, *arguments: str, plugins: tuple[str, ...] = ()) -> pytest.RunResult:
@@ -113,11 +120,18 @@ class Project:
         chosen = [word for name in ("pytest_infserver.plugin", *plugins) for word in ("-p", name)]
         return self._run(*chosen, *arguments)
 
-    def events(self, *kinds: str) -> list[str]:
-        """Return what has happened, in order."""
+    def events(self, *kinds: str, of: Collection[str] = ()) -> list[str]:
+        """Return what has happened, in order; if names are given, only what has happened to them."""
         file = self.path / "events.txt"
         lines = file.read_text().splitlines() if file.exists() else []
-        return [line for line in lines if not kinds or line.split()[0] in kinds]
+        found = [line for line in lines if not kinds or line.split()[0] in kinds]
+        return [line for line in found if not of or line.split()[1] in of]
+
+    def outcomes(self, file: str) -> dict[str, int]:
+        """Return what has become of the tests of one file in the last run, as ``RunResult.parseoutcomes`` does."""
+        lines = (line.split("\t") for line in (self.path / "outcomes.txt").read_text().splitlines())
+        words = [word for word, test in lines if test.partition("::")[0] == f"{file}.py"]
+        return {"errors" if word == "error" else word: words.count(word) for word in words}
 
 
 @pytest.fixture
@@ -134,6 +148,7 @@ def inline_project(pytester: pytest.Pytester, nothing_left: None, monkeypatch: p
     """A project whose runs happen in this process: quick, for what a run reads, refuses, chooses and prints."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makeini("[pytest]\n")
+    pytester.syspathinsert()
     return Project(pytester.path, partial(pytester.runpytest_inprocess, "-p", "no:cacheprovider"))
 
 
