@@ -4,29 +4,85 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fake_servers import fake_block
+from parts import part
 
 from pytest_infserver.launcher.gpus import NoTelemetry, read_gpus
+from pytest_infserver.launcher.places import state_dir
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="leaks are best effort elsewhere")
 
-DEBUG = {"debug_mode": True, "stop_timeout": 1}
-DAEMON = ["--daemon"]
+DEBUG: dict[str, Any] = {"debug_mode": True, "stop_timeout": 1}
+LEAKY = fake_block("--daemon", **DEBUG)
+ALLOWED = fake_block("--daemon", **DEBUG, allow_leaks=["process:*fake_engine*"])
+SURVIVORS = fake_block("--children", "1", "--forget-children", "--stubborn-children", stop_timeout=1)
 TESTS = """
 def test_1(inference_server): pass
 def test_2(inference_server): pass
 """
 
 
-def test_the_error_stands_at_the_test_that_ended_the_use_of_the_leaking_server(project, servers_yaml, quiet) -> None:
-    servers_yaml(DEBUG, tidy=[], leaky=DAEMON, tidy_too=[])
-    project.files(test_1=TESTS, test_2=TESTS.replace("test_", "test_b_"))
-    result = project.run("-v")
-    result.assert_outcomes(passed=12, errors=1)
-    result.stdout.fnmatch_lines(
+def with_temporary(folder: Path) -> dict[str, str]:
+    """Return the variables of a run with its own folder of temporary files, which still sees others' locks on ports."""
+    return {"TMPDIR": str(folder), "INFSERVER_STATE_DIR": str(state_dir())}
+
+
+@pytest.fixture(scope="module", params=[(), ("-n1",)], ids=["alone", "n1"])
+def shared(request, shared_project, tmp_path_factory):
+    """A project with a file of tests for each kind of error, each with servers of its own; and what its run showed."""
+    folder = tmp_path_factory.mktemp("temporary")
+    project = shared_project(**with_temporary(folder))
+    project.shm = f"infserver-test-{os.getpid()}-{len(request.param)}"
+    project.servers(
+        tidy=fake_block(**DEBUG),
+        leaky=LEAKY,
+        tidy_too=fake_block(**DEBUG),
+        dying=fake_block("--leak-shm", project.shm, **DEBUG),
+        made=LEAKY,
+        late=LEAKY,
+    )
+    project.files(
+        test_a=MANY, test_b=MANY.replace("test_", "test_b_"), test_dying=DYING, test_made=MADE, test_used_late=LATE
+    )
+    result = project.run("-v", *request.param, plugins=("xdist.plugin",) if request.param else ())
+    assert list(folder.glob("infserver-*")) == []
+    return project, result
+
+
+@pytest.fixture
+def everything(shared):
+    """Return the shared project."""
+    return shared[0]
+
+
+@pytest.fixture
+def result(shared):
+    """Return what the shared project's run showed."""
+    return shared[1]
+
+
+def test_the_run_has_failed_and_nothing_of_the_inside_is_shown(result, quiet) -> None:
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    quiet(result)
+
+
+MANY = """
+import pytest
+pytestmark = pytest.mark.infserver("tidy", "leaky", "tidy_too")
+def test_1(inference_server): pass
+def test_2(inference_server): pass
+"""
+
+
+@pytest.mark.promise
+def test_the_error_stands_at_the_test_that_ended_the_use_of_the_leaking_server(everything, result) -> None:
+    assert everything.outcomes("test_a") == {"passed": 6}
+    assert everything.outcomes("test_b") == {"passed": 6, "errors": 1}
+    part(result, "test_b_2").fnmatch_lines(
         [
             "*ERROR at teardown of test_b_2[[]leaky]*",
             "leaky (command) left behind a process:",
@@ -35,137 +91,123 @@ def test_the_error_stands_at_the_test_that_ended_the_use_of_the_leaking_server(p
             '  What to do: *: allow_leaks: [[]"process:[*]fake_engine.py[*]"]',
         ]
     )
-    quiet(result)
 
 
-def test_what_is_allowed_is_a_note_in_the_summary(project, servers_yaml) -> None:
-    servers_yaml({**DEBUG, "allow_leaks": ["process:*fake_engine*"]}, leaky=DAEMON)
-    project.files(test_1=TESTS)
-    result = project.run()
+DYING = """
+import pytest
+from helpers import kill
+@pytest.mark.infserver("dying")
+def test_dying(inference_server): kill(inference_server)
+"""
+
+
+@pytest.mark.promise
+def test_what_a_dead_server_leaves_is_a_note_and_its_death_the_error(everything, result) -> None:
+    assert everything.outcomes("test_dying") == {"failed": 1}
+    part(result, "test_dying").fnmatch_lines(["dying (command) exited with code 3*"])
+    lines = ["dying (command) exited with code 3*", "*= infserver =*", "dying (command) left behind a shared memory*"]
+    result.stdout.fnmatch_lines(lines)
+    result.stdout.no_fnmatch_line("*ERROR at teardown of test_dying*")
+    assert not os.path.exists(f"/dev/shm/{everything.shm}")
+
+
+MADE = """
+def test_makes_one(inference_server_factory): inference_server_factory("made")
+def test_makes_none(): pass
+"""
+
+
+def test_server_of_the_factory(everything, result) -> None:
+    assert everything.outcomes("test_made") == {"passed": 2, "errors": 1}
+    lines = ["*ERROR at teardown of test_makes_one*", "made (command) left behind a process:"]
+    part(result, "test_makes_one").fnmatch_lines(lines)
+
+
+LATE = """
+import pytest
+@pytest.mark.infserver("late")
+def test_uses_it(request): request.getfixturevalue("inference_server")
+def test_innocent(): pass
+"""
+
+
+@pytest.mark.promise
+def test_the_error_stands_at_the_last_test_that_used_the_server_though_it_stops_later(everything, result) -> None:
+    assert everything.outcomes("test_used_late") == {"passed": 2, "errors": 1}
+    lines = ["*ERROR at teardown of test_uses_it*", "late (command) left behind a process:"]
+    part(result, "test_uses_it").fnmatch_lines(lines)
+
+
+def test_what_is_allowed_is_a_note_in_the_summary(inline_project) -> None:
+    inline_project.servers(leaky=ALLOWED)
+    inline_project.files(test_1=TESTS)
+    result = inline_project.run()
     result.assert_outcomes(passed=2)
     assert result.ret == 0
     result.stdout.fnmatch_lines(["*= infserver =*", "leaky (command) left behind a process:", "  process *; killed"])
     result.stdout.no_fnmatch_line("*What to do*")
 
 
-def test_what_a_dead_server_leaves_is_a_note_and_its_death_the_error(project, servers_yaml) -> None:
-    name = f"infserver-test-{os.getpid()}"
-    servers_yaml(DEBUG, dying=["--leak-shm", name])
-    project.files(
-        test_1="""
-        from helpers import kill
-        def test_1(inference_server): kill(inference_server)
-        """
-    )
-    result = project.run()
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["dying (command) exited with code 3*", "dying (command) left behind a shared memory*"])
-    result.stdout.no_fnmatch_line("*ERROR at teardown*")
-    assert not os.path.exists(f"/dev/shm/{name}")
-
-
-def test_server_of_the_factory(project, servers_yaml) -> None:
-    servers_yaml(DEBUG, leaky=DAEMON)
-    project.files(
-        test_1="""
-        def test_1(inference_server_factory): inference_server_factory("leaky")
-        def test_2(): pass
-        """
-    )
-    result = project.run("-v")
-    result.assert_outcomes(passed=2, errors=1)
-    result.stdout.fnmatch_lines(["*ERROR at teardown of test_1*", "leaky (command) left behind a process:"])
-
-
-def test_without_debug_mode_survivors_are_a_note(project, servers_yaml) -> None:
-    servers_yaml({"stop_timeout": 1}, leaky=["--daemon", "--children", "1", "--forget-children", "--stubborn-children"])
-    project.files(test_1=TESTS)
-    result = project.run()
+def test_without_debug_mode_survivors_are_a_note(inline_project) -> None:
+    words = ["--daemon", "--children", "1", "--forget-children", "--stubborn-children"]
+    inline_project.servers({"stop_timeout": 1}, leaky=words)
+    inline_project.files(test_1=TESTS)
+    result = inline_project.run()
     result.assert_outcomes(passed=2)
     assert result.ret == 0
     result.stdout.fnmatch_lines(["*= infserver =*", "leaky (command): 1 of its processes did not end by themselves*"])
 
 
-def test_header_says_what_cannot_be_checked(project, servers_yaml) -> None:
-    servers_yaml(DEBUG, a=[])
+def test_header_says_what_cannot_be_checked(inline_project) -> None:
+    inline_project.servers(DEBUG, a=[])
     try:
         read_gpus()
         expected = "infserver: servers.yaml: a (command); debug mode"
     except NoTelemetry as reason:
         expected = f"infserver: servers.yaml: a (command); debug mode (GPU memory is not checked: {reason})"
-    assert expected in project.run("--collect-only").stdout.lines
+    assert expected in inline_project.run("--collect-only").stdout.lines
 
 
-def test_stop_command_that_fails_is_a_note(project, servers_yaml) -> None:
-    servers_yaml({"stop_command": ["sh", "-c", "echo no such container; exit 3"]}, a=[])
-    project.files(test_1=TESTS)
-    result = project.run()
+def test_stop_command_that_fails_is_a_note(inline_project) -> None:
+    inline_project.servers({"stop_command": ["sh", "-c", "echo no such container; exit 3"]}, a=[])
+    inline_project.files(test_1=TESTS)
+    result = inline_project.run()
     assert result.ret == 0
     result.stdout.fnmatch_lines(["a (command): its stop_command ended with exit code 3; log: *server.log"])
 
 
-def test_the_error_stands_at_the_last_test_that_used_the_server_though_it_stops_later(
-    project, servers_yaml, quiet
-) -> None:
-    servers_yaml(DEBUG, leaky=DAEMON)
-    project.files(
-        test_1="""
-        def test_uses_it(request): request.getfixturevalue("inference_server")
-        def test_innocent(): pass
-        """
-    )
-    result = project.run("-v")
-    result.assert_outcomes(passed=2, errors=1)
-    result.stdout.fnmatch_lines(["*ERROR at teardown of test_uses_it*", "leaky (command) left behind a process:"])
-    quiet(result)
-
-
-SURVIVORS = ["--children", "1", "--forget-children", "--stubborn-children"]
+@pytest.fixture(scope="module")
+def notes(shared_project, tmp_path_factory) -> pytest.RunResult:
+    """What the run of a worker showed in which nothing is an error."""
+    pytest.importorskip("xdist")
+    folder = tmp_path_factory.mktemp("temporary")
+    project = shared_project(**with_temporary(folder))
+    project.servers(survived=SURVIVORS, allowed=ALLOWED)
+    project.files(test_1=TESTS)
+    result = project.run("-n1", plugins=("xdist.plugin",))
+    assert list(folder.glob("infserver-*")) == []
+    return result
 
 
 class TestXdist:
     """What belongs to no test reaches the summary from the workers too."""
 
-    @pytest.fixture(autouse=True)
-    def temporary(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def test_survivors_are_a_note(self, notes) -> None:
+        notes.assert_outcomes(passed=4)
+        assert notes.ret == 0
+        words = "survived (command): 1 of its processes did not end by themselves*"
+        notes.stdout.fnmatch_lines(["*= infserver =*", words])
+
+    def test_what_is_allowed_is_a_note(self, notes) -> None:
+        assert notes.ret == 0
+        notes.stdout.fnmatch_lines(["*= infserver =*", "allowed (command) left behind a process:"])
+
+    def test_leak_after_the_last_test_of_a_run_that_is_cut_short(self, project, tmp_path, monkeypatch) -> None:
         pytest.importorskip("xdist")
-        monkeypatch.setenv("TMPDIR", str(tmp_path))
-        yield
-        assert list(tmp_path.glob("infserver-*")) == []
-
-    def run(self, project, *arguments: str) -> pytest.RunResult:
-        return project.run(*arguments, plugins=("xdist.plugin",))
-
-    def test_survivors_are_a_note(self, project, servers_yaml) -> None:
-        servers_yaml({"stop_timeout": 1}, a=SURVIVORS)
-        project.files(test_1=TESTS)
-        result = self.run(project, "-n1")
-        result.assert_outcomes(passed=2)
-        assert result.ret == 0
-        result.stdout.fnmatch_lines(["*= infserver =*", "a (command): 1 of its processes did not end by themselves*"])
-
-    def test_what_is_allowed_is_a_note(self, project, servers_yaml) -> None:
-        servers_yaml({**DEBUG, "allow_leaks": ["process:*fake_engine*"]}, leaky=DAEMON)
-        project.files(test_1=TESTS)
-        result = self.run(project, "-n1")
-        assert result.ret == 0
-        result.stdout.fnmatch_lines(["*= infserver =*", "leaky (command) left behind a process:"])
-
-    def test_leak_after_the_last_test_of_a_run_that_is_cut_short(self, project, servers_yaml) -> None:
-        servers_yaml(DEBUG, leaky=DAEMON)
+        for name, value in with_temporary(tmp_path).items():
+            monkeypatch.setenv(name, value)
+        project.servers(leaky=LEAKY)
         project.files(test_1="def test_0(inference_server): assert 0\n" + TESTS)
-        result = self.run(project, "-n1", "-x")
+        result = project.run("-n1", "-x", plugins=("xdist.plugin",))
         result.stdout.fnmatch_lines(["leaky (command) left behind a process:"])
-
-    def test_leak_of_a_server_that_runs_to_the_end_is_an_error_of_its_last_test(self, project, servers_yaml) -> None:
-        servers_yaml(DEBUG, leaky=DAEMON)
-        project.files(
-            test_1="""
-            def test_uses_it(request): request.getfixturevalue("inference_server")
-            def test_innocent(): pass
-            """
-        )
-        result = self.run(project, "-n1")
-        result.assert_outcomes(passed=2, errors=1)
-        assert result.ret == pytest.ExitCode.TESTS_FAILED
-        result.stdout.fnmatch_lines(["*ERROR at teardown of test_uses_it*", "leaky (command) left behind a process:"])
+        assert list(tmp_path.glob("infserver-*")) == []

@@ -586,7 +586,7 @@ def test_two_runs_at_once_do_not_share_a_trace(project) -> None:
         )
         for _ in range(2)
     ]
-    outputs = [one.communicate(timeout=60)[0] for one in runs]
+    outputs = [one.communicate(timeout=110)[0] for one in runs]
     assert [one.returncode for one in runs] == [0, 0], outputs
     assert traces(project) == {"profiles/a/test_1.test_1-a.txt", "profiles/a/test_1.test_1-a-2.txt"}
 
