@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import re
-import time
 
 import pytest
+from parts import part
 
 
-def test_fail_fails_the_later_tests_at_once(project, servers_yaml, run) -> None:
-    servers_yaml(a=["--delay=1"])
+@pytest.fixture(scope="module", params=[(), pytest.param(("-n2",), marks=pytest.mark.promise)], ids=["alone", "n2"])
+def shared(request, shared_project):
+    """A project with a file of tests for each story, each with servers of its own; and what its run showed."""
+    project = shared_project()
+    project.servers(dies=[], lives=[], rerun_a=[], rerun_b=[])
+    project.files(test_restart=RESTART, test_rerun=RERUN)
+    plugins = ("xdist", "pytest_rerunfailures") if request.param else ("pytest_rerunfailures",)
+    return project, project.run("--infserver-max-servers=2", *request.param, plugins=plugins)
+
+
+@pytest.fixture
+def everything(shared):
+    """Return the shared project."""
+    return shared[0]
+
+
+@pytest.fixture
+def result(shared):
+    """Return what the shared project's run showed."""
+    return shared[1]
+
+
+@pytest.mark.promise
+def test_fail_fails_the_later_tests_at_once(project, run) -> None:
+    project.servers(a=["--delay=1"])
     project.files(
         test_1="""
         import pytest, time
@@ -31,49 +54,74 @@ def test_fail_fails_the_later_tests_at_once(project, servers_yaml, run) -> None:
     assert project.events("started", "stopped") == ["started a", "stopped a gone"]
 
 
-def test_restart_gives_the_same_port_and_three_of_them_at_most(project, servers_yaml, run) -> None:
-    servers_yaml(a=[], b=[])
-    project.files(
-        test_1="""
-        import pytest, time
-        from helpers import get, kill, note
-        @pytest.mark.infserver("a")
-        @pytest.mark.parametrize("n", range(12))
-        def test_dies(inference_server, n):
-            note("ran", n)
-            answer = get(inference_server, "/argv")
-            assert answer["pid"] == inference_server.pid
-            note("url", inference_server.server_url, inference_server.port)
-            kill(inference_server)
-        @pytest.mark.infserver("b")
-        @pytest.mark.parametrize("n", range(4))
-        def test_lives(inference_server, n):
-            if n == 0:
-                kill(inference_server)
-                note("killed")
-            end = time.monotonic() + 20
-            while "killed" not in open("events.txt").read() and time.monotonic() < end: time.sleep(0.02)
-            get(inference_server, "/health")
-        """
-    )
-    result = run("--infserver-max-servers=2", "-p", "no:randomly")
-    outcomes = result.parseoutcomes()
-    ran = len(project.events("ran"))
-    assert len(set(project.events("url"))) == 1
-    assert project.events().count("started a") == 4
-    assert project.events().count("started b") == 2
+RESTART = """
+import pytest, time
+from helpers import get, kill, note
+@pytest.mark.infserver("dies")
+@pytest.mark.parametrize("n", range(12))
+def test_dies(inference_server, n):
+    note("ran", n)
+    answer = get(inference_server, "/argv")
+    assert answer["pid"] == inference_server.pid
+    note("url", inference_server.server_url, inference_server.port)
+    kill(inference_server)
+@pytest.mark.infserver("lives")
+@pytest.mark.parametrize("n", range(4))
+def test_lives(inference_server, n):
+    if n == 0:
+        kill(inference_server)
+        note("killed")
+    end = time.monotonic() + 20
+    while "killed" not in open("events.txt").read() and time.monotonic() < end: time.sleep(0.02)
+    get(inference_server, "/health")
+"""
+
+
+def test_restart_gives_the_same_port_and_three_of_them_at_most(everything, result) -> None:
+    outcomes = everything.outcomes("test_restart")
+    ran = len(everything.events("ran"))
+    assert len(set(everything.events("url"))) == 1
+    assert everything.events().count("started dies") == 4
+    assert everything.events().count("started lives") == 2
     # Each of its four lives may have two users.
     assert 4 <= ran <= 8
-    # Whoever of b had it when it died fails in its call, or already in its setup.
+    # Whoever of the other one had it when it died fails in its call, or already in its setup.
     assert outcomes["errors"] in (12 - ran, 13 - ran)
     assert outcomes["passed"] in (2, 3)
     assert sum(outcomes.values()) == 16
-    result.stdout.fnmatch_lines(["*has died 4 times and is not restarted any more*"])
+    part(result, "test_dies").fnmatch_lines(["*has died 4 times and is not restarted any more*"])
 
 
-def test_all_who_use_it_fail_with_its_reason_and_later_ones_pass(project, servers_yaml) -> None:
+RERUN = """
+import pytest
+from helpers import get, kill
+pytestmark = [pytest.mark.infserver("rerun_a", "rerun_b"), pytest.mark.flaky(reruns=1)]
+runs = []
+def test_dies_first(inference_server):
+    runs.append(inference_server.name)
+    if runs.count(inference_server.name) == 1: kill(inference_server)
+    get(inference_server, "/health")
+@pytest.mark.parametrize("n", range(3))
+def test_fine(inference_server, n): get(inference_server, "/health")
+"""
+
+
+def test_rerunfailures_gets_a_living_server(everything, result) -> None:
+    pytest.importorskip("pytest_rerunfailures")
+    assert "INTERNALERROR" not in result.stdout.str()
+    outcomes = everything.outcomes("test_rerun")
+    assert not {"failed", "errors"} & outcomes.keys()
+    assert outcomes["rerun"] >= 2
+    # A test beside the one that kills may pass, have its server die before its teardown, and pass once more.
+    assert 8 <= outcomes["passed"] <= 8 + outcomes["rerun"] - 2
+    servers = ("rerun_a", "rerun_b")
+    assert sorted(everything.events("started", of=servers)) == ["started rerun_a"] * 2 + ["started rerun_b"] * 2
+    assert sorted(everything.events("stopped", of=servers)) == ["stopped rerun_a gone", "stopped rerun_b gone"]
+
+
+def test_all_who_use_it_fail_with_its_reason_and_later_ones_pass(project) -> None:
     pytest.importorskip("xdist")
-    servers_yaml(a=["--delay=0.5"])
+    project.servers(a=["--delay=0.5"])
     project.files(
         test_1="""
         import pytest, time
@@ -106,32 +154,3 @@ def test_all_who_use_it_fail_with_its_reason_and_later_ones_pass(project, server
     assert len(re.findall(r"^(?:E +[\w.]+: )?a \(command\) exited with code 3", result.stdout.str(), re.MULTILINE)) >= 2
     assert result.stdout.str().count("out of cheese") >= 2
     assert project.events("started", "stopped") == ["started a", "started a", "stopped a gone"]
-
-
-def test_rerunfailures_gets_a_living_server(project, servers_yaml, run) -> None:
-    pytest.importorskip("pytest_rerunfailures")
-    servers_yaml(a=[], b=[])
-    project.files(
-        test_1="""
-        import pytest
-        from helpers import get, kill
-        runs = []
-        def test_dies_first(inference_server):
-            runs.append(inference_server.name)
-            if runs.count(inference_server.name) == 1: kill(inference_server)
-            get(inference_server, "/health")
-        @pytest.mark.parametrize("n", range(3))
-        def test_fine(inference_server, n): get(inference_server, "/health")
-        """
-    )
-    begin = time.monotonic()
-    result = run("--reruns=1", "-p", "pytest_rerunfailures")
-    assert time.monotonic() - begin < 40
-    assert "INTERNALERROR" not in result.stdout.str()
-    outcomes = result.parseoutcomes()
-    assert not {"failed", "errors"} & outcomes.keys()
-    assert outcomes["rerun"] >= 2
-    # A test beside the one that kills may pass, have its server die before its teardown, and pass once more.
-    assert 8 <= outcomes["passed"] <= 8 + outcomes["rerun"] - 2
-    assert sorted(project.events("started")) == ["started a"] * 2 + ["started b"] * 2
-    assert sorted(project.events("stopped")) == ["stopped a gone", "stopped b gone"]
