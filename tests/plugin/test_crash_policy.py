@@ -30,8 +30,8 @@ def result(shared):
     return shared[1]
 
 
-@pytest.mark.promise
-def test_fail_fails_the_later_tests_at_once(project, run) -> None:
+@pytest.mark.parametrize("workers", [(), pytest.param(("-n2",), marks=pytest.mark.promise)], ids=["alone", "n2"])
+def test_fail_fails_the_later_tests_at_once(project, workers) -> None:
     project.servers(a=["--delay=1"])
     project.files(
         test_1="""
@@ -44,7 +44,7 @@ def test_fail_fails_the_later_tests_at_once(project, run) -> None:
             elif n == 1: time.sleep(1)
         """
     )
-    result = run("--infserver-on-crash=fail")
+    result = project.run("--infserver-on-crash=fail", *workers, plugins=("xdist",) if workers else ())
     outcomes = result.parseoutcomes()
     ran = len(project.events("ran"))
     assert ran in (1, 2)

@@ -19,7 +19,7 @@ SECRET = "very-secret-\u00e9-1"
 QUICK = {"heartbeat_interval": 0.05}
 
 
-@pytest.fixture(scope="module", params=[(), ("-n2",)], ids=["alone", "n2"])
+@pytest.fixture(scope="module", params=[(), pytest.param(("-n2",), marks=pytest.mark.promise)], ids=["alone", "n2"])
 def shared(request, shared_project, tmp_path_factory):
     """A project with a file of tests for each kind of failure, each with its own servers; and what its run showed."""
     project = shared_project()
@@ -92,7 +92,6 @@ def states(shown: pytest.LineMatcher) -> list[tuple[str, list[str]]]:
     return found
 
 
-@pytest.mark.promise
 def test_nothing_of_the_inside_is_shown(result, quiet) -> None:
     quiet(result)
 
@@ -134,7 +133,6 @@ def test_skip(inference_server): pytest.skip("no")
 """
 
 
-@pytest.mark.promise
 def test_each_phase_that_fails_says_how_its_server_is_and_a_test_that_passes_asks_nobody(everything, result) -> None:
     assert everything.outcomes("test_phases") == {"passed": 4, "failed": 1, "errors": 2, "xfailed": 1, "skipped": 1}
     assert len(everything.events("asked", of=["phases"])) == 3
@@ -211,7 +209,6 @@ def test_last(inference_server): assert 0
 """
 
 
-@pytest.mark.promise
 def test_a_server_that_died_in_any_phase_says_how_and_a_restarted_one_which_launch_it_is(everything, result) -> None:
     assert everything.outcomes("test_died") == {"failed": 3, "passed": 1, "errors": 2}
     shown = part(result, "test_alone", "test_died_in_setup", "test_died_in_teardown", "test_last")
@@ -237,7 +234,6 @@ def test_hung(inference_server):
 """
 
 
-@pytest.mark.promise
 def test_a_server_that_the_test_hung_says_so(everything, result) -> None:
     assert everything.outcomes("test_hung") == {"failed": 1}
     shown = part(result, "test_hung")
@@ -287,7 +283,6 @@ def test_bad(inference_server, n): pass
 """
 
 
-@pytest.mark.promise
 def test_a_failed_start_is_told_once_in_full_and_then_in_a_line(everything, result) -> None:
     assert everything.outcomes("test_bad") == {"errors": 6}
     shown = part(result, "test_bad")
@@ -350,7 +345,6 @@ def test_garbage(inference_server):
 """
 
 
-@pytest.mark.promise
 def test_junit_stays_valid_and_no_secret_is_shown_whatever_the_server_writes(everything, result) -> None:
     assert everything.outcomes("test_garbage") == {"failed": 2}
     text = result.stdout.str()

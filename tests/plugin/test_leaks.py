@@ -31,7 +31,7 @@ def with_temporary(folder: Path) -> dict[str, str]:
     return {"TMPDIR": str(folder), "INFSERVER_STATE_DIR": str(state_dir())}
 
 
-@pytest.fixture(scope="module", params=[(), ("-n1",)], ids=["alone", "n1"])
+@pytest.fixture(scope="module", params=[pytest.param((), marks=pytest.mark.promise), ("-n1",)], ids=["alone", "n1"])
 def shared(request, shared_project, tmp_path_factory):
     """A project with a file of tests for each kind of error, each with servers of its own; and what its run showed."""
     folder = tmp_path_factory.mktemp("temporary")
@@ -78,7 +78,6 @@ def test_2(inference_server): pass
 """
 
 
-@pytest.mark.promise
 def test_the_error_stands_at_the_test_that_ended_the_use_of_the_leaking_server(everything, result) -> None:
     assert everything.outcomes("test_a") == {"passed": 6}
     assert everything.outcomes("test_b") == {"passed": 6, "errors": 1}
@@ -101,7 +100,6 @@ def test_dying(inference_server): kill(inference_server)
 """
 
 
-@pytest.mark.promise
 def test_what_a_dead_server_leaves_is_a_note_and_its_death_the_error(everything, result) -> None:
     assert everything.outcomes("test_dying") == {"failed": 1}
     part(result, "test_dying").fnmatch_lines(["dying (command) exited with code 3*"])
@@ -131,7 +129,6 @@ def test_innocent(): pass
 """
 
 
-@pytest.mark.promise
 def test_the_error_stands_at_the_last_test_that_used_the_server_though_it_stops_later(everything, result) -> None:
     assert everything.outcomes("test_used_late") == {"passed": 2, "errors": 1}
     lines = ["*ERROR at teardown of test_uses_it*", "late (command) left behind a process:"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from importlib.util import find_spec
 
 import pytest
+from fake_servers import fake_block
 
 TESTS = """
 import pytest
@@ -16,12 +18,20 @@ def test_it(inference_server, n): get(inference_server, "/health")
 class TestClass:
     def test_it(self, inference_server): get(inference_server, "/health")
 """
+LEAKY = fake_block("--children", "1", "--stubborn-children", "--forget-children", debug_mode=True, stop_timeout=1)
 
 
-@pytest.mark.parametrize("arguments", [("--dist=load",), ("--dist=each",), ("--dist=loadscope", "-x")])
-def test_xdist(project, servers_yaml, arguments) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--dist=load",),
+        pytest.param(("--dist=each",), marks=pytest.mark.promise),
+        ("--dist=loadscope", "-x"),
+    ],
+)
+def test_xdist(project, arguments) -> None:
     pytest.importorskip("xdist")
-    servers_yaml({"stop_timeout": 5}, a=[], b=[])
+    project.servers({"stop_timeout": 5}, a=[], b=[])
     project.files(test_1=TESTS, test_2=TESTS)
     result = project.run("-n2", *arguments, plugins=("xdist.plugin",))
     assert result.ret == 0
@@ -30,11 +40,9 @@ def test_xdist(project, servers_yaml, arguments) -> None:
     assert len(project.events("started")) == len(project.events("stopped"))
 
 
-def test_xdist_and_what_goes_wrong(project, servers_yaml, quiet) -> None:
+def test_xdist_and_what_goes_wrong(project) -> None:
     pytest.importorskip("xdist")
-    servers_yaml(
-        {"debug_mode": True, "stop_timeout": 1}, a=["--children", "1", "--stubborn-children", "--forget-children"]
-    )
+    project.servers(a=LEAKY)
     project.files(
         test_1="""
         import pytest
@@ -47,157 +55,202 @@ def test_xdist_and_what_goes_wrong(project, servers_yaml, quiet) -> None:
     result.assert_outcomes(failed=2, errors=1)
     result.stdout.fnmatch_lines(["*ERROR at teardown of test_2*", "*left behind a process*"])
     assert "some-words" in result.stdout.str()
+
+
+def test_xdist_and_a_marker_that_is_wrong(project, quiet) -> None:
+    pytest.importorskip("xdist")
+    project.servers(a=[])
     project.files(test_2="import pytest\n@pytest.mark.infserver(7)\ndef test_bad(inference_server): pass\n")
     assert "infserver(7): names must be texts" in quiet(project.run("-n2", plugins=("xdist.plugin",)))
-    (project.path / "servers.yaml").write_text("servers: {a: {backend: nosuch}}\n")
-    result = project.run("-n2", plugins=("xdist.plugin",))
+
+
+def test_xdist_and_a_configuration_that_is_wrong(inline_project, quiet) -> None:
+    pytest.importorskip("xdist")
+    (inline_project.path / "servers.yaml").write_text("servers: {a: {backend: nosuch}}\n")
+    # No worker is started for it.
+    result = inline_project.run("-n2", plugins=("xdist.plugin",))
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "unknown backend 'nosuch'" in quiet(result)
 
 
-def test_randomly_keeps_the_tests_of_a_server_together(project, servers_yaml) -> None:
+def test_randomly_keeps_the_tests_of_a_server_together(inline_project) -> None:
     pytest.importorskip("pytest_randomly")
-    servers_yaml(a=[], b=[])
-    project.files(test_1=TESTS, test_2=TESTS)
-    result = project.run(plugins=("pytest_randomly",))
+    inline_project.servers(a=[], b=[])
+    inline_project.files(test_1=TESTS, test_2=TESTS)
+    result = inline_project.run(plugins=("pytest_randomly",))
     result.assert_outcomes(passed=20)
-    assert len(project.events("started")) == len(project.events("stopped")) == 2
+    assert len(inline_project.events("started")) == len(inline_project.events("stopped")) == 2
 
 
-def test_rerunfailures_gets_a_living_server(project, servers_yaml) -> None:
+@pytest.fixture(scope="module")
+def beside(shared_project):
+    """A project that uses many other plugins, each in a file of tests with servers of its own; and what it showed."""
+    project = shared_project()
+    wanted = {
+        "pytest_rerunfailures": ["pytest_rerunfailures"],
+        "pytest_timeout": ["pytest_timeout"],
+        "pytest_asyncio": ["pytest_asyncio.plugin"],
+        "pytest_html": ["pytest_html.plugin", "pytest_metadata.plugin"],
+    }
+    plugins = tuple(plugin for name, plugins in wanted.items() if find_spec(name) for plugin in plugins)
+    project.servers(
+        rerun_a=[],
+        rerun_b=[],
+        boots=["--delay", "1.5", "--stop-delay", "1.5"],
+        async_a=[],
+        async_b=[],
+        wrong=LEAKY,
+    )
+    project.files(test_wrong=WRONG)
+    arguments = ["-v", "--junitxml=junit.xml", "-o", "junit_logging=all"]
+    if "pytest_rerunfailures" in plugins:
+        project.files(test_rerun=RERUN)
+    if "pytest_timeout" in plugins:
+        project.files(test_timeout=TIMEOUT)
+    if "pytest_asyncio.plugin" in plugins:
+        project.files(test_asyncio=ASYNCIO)
+        arguments += ["-o", "asyncio_default_fixture_loop_scope=function"]
+    if "pytest_html.plugin" in plugins:
+        arguments += ["--html=report.html", "--self-contained-html"]
+    return project, project.run(*arguments, plugins=plugins)
+
+
+RERUN = """
+import pytest
+from helpers import get, kill
+pytestmark = [pytest.mark.infserver("rerun_a", "rerun_b"), pytest.mark.flaky(reruns=2)]
+runs = []
+@pytest.fixture(scope="session")
+def dependent(inference_server):
+    yield inference_server
+    get(inference_server, "/health")
+def test_dies_twice(inference_server):
+    runs.append(inference_server.name)
+    if runs.count(inference_server.name) < 3: kill(inference_server)
+    get(inference_server, "/health")
+def test_fails_once(dependent):
+    get(dependent, "/health")
+    runs.append("fails " + dependent.name)
+    assert runs.count("fails " + dependent.name) == 2
+"""
+
+
+@pytest.mark.promise
+def test_rerunfailures_gets_a_living_server(beside) -> None:
     pytest.importorskip("pytest_rerunfailures")
-    servers_yaml(a=[], b=[])
-    project.files(
-        test_1="""
-        import pytest
-        from helpers import get, kill
-        runs = []
-        @pytest.fixture(scope="session")
-        def dependent(inference_server):
-            yield inference_server
-            get(inference_server, "/health")
-        def test_dies(inference_server):
-            runs.append(inference_server.name)
-            if runs.count(inference_server.name) < 3: kill(inference_server)
-            get(inference_server, "/health")
-        def test_fails(dependent):
-            get(dependent, "/health")
-            runs.append("fails " + dependent.name)
-            assert runs.count("fails " + dependent.name) == 2
-        """
-    )
-    result = project.run("--reruns=2", "-v", plugins=("pytest_rerunfailures",))
-    result.assert_outcomes(passed=4)
-    result.stdout.fnmatch_lines(["*4 passed, 6 rerun*"])
-    assert [project.events().count(f"{word} a") for word in ("started", "stopping")] == [3, 1]
+    project, _ = beside
+    assert project.outcomes("test_rerun") == {"passed": 4, "rerun": 6}
+    assert [project.events().count(f"{word} rerun_a") for word in ("started", "stopping")] == [3, 1]
 
 
-def test_a_boot_is_no_business_of_pytest_timeout(project, servers_yaml) -> None:
+TIMEOUT = """
+import pytest, time
+pytestmark = [pytest.mark.infserver("boots"), pytest.mark.timeout(1)]
+def test_before_the_limit(inference_server): pass
+def test_too_long(inference_server): time.sleep(60)
+def test_after_the_limit(inference_server): pass
+"""
+
+
+@pytest.mark.promise
+def test_a_boot_is_no_business_of_pytest_timeout(beside) -> None:
     pytest.importorskip("pytest_timeout")
-    servers_yaml(a=["--delay", "1.5", "--stop-delay", "1.5"])
-    project.files(
-        test_1="""
-        import time
-        def test_1(inference_server): pass
-        def test_2(inference_server): time.sleep(60)
-        def test_3(inference_server): pass
-        """
-    )
-    result = project.run("--timeout=1", plugins=("pytest_timeout",))
-    result.assert_outcomes(passed=2, failed=1)
-    assert project.events("started", "stopped") == ["started a", "stopped a gone"]
+    project, _ = beside
+    assert project.outcomes("test_timeout") == {"passed": 2, "failed": 1}
+    assert project.events("started", "stopped", of=["boots"]) == ["started boots", "stopped boots gone"]
 
 
-def test_asyncio(project, servers_yaml) -> None:
+ASYNCIO = """
+import asyncio, pytest, pytest_asyncio
+from helpers import get, note
+pytestmark = pytest.mark.infserver("async_*")
+@pytest_asyncio.fixture(loop_scope="session", scope="session")
+async def dependent(inference_server):
+    yield inference_server
+    await asyncio.to_thread(get, inference_server, "/health")
+    note("finished", inference_server.name)
+@pytest.mark.asyncio
+async def test_loop(inference_server): await asyncio.to_thread(get, inference_server, "/health")
+@pytest.mark.asyncio(loop_scope="session")
+async def test_dependent(dependent): await asyncio.to_thread(get, dependent, "/health")
+"""
+
+
+@pytest.mark.promise
+def test_asyncio(beside) -> None:
     pytest.importorskip("pytest_asyncio")
-    servers_yaml(a=[], b=[])
-    project.files(
-        test_1="""
-        import asyncio, pytest, pytest_asyncio
-        from helpers import get, note
-        @pytest_asyncio.fixture(loop_scope="session", scope="session")
-        async def dependent(inference_server):
-            yield inference_server
-            await asyncio.to_thread(get, inference_server, "/health")
-            note("finished", inference_server.name)
-        @pytest.mark.asyncio
-        async def test_1(inference_server): await asyncio.to_thread(get, inference_server, "/health")
-        @pytest.mark.asyncio(loop_scope="session")
-        async def test_2(dependent): await asyncio.to_thread(get, dependent, "/health")
-        """
-    )
-    result = project.run("-o", "asyncio_default_fixture_loop_scope=function", plugins=("pytest_asyncio.plugin",))
-    result.assert_outcomes(passed=4)
-    for name in "ab":
-        assert [line for line in project.events("finished", "stopped") if line.split()[1] == name] == [
-            f"finished {name}",
-            f"stopped {name} gone",
-        ]
+    project, _ = beside
+    assert project.outcomes("test_asyncio") == {"passed": 4}
+    for name in ("async_a", "async_b"):
+        assert project.events("finished", "stopped", of=[name]) == [f"finished {name}", f"stopped {name} gone"]
 
 
 WRONG = """
 import pytest
 from helpers import get, kill
-def test_fails(inference_server): get(inference_server, "/say?text=%1b[31m<red>%00") or 1 / 0
+pytestmark = pytest.mark.infserver("wrong")
+def test_says_and_fails(inference_server): get(inference_server, "/say?text=%1b[31m<red>%00") or 1 / 0
 def test_dies(inference_server): kill(inference_server)
 def test_leaks(inference_server): pass
 """
 
 
-def test_reports_in_files_are_well_formed(project, servers_yaml) -> None:
-    servers_yaml(
-        {"debug_mode": True, "stop_timeout": 1}, a=["--children", "1", "--stubborn-children", "--forget-children"]
-    )
-    project.files(test_1=WRONG)
-    plugins: tuple[str, ...] = ()
-    arguments = ["--junitxml=junit.xml", "-o", "junit_logging=all"]
-    try:
-        import pytest_html  # noqa: F401
-    except ImportError:
-        pass
-    else:
-        plugins = ("pytest_html.plugin", "pytest_metadata.plugin")
-        arguments += ["--html=report.html", "--self-contained-html"]
-    result = project.run(*arguments, plugins=plugins)
-    result.assert_outcomes(passed=1, failed=2, errors=1)
+@pytest.mark.promise
+def test_reports_in_files_are_well_formed(beside) -> None:
+    project, _ = beside
+    assert project.outcomes("test_wrong") == {"passed": 1, "failed": 2, "errors": 1}
     suite = ET.parse(project.path / "junit.xml").getroot().find("testsuite")
     assert suite is not None
-    assert (suite.get("failures"), suite.get("errors")) == ("2", "1")
+    cases = [case for case in suite.iter("testcase") if case.get("classname") == "test_wrong"]
+    assert [sum(case.find(word) is not None for case in cases) for word in ("failure", "error")] == [2, 1]
+    # That of the test that was too long is the only one of the other files.
+    failures = 3 if (project.path / "test_timeout.py").exists() else 2
+    assert (suite.get("failures"), suite.get("errors")) == (str(failures), "1")
     assert "left behind a process" in (suite.findtext(".//error") or "")
-    if plugins:
+    if (project.path / "report.html").exists() or find_spec("pytest_html"):
         html = (project.path / "report.html").read_text()
-        assert "test_leaks[a]" in html
+        assert "test_leaks[wrong]" in html
         assert "log during this test" in html
         assert "left behind a process" in html
 
 
-def test_without_some_of_pytests_own_plugins_and_with_warnings_as_errors(project, servers_yaml) -> None:
-    servers_yaml(a=["--children", "1"], b=[])
-    project.files(
-        test_1="""
-        def test_1(inference_server): assert inference_server.check_health()
-        def test_2(inference_server, inference_server_factory): inference_server_factory("a")
-        """
-    )
-    for arguments in (
+BESIDE_NOTHING = """
+def test_1(inference_server): assert inference_server.check_health()
+def test_2(inference_server, inference_server_factory): inference_server_factory("a")
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
         ["-p", "no:terminal"],
         ["-p", "no:junitxml", "-p", "no:unittest", "-p", "no:doctest", "-q"],
-        ["-s"],
-    ):
-        assert project.run("-W", "error", *arguments).ret == 0, arguments
-    (project.path / "conftest.py").unlink()
-    (project.path / "helpers.py").unlink()
-    assert project.run("--import-mode=importlib", "-vv").ret == 0
-    result = project.run("-p", "no:terminal", "--infserver-dry-run")
+        ["-s", "-p", "no:skipping"],
+    ],
+    ids=["no-terminal", "quiet", "no-capture"],
+)
+def test_without_some_of_pytests_own_plugins_and_with_warnings_as_errors(project, arguments) -> None:
+    project.servers(a=["--children", "1"], b=[])
+    project.files(test_1=BESIDE_NOTHING)
+    assert project.run("-W", "error", *arguments).ret == 0
+
+
+def test_without_some_of_pytests_own_plugins_and_with_other_imports(inline_project) -> None:
+    inline_project.servers(a=["--children", "1"], b=[])
+    inline_project.files(test_1=BESIDE_NOTHING)
+    (inline_project.path / "conftest.py").unlink()
+    (inline_project.path / "helpers.py").unlink()
+    assert inline_project.run("--import-mode=importlib", "-vv").ret == 0
+    result = inline_project.run("-p", "no:terminal", "--infserver-dry-run")
     assert result.ret == 0
     result.stdout.fnmatch_lines(["a: *"])
-    assert project.run("-p", "no:skipping").ret == 0
+    assert inline_project.run("-p", "no:skipping").ret == 0
 
 
 LATE = ("requests", "yaml", "psutil", "openai")
 
 
-def test_the_plugin_loads_without_what_it_needs_later() -> None:
+def test_the_plugin_loads_without_what_it_needs_later(nothing_left) -> None:
     code = f"import sys, pytest_infserver.plugin; print(*[name for name in {LATE} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == ""

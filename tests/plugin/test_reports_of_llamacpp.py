@@ -60,26 +60,31 @@ def test_lives_again(inference_server):
 """
 
 
-@pytest.fixture
-def report(project, run):
-    """Run the tests and return the result and the record."""
+@pytest.fixture(scope="module", params=[(), pytest.param(("-n2",), marks=pytest.mark.promise)], ids=["alone", "n2"])
+def report(request, shared_project):
+    """Run the tests; return the project, the result and the record."""
+    if request.param:
+        pytest.importorskip("xdist")
+    project = shared_project()
     engine = {"backend": "llamacpp", "model": "builtin:tiny", "heartbeat_interval": 0.2, "startup_timeout": 60}
     counting = {**engine, "config": {"server_args": {"metrics": True, "ctx-size": 512}}}
     servers = {"counting": counting, "plain": {**engine, "config": {"server_args": {"ctx-size": 512}}}}
     (project.path / "servers.yaml").write_text(yaml.safe_dump({"servers": servers}))
     project.files(test_1=TESTS)
-    result = run("--junitxml=junit.xml", "-v")
+    result = project.run("--junitxml=junit.xml", "-v", *request.param, plugins=("xdist",) if request.param else ())
     record = json.loads((project.path / "server_logs" / "run.json").read_text())
     jsonschema.Draft202012Validator(run_schema()).validate(record)
-    return result, record
+    return project, result, record
 
 
-def test_a_run_on_a_real_engine_explains_itself(report, project) -> None:
-    result, record = report
-    text = result.stdout.str()
-    tests = {test["id"].partition("::")[2]: test for test in record["tests"]}
+def by_name(record):
+    """Return the records of the servers and of the tests, each under its name."""
+    servers = {server["name"]: server for server in record["servers"]}
+    return servers, {test["id"].partition("::")[2]: test for test in record["tests"]}
 
-    # What the engine has counted is what the requests have asked for.
+
+def test_what_the_engine_has_counted_is_what_the_requests_have_asked_for(report) -> None:
+    servers, tests = by_name(report[2])
     counted = {name: test["servers"][0] for name, test in tests.items() if "counting" in name}
     for name, use in counted.items():
         if use["shared"]:
@@ -88,29 +93,38 @@ def test_a_run_on_a_real_engine_explains_itself(report, project) -> None:
         found = re.search(r"test_tokens\[(?:counting-)?(\d+)", name)
         tokens = int(found[1]) if found else wanted[name.partition("[")[0]]
         assert use["metrics"]["generated_tokens"] == tokens, name
-    servers = {server["name"]: server for server in record["servers"]}
     assert servers["counting"]["metrics"]["generated_tokens"] == 1 + 5 + 12 + 8 + 3 + 6
     assert servers["plain"]["metrics"] is None
 
-    # The death of the other one, and its restart; on two workers it may have been its last test that killed it.
+
+def test_the_death_of_a_server_and_its_restart_are_told(report) -> None:
+    _, result, record = report
+    servers, tests = by_name(record)
     first, *others = servers["plain"]["lives"]
     assert first["end"] == "died"
+    # On two workers it may have been its last test that killed it.
     assert [life["end"] for life in others] in (["stopped"], [])
     assert "SIGKILL" in first["how"]
     assert servers["plain"]["restarts"] == len(others)
     if record["workers"] == 0:
         assert others
     assert tests["test_dies[plain]"]["outcome"] == "failed"
-    assert "was killed by SIGKILL" in text
+    assert "was killed by SIGKILL" in result.stdout.str()
 
-    # The table, and the log of a test that went wrong.
+
+def test_the_table_and_the_log_of_a_test_that_went_wrong_are_shown(report) -> None:
+    _, result, record = report
+    text = result.stdout.str()
+    servers, _ = by_name(record)
     rows = {line.split()[0]: line for line in text.splitlines() if re.match(r"(counting|plain) +llamacpp", line)}
     assert rows.keys() == {"counting", "plain"}
     assert "exceeds the available context size" in text
     assert servers["counting"]["peak_rss_bytes"] > 10_000_000
     assert servers["counting"]["heartbeat"]["failed"] == 0
 
-    # The files that are drawn from it.
+
+def test_the_files_that_are_drawn_from_the_record(report) -> None:
+    project, _, _ = report
     folder = project.path / "server_logs"
     page = (folder / "report.html").read_text()
     assert "test_too_long" in page
