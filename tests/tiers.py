@@ -37,6 +37,10 @@ def tier_of(item: pytest.Item) -> str:
     engines = {name for mark in item.iter_markers("engine") for name in mark.args}
     if "chromium" in engines:
         return "browser"
+    for tier in ("process", "run"):
+        # A fixture's parameter says so.
+        if item.get_closest_marker(tier) is not None:
+            return tier
     fixtures = getattr(item, "fixturenames", ())
     if engines or "inference_server" in fixtures:
         return "engine"

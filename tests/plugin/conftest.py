@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 from fake_servers import write_servers
+from in_process import load_all, no_trace_left
 from isolation import HARD_LIMIT, cleaned_environment, no_process_left
+
+from pytest_infserver.launcher.backends import registry
 
 HELPERS = """
 import http.client
@@ -94,6 +97,7 @@ class Project:
             run: Runs pytest there, with these arguments.
         """
         self.path = path
+        self.on_workers = False
         self._run = run
         self.files(helpers=HELPERS, conftest=CONFTEST)
 
@@ -117,6 +121,8 @@ class Project:
 
     def bare(self, *arguments: str, plugins: tuple[str, ...] = ()) -> pytest.RunResult:
         """Run pytest without a configuration."""
+        if self.on_workers:
+            plugins, arguments = ("xdist", *plugins), ("-n2", *arguments)
         chosen = [word for name in ("pytest_infserver.plugin", *plugins) for word in ("-p", name)]
         return self._run(*chosen, *arguments)
 
@@ -145,11 +151,37 @@ def project(
 
 @pytest.fixture
 def inline_project(pytester: pytest.Pytester, nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A project whose runs happen in this process: quick, for what a run reads, refuses, chooses and prints."""
+    """A project whose runs happen in this process and leave no trace in it: quick.
+
+    For what a run reads, refuses, chooses, collects and prints, and for what it does with servers in the right order;
+    not for what happens to its process.
+    """
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    # A file that is written anew within a second must not be taken for the one before.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     pytester.makeini("[pytest]\n")
     pytester.syspathinsert()
-    return Project(pytester.path, partial(pytester.runpytest_inprocess, "-p", "no:cacheprovider"))
+    load_all()
+
+    def run(*arguments: str) -> pytest.RunResult:
+        with no_trace_left(), monkeypatch.context() as own:
+            own.setattr(registry, "_registered", {})
+            return pytester.runpytest_inprocess("-p", "no:cacheprovider", *arguments, no_reraise_ctrlc=True)
+
+    return Project(pytester.path, run)
+
+
+@pytest.fixture(
+    params=[pytest.param("alone", marks=pytest.mark.process), pytest.param("n2", marks=pytest.mark.run)], ids=str
+)
+def twin_project(request: pytest.FixtureRequest) -> Project:
+    """A project whose runs are in this process, and in a second test processes of their own, on two workers."""
+    if request.param == "alone":
+        return request.getfixturevalue("inline_project")
+    pytest.importorskip("xdist")
+    project = request.getfixturevalue("project")
+    project.on_workers = True
+    return project
 
 
 @pytest.fixture(scope="module")

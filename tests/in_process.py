@@ -1,0 +1,74 @@
+"""Runs of pytest in this process: quick, and without a trace in it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+import pkgutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+_LIMIT = 10.0
+"""Seconds in which threads end that a run has told to."""
+_PACKAGES = ("config", "launcher", "models", "pool", "reporting")
+
+
+@functools.cache
+def load_all() -> None:
+    """Load what a run loads: pytester makes this process forget modules that a run was the first to need."""
+    for package in _PACKAGES:
+        folder = importlib.import_module(f"pytest_infserver.{package}")
+        for module in pkgutil.walk_packages(folder.__path__, f"{folder.__name__}."):
+            # Those have a main program of their own, or an engine's packages.
+            if not module.name.endswith(("_in_group", "make_tiny_gguf")):
+                importlib.import_module(module.name)
+    importlib.import_module("pytest_infserver.settings")
+    importlib.import_module("pytest_infserver.client")
+
+
+@contextlib.contextmanager
+def no_trace_left() -> Iterator[None]:
+    """Fail if what is done meanwhile changes this process: a run in it must end as if the process had."""
+    before = _state()
+    threads = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(_LIMIT)
+        assert not thread.is_alive(), f"left running: {thread}"
+    deadline = time.monotonic() + _LIMIT
+    while (after := _state()) != before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for what, value in before.items():
+        assert after[what] == value, f"{what} was changed"
+
+
+def _state() -> dict[str, Any]:
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    modules = {name: id(module) for name, module in sys.modules.items() if name.startswith("pytest_infserver")}
+    return {
+        "how signals are handled": handlers,
+        "which signals are blocked": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+        # That one is the test runner's own.
+        "the environment": {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
+        "the working directory": os.getcwd(),
+        "sys.modules": (modules, set(sys.modules)),
+        "sys.path": list(sys.path),
+        "the standard files": [id(file) for file in (sys.stdin, sys.stdout, sys.stderr)],
+        "open files": _open_files(),
+    }
+
+
+def _open_files() -> set[str]:
+    if not os.path.isdir("/proc/self/fd"):
+        return set()
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.add(f"{number} {os.readlink(f'/proc/self/fd/{number}')}")
+    return found
