@@ -32,8 +32,8 @@ def engine() -> str:
     return str(Path(__file__).parent.parent / "fake_engine.py")
 
 
-def test_no_configuration_shows_the_three_ways(project, quiet) -> None:
-    project.files(
+def test_no_configuration_shows_the_three_ways(inline_project, quiet) -> None:
+    inline_project.files(
         test_simple="""
         import pytest
         def test_it(inference_server): pass
@@ -43,7 +43,7 @@ def test_no_configuration_shows_the_three_ways(project, quiet) -> None:
         def test_plain(): pass
         """
     )
-    result = project.bare()
+    result = inline_project.bare()
     result.assert_outcomes(passed=1, errors=2, failed=1)
     text = quiet(result)
     for way in ("--infserver-config servers.yaml", "--infserver-backend llamacpp", "--infserver-url http"):
@@ -51,16 +51,16 @@ def test_no_configuration_shows_the_three_ways(project, quiet) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("--collect-only",), ("--infserver-dry-run",), ("--setup-plan",)])
-def test_configuration_errors_are_exit_status_4_in_one_paragraph(project, quiet, arguments) -> None:
-    (project.path / "servers.yaml").write_text(BROKEN)
-    project.files(test_simple=SIMPLE)
-    result = project.run(*arguments)
+def test_configuration_errors_are_exit_status_4_in_one_paragraph(inline_project, quiet, arguments) -> None:
+    (inline_project.path / "servers.yaml").write_text(BROKEN)
+    inline_project.files(test_simple=SIMPLE)
+    result = inline_project.run(*arguments)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     text = quiet(result)
     assert "servers.yaml:2:" in text
     assert "'comand'" in text
     assert "'command'" in text
-    assert project.events() == []
+    assert inline_project.events() == []
 
 
 @pytest.mark.parametrize(
@@ -72,17 +72,17 @@ def test_configuration_errors_are_exit_status_4_in_one_paragraph(project, quiet,
         ("--infserver-backend", "nosuch"),
     ],
 )
-def test_wrong_options_are_exit_status_4_too(project, quiet, arguments) -> None:
-    project.files(test_simple=SIMPLE)
-    result = project.bare(*arguments)
+def test_wrong_options_are_exit_status_4_too(inline_project, quiet, arguments) -> None:
+    inline_project.files(test_simple=SIMPLE)
+    result = inline_project.bare(*arguments)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "ERROR: " in quiet(result)
 
 
-def test_commands_that_only_show_something_do_not_need_a_good_configuration(project, pytester) -> None:
-    (project.path / "servers.yaml").write_text(BROKEN)
+def test_commands_that_only_show_something_do_not_need_a_good_configuration(inline_project, pytester) -> None:
+    (inline_project.path / "servers.yaml").write_text(BROKEN)
     pytester.makeini("[pytest]\ninfserver_config = servers.yaml\ninfserver_debug = perhaps\n")
-    project.files(test_simple=SIMPLE)
+    inline_project.files(test_simple=SIMPLE)
     for arguments, shown in (
         (["--help"], "--infserver-config=PATH"),
         (["--version"], "pytest "),
@@ -90,15 +90,15 @@ def test_commands_that_only_show_something_do_not_need_a_good_configuration(proj
         (["--fixtures-per-test"], "inference_server"),
         (["--markers"], "@pytest.mark.infserver(*names, exclusive=False)"),
     ):
-        result = project.bare(*arguments)
+        result = inline_project.bare(*arguments)
         assert result.ret == 0, arguments
         assert shown in result.stdout.str()
-    assert project.bare().ret == pytest.ExitCode.USAGE_ERROR
+    assert inline_project.bare().ret == pytest.ExitCode.USAGE_ERROR
 
 
-def test_collect_only_setup_plan_and_dry_run_start_nothing(project, servers_yaml) -> None:
+def test_collect_only_setup_plan_and_dry_run_start_nothing(inline_project, servers_yaml) -> None:
     servers_yaml(a=["--api-key", "very-secret-1"], b=[])
-    project.files(
+    inline_project.files(
         test_simple="""
         import pytest
         @pytest.fixture(scope="module")
@@ -107,22 +107,22 @@ def test_collect_only_setup_plan_and_dry_run_start_nothing(project, servers_yaml
         """
     )
     for arguments in (["--collect-only"], ["--co", "-q"], ["--setup-plan"]):
-        result = project.run(*arguments)
+        result = inline_project.run(*arguments)
         assert result.ret == 0
         result.stdout.fnmatch_lines(["*test_it[[]b]*"])
-    result = project.run("--infserver-dry-run")
+    result = inline_project.run("--infserver-dry-run")
     assert result.ret == 0
     command = "*fake_engine.py --host 127.0.0.1 --port 8000"
     result.stdout.fnmatch_lines([f"a: {command} --api-key *****", f"b: {command}"])
     assert "very-secret-1" not in result.stdout.str()
-    assert project.bare("--infserver-dry-run").ret == 0
-    assert project.events() == []
-    assert not (project.path / "server_logs").exists()
+    assert inline_project.bare("--infserver-dry-run").ret == 0
+    assert inline_project.events() == []
+    assert not (inline_project.path / "server_logs").exists()
 
 
-def test_a_url_attaches_with_and_without_a_file(project, servers_yaml, fake_server) -> None:
+def test_a_url_attaches_with_and_without_a_file(inline_project, servers_yaml, fake_server) -> None:
     running = fake_server().start()
-    project.files(
+    inline_project.files(
         test_simple="""
         import pytest
         from helpers import get
@@ -134,17 +134,17 @@ def test_a_url_attaches_with_and_without_a_file(project, servers_yaml, fake_serv
         def test_keeps_its_backend(inference_server): assert inference_server.name == "a"
         """
     )
-    result = project.bare("--infserver-url", running.server_url, "-v")
+    result = inline_project.bare("--infserver-url", running.server_url, "-v")
     result.assert_outcomes(passed=1, skipped=1)
     servers_yaml(a=["--exit", "1"], b=["--exit", "1"])
-    result = project.run("--infserver-url", running.server_url, "--infserver-server", "a")
+    result = inline_project.run("--infserver-url", running.server_url, "--infserver-server", "a")
     result.assert_outcomes(passed=2)
-    assert project.run("--infserver-url", running.server_url).ret == pytest.ExitCode.USAGE_ERROR
+    assert inline_project.run("--infserver-url", running.server_url).ret == pytest.ExitCode.USAGE_ERROR
     assert running.check_health()
     with socket.socket() as closed:  # bound, so that nobody else gets the port, and not listening
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        result = project.bare("--infserver-url", url, "-v", "--infserver-startup-timeout", "2")
+        result = inline_project.bare("--infserver-url", url, "-v", "--infserver-startup-timeout", "2")
     result.assert_outcomes(errors=1, skipped=1)
     assert "pytest_infserver/" not in result.stdout.str()
 
@@ -157,9 +157,9 @@ def test_a_url_attaches_with_and_without_a_file(project, servers_yaml, fake_serv
         "def pytest_configure(config):\n    from pytest_infserver import register_backend\n    register_backend(Mine)",
     ],
 )
-def test_a_backend_of_the_project_runs_without_a_file(project, engine, hook) -> None:
-    project.conftest(backend(engine) + hook)
-    project.files(
+def test_a_backend_of_the_project_runs_without_a_file(inline_project, engine, hook) -> None:
+    inline_project.conftest(backend(engine) + hook)
+    inline_project.files(
         test_simple="""
         from helpers import get
         def test_it(inference_server):
@@ -168,14 +168,14 @@ def test_a_backend_of_the_project_runs_without_a_file(project, engine, hook) -> 
         """
     )
     arguments = ["--infserver-backend", "mine", "--infserver-model", "my-model"]
-    project.bare(*arguments, "-v").assert_outcomes(passed=1)
-    dry = project.bare(*arguments, "--infserver-dry-run")
+    inline_project.bare(*arguments, "-v").assert_outcomes(passed=1)
+    dry = inline_project.bare(*arguments, "--infserver-dry-run")
     dry.stdout.fnmatch_lines(["mine: *--model my-model"])
 
 
-def test_skipped_and_deselected_tests_start_no_server(project, servers_yaml) -> None:
+def test_skipped_and_deselected_tests_start_no_server(inline_project, servers_yaml) -> None:
     servers_yaml(a=[], b=[], c=[])
-    project.files(
+    inline_project.files(
         test_skips="""
         import pytest, sys, unittest
         @pytest.mark.infserver("a")
@@ -205,16 +205,16 @@ def test_skipped_and_deselected_tests_start_no_server(project, servers_yaml) -> 
         def test_c(inference_server): pass
         """
     )
-    result = project.run("-k", "not left_out", "-m", "not slow", "--deselect", "test_skips.py::test_c")
+    result = inline_project.run("-k", "not left_out", "-m", "not slow", "--deselect", "test_skips.py::test_c")
     result.assert_outcomes(passed=1, skipped=4, xfailed=1, errors=1, deselected=5)
-    assert project.events("started", "test", "stopped") == ["started b", "test test_runs[b]", "stopped b gone"]
+    assert inline_project.events("started", "test", "stopped") == ["started b", "test test_runs[b]", "stopped b gone"]
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["*1 passed, *"])
 
 
-def test_a_server_stops_after_its_last_running_test(project, servers_yaml) -> None:
+def test_a_server_stops_after_its_last_running_test(inline_project, servers_yaml) -> None:
     servers_yaml(a=[], b=[])
-    project.files(
+    inline_project.files(
         test_skips="""
         import pytest
         def test_1(inference_server): pass
@@ -222,31 +222,28 @@ def test_a_server_stops_after_its_last_running_test(project, servers_yaml) -> No
         def test_2(inference_server): pass
         """
     )
-    project.conftest('\ndef pytest_runtest_logfinish(nodeid): note("end", nodeid.split("::")[1])\n')
+    inline_project.conftest('\ndef pytest_runtest_logfinish(nodeid): note("end", nodeid.split("::")[1])\n')
     # With one place the second one cannot start before the first one has stopped.
-    project.run("--infserver-max-servers=1").assert_outcomes(passed=2, skipped=2)
-    assert [line for line in project.events() if "end test_2" not in line] == [
+    inline_project.run("--infserver-max-servers=1").assert_outcomes(passed=2, skipped=2)
+    assert [line for line in inline_project.events() if "end test_2" not in line] == [
         *("started a", "test test_1[a]", "end test_1[a]", "stopping a", "stopped a gone"),
         *("started b", "test test_1[b]", "end test_1[b]", "stopping b", "stopped b gone"),
     ]
 
 
-def test_rootdir_need_not_be_the_working_directory(project, pytester, servers_yaml, monkeypatch) -> None:
+def test_rootdir_need_not_be_the_working_directory(inline_project, pytester, servers_yaml, monkeypatch) -> None:
     servers_yaml(a=[])
     pytester.makeini("[pytest]\ninfserver_config = servers.yaml\n")
-    project.files(test_simple=SIMPLE)
-    elsewhere = project.path / "elsewhere"
+    inline_project.files(test_simple=SIMPLE)
+    elsewhere = inline_project.path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    project.bare(os.fspath(project.path)).assert_outcomes(passed=1)
-    assert (project.path / "server_logs" / "a" / "server.log").exists()
+    inline_project.bare(os.fspath(inline_project.path)).assert_outcomes(passed=1)
+    assert (inline_project.path / "server_logs" / "a" / "server.log").exists()
     assert list(elsewhere.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [(), ("--collect-only",), ("--infserver-dry-run",), ("-n1",)])
-def test_an_option_that_the_engine_dropped_is_an_error_before_anything_starts(
-    project, installed_vllm, arguments, quiet
-) -> None:
+def check_that_a_dropped_option_is_refused(project, installed_vllm, arguments, quiet) -> None:
     project.files(test_it="def test_it(inference_server): pass")
     block = f"{{binary_path: {installed_vllm}, config: {{server_args: {{task: x}}}}}}"
     (project.path / "servers.yaml").write_text(
@@ -256,3 +253,14 @@ def test_an_option_that_the_engine_dropped_is_an_error_before_anything_starts(
     assert result.ret == 4
     assert "server 'bad': vllm 0.32.0+cpu has no --task: write --runner" in quiet(result)
     assert project.events() == []
+
+
+@pytest.mark.parametrize("arguments", [(), ("--collect-only",), ("--infserver-dry-run",)])
+def test_an_option_that_the_engine_dropped_is_an_error_before_anything_starts(
+    inline_project, installed_vllm, arguments, quiet
+) -> None:
+    check_that_a_dropped_option_is_refused(inline_project, installed_vllm, arguments, quiet)
+
+
+def test_an_option_that_the_engine_dropped_is_an_error_before_workers_start(project, installed_vllm, quiet) -> None:
+    check_that_a_dropped_option_is_refused(project, installed_vllm, ("-n1",), quiet)
