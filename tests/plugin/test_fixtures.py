@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 
-def test_dependent_fixtures_are_finished_while_the_server_runs(project, servers_yaml) -> None:
+def test_dependent_fixtures_are_finished_while_the_server_runs(inline_project, servers_yaml) -> None:
     servers_yaml(a=[], b=[])
-    project.files(
+    inline_project.files(
         test_1="""
         import pytest
         from helpers import get, note
@@ -28,9 +28,9 @@ def test_dependent_fixtures_are_finished_while_the_server_runs(project, servers_
         def test_last(): pass
         """,
     )
-    result = project.run()
+    result = inline_project.run()
     result.assert_outcomes(passed=7)
-    events = project.events("started", "finished", "stopped")
+    events = inline_project.events("started", "finished", "stopped")
     assert [event for event in events if event.endswith("a") or " a " in event][-2:] == [
         "finished s a",
         "stopped a gone",
@@ -44,9 +44,11 @@ def test_dependent_fixtures_are_finished_while_the_server_runs(project, servers_
         assert mine[-1] == f"stopped {name} gone"
 
 
-def test_an_error_in_the_teardown_of_a_dependent_is_the_last_tests_and_the_server_stops(project, servers_yaml) -> None:
+def test_an_error_in_the_teardown_of_a_dependent_is_the_last_tests_and_the_server_stops(
+    inline_project, servers_yaml
+) -> None:
     servers_yaml(a=[], b=[])
-    project.files(
+    inline_project.files(
         test_1="""
         import pytest
         @pytest.fixture(scope="session")
@@ -58,7 +60,7 @@ def test_an_error_in_the_teardown_of_a_dependent_is_the_last_tests_and_the_serve
         def test_2(inference_server): pass
         """
     )
-    result = project.run("-v")
+    result = inline_project.run("-v")
     result.assert_outcomes(passed=4, errors=2)
     result.stdout.fnmatch_lines(
         [
@@ -71,16 +73,16 @@ def test_an_error_in_the_teardown_of_a_dependent_is_the_last_tests_and_the_serve
     )
     assert "plugin.py" not in result.stdout.str()
     for name in "ab":
-        assert [line for line in project.events("started", "stopped") if line.split()[1] == name] == [
+        assert [line for line in inline_project.events("started", "stopped") if line.split()[1] == name] == [
             f"started {name}",
             f"stopped {name} gone",
         ]
 
 
 @pytest.mark.parametrize("stop", ["-x", "--maxfail=1"])
-def test_dependents_are_finished_before_the_stop_when_the_run_ends_early(project, servers_yaml, stop) -> None:
+def test_dependents_are_finished_before_the_stop_when_the_run_ends_early(inline_project, servers_yaml, stop) -> None:
     servers_yaml(a=[])
-    project.files(
+    inline_project.files(
         test_1="""
         import pytest
         from helpers import get, note
@@ -93,13 +95,13 @@ def test_dependents_are_finished_before_the_stop_when_the_run_ends_early(project
         def test_2(dependent): pass
         """
     )
-    project.run(stop).assert_outcomes(failed=1)
-    assert project.events() == ["started a", "test test_1[a]", "finished", "stopping a", "stopped a gone"]
+    inline_project.run(stop).assert_outcomes(failed=1)
+    assert inline_project.events() == ["started a", "test test_1[a]", "finished", "stopping a", "stopped a gone"]
 
 
-def test_dynamic_requests_get_the_only_server_until_the_end(project, servers_yaml) -> None:
+def test_dynamic_requests_get_the_only_server_until_the_end(inline_project, servers_yaml) -> None:
     servers_yaml(a=[])
-    project.files(
+    inline_project.files(
         test_1="""
         import pytest
         from helpers import get, kill
@@ -113,15 +115,17 @@ def test_dynamic_requests_get_the_only_server_until_the_end(project, servers_yam
         def test_6(inference_server): get(inference_server, "/health")
         """
     )
-    result = project.run()
+    result = inline_project.run()
     result.assert_outcomes(passed=4, failed=2)
-    assert project.events("started", "stopped") == ["started a", "started a", "stopped a gone"]
+    assert inline_project.events("started", "stopped") == ["started a", "started a", "stopped a gone"]
     result.stdout.fnmatch_lines(["*exited with code 3, while it was in use*"])
 
 
-def test_several_servers_and_a_dynamic_request_or_a_testcase_give_a_clear_error(project, servers_yaml, quiet) -> None:
+def test_several_servers_and_a_dynamic_request_or_a_testcase_give_a_clear_error(
+    inline_project, servers_yaml, quiet
+) -> None:
     servers_yaml(a=[], b=[])
-    project.files(
+    inline_project.files(
         test_1="""
         import pytest, unittest
         class TestOld(unittest.TestCase):
@@ -135,16 +139,16 @@ def test_several_servers_and_a_dynamic_request_or_a_testcase_give_a_clear_error(
         def test_dynamic(request): request.getfixturevalue("inference_server")
         """
     )
-    result = project.run()
+    result = inline_project.run()
     result.assert_outcomes(passed=1, failed=1, errors=1, skipped=1)
     assert quiet(result).count("cannot be parametrised over several servers (a, b)") >= 2
-    assert project.events("started", "stopped") == ["started b", "stopped b gone"]
-    project.run("--infserver-server", "a").assert_outcomes(passed=2, skipped=2)
+    assert inline_project.events("started", "stopped") == ["started b", "stopped b gone"]
+    inline_project.run("--infserver-server", "a").assert_outcomes(passed=2, skipped=2)
 
 
-def test_a_testcase_works_with_one_server_and_its_dependents_are_finished_in_time(project, servers_yaml) -> None:
+def test_a_testcase_works_with_one_server_and_its_dependents_are_finished_in_time(inline_project, servers_yaml) -> None:
     servers_yaml(a=[])
-    project.files(
+    inline_project.files(
         test_1="""
         import pytest, unittest
         from helpers import get, note
@@ -161,8 +165,8 @@ def test_a_testcase_works_with_one_server_and_its_dependents_are_finished_in_tim
         def test_other(): pass
         """
     )
-    project.run().assert_outcomes(passed=3)
-    assert project.events("finished", "stopped", "test") == [
+    inline_project.run().assert_outcomes(passed=3)
+    assert inline_project.events("finished", "stopped", "test") == [
         "test test_other",
         "test test_1",
         "test test_2",
@@ -171,9 +175,9 @@ def test_a_testcase_works_with_one_server_and_its_dependents_are_finished_in_tim
     ]
 
 
-def test_doctests_and_items_of_other_kinds_run_beside_ours(project, servers_yaml) -> None:
+def test_doctests_and_items_of_other_kinds_run_beside_ours(inline_project, servers_yaml) -> None:
     servers_yaml(a=[])
-    project.conftest(
+    inline_project.conftest(
         """
 import pytest
 
@@ -187,8 +191,8 @@ def pytest_collect_file(file_path, parent):
     return File.from_parent(parent, path=file_path) if file_path.suffix == ".thing" else None
 """
     )
-    (project.path / "x.thing").touch()
-    project.files(
+    (inline_project.path / "x.thing").touch()
+    inline_project.files(
         test_1='''
         def f():
             """
@@ -199,13 +203,15 @@ def pytest_collect_file(file_path, parent):
         def test_it(inference_server): pass
         '''
     )
-    project.run("--doctest-modules").assert_outcomes(passed=3)
-    assert project.events("started", "stopped") == ["started a", "stopped a gone"]
+    inline_project.run("--doctest-modules").assert_outcomes(passed=3)
+    assert inline_project.events("started", "stopped") == ["started a", "stopped a gone"]
 
 
-def test_a_doctest_sees_its_output_also_when_the_start_of_its_server_is_shown_meanwhile(project, servers_yaml) -> None:
+def test_a_doctest_sees_its_output_also_when_the_start_of_its_server_is_shown_meanwhile(
+    inline_project, servers_yaml
+) -> None:
     servers_yaml(a=["--delay", "6"])
-    project.files(
+    inline_project.files(
         test_1='''
         def f():
             """
@@ -215,30 +221,30 @@ def test_a_doctest_sees_its_output_also_when_the_start_of_its_server_is_shown_me
             """
         '''
     )
-    result = project.run("--doctest-modules")
+    result = inline_project.run("--doctest-modules")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["*infserver: a (command): ready after *"])
 
 
-def test_a_project_may_override_the_fixture(project, servers_yaml) -> None:
+def test_a_project_may_override_the_fixture(inline_project, servers_yaml) -> None:
     servers_yaml(a=[], b=[])
-    project.conftest(
+    inline_project.conftest(
         "\nimport pytest\n@pytest.fixture(params=[1, 2])\ndef inference_server(request): return request.param\n"
     )
-    project.files(
+    inline_project.files(
         test_1="""
         import pytest
         @pytest.mark.backend("nothing of ours")
         def test_it(inference_server): assert inference_server in (1, 2)
         """
     )
-    project.run().assert_outcomes(passed=2)
-    assert project.events("started") == []
+    inline_project.run().assert_outcomes(passed=2)
+    assert inline_project.events("started") == []
 
 
-def test_a_project_may_wrap_the_fixture(project, servers_yaml) -> None:
+def test_a_project_may_wrap_the_fixture(inline_project, servers_yaml) -> None:
     servers_yaml(a=[], b=[])
-    project.conftest(
+    inline_project.conftest(
         """
 import pytest
 
@@ -248,42 +254,42 @@ def inference_server(inference_server):
     note("unwrapped", inference_server.name)
 """
     )
-    project.files(
+    inline_project.files(
         test_1="""
         def test_1(inference_server): assert inference_server[0] == "wrapped" and inference_server[1].running
         def test_2(inference_server): assert inference_server[1].check_health()
         """
     )
     # One place and nothing ahead of time: all in one order.
-    project.run("--infserver-max-servers=1", "--no-infserver-prelaunch").assert_outcomes(passed=4)
-    assert project.events("started", "unwrapped", "stopped") == [
+    inline_project.run("--infserver-max-servers=1", "--no-infserver-prelaunch").assert_outcomes(passed=4)
+    assert inline_project.events("started", "unwrapped", "stopped") == [
         *("started a", "unwrapped a", "unwrapped a", "stopped a gone"),
         *("started b", "unwrapped b", "unwrapped b", "stopped b gone"),
     ]
 
 
-def test_a_server_that_a_test_names_itself_must_be_configured(project, servers_yaml, quiet) -> None:
+def test_a_server_that_a_test_names_itself_must_be_configured(inline_project, servers_yaml, quiet) -> None:
     servers_yaml(a=[])
-    project.files(
+    inline_project.files(
         test_1="""
         import pytest
         @pytest.mark.parametrize("inference_server", ["a", "zz", 7], indirect=True)
         def test_it(inference_server): assert inference_server.name == "a"
         """
     )
-    result = project.run()
+    result = inline_project.run()
     result.assert_outcomes(passed=1, errors=2)
     assert "no server is called 'zz'; configured: a" in quiet(result)
 
 
-def test_client(project, servers_yaml, monkeypatch) -> None:
+def test_client(inline_project, servers_yaml, monkeypatch) -> None:
     pytest.importorskip("openai")
     servers_yaml({"config": {"server_args": ["--api-key", "very-secret-1"]}}, a=[])
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("OPENAI_API_KEY", "the-users-own-key")
     monkeypatch.delenv("NO_PROXY", raising=False)
-    project.files(
+    inline_project.files(
         test_1="""
         from helpers import kill
         def chat(client):
@@ -298,20 +304,20 @@ def test_client(project, servers_yaml, monkeypatch) -> None:
         def test_2(inference_client): assert chat(inference_client) == "cba"
         """
     )
-    result = project.run()
+    result = inline_project.run()
     result.assert_outcomes(passed=1, failed=1)
     assert "very-secret-1" not in result.stdout.str()
 
 
-def test_client_without_openai(project, servers_yaml, quiet) -> None:
+def test_client_without_openai(inline_project, servers_yaml, quiet) -> None:
     servers_yaml(a=[])
-    project.files(
+    inline_project.files(
         test_1="""
         import sys
         sys.modules["openai"] = None
         def test_1(inference_client): pass
         """
     )
-    result = project.run()
+    result = inline_project.run()
     result.assert_outcomes(errors=1)
     assert "pip install 'pytest-infserver[openai]'" in quiet(result)
