@@ -23,9 +23,9 @@ def collected(result: Any) -> list[str]:
     return sorted(line.split("::", 1)[1] for line in result.outlines if "::" in line)
 
 
-def test_each_test_runs_once_per_server_grouped_and_each_server_starts_once(project, servers_yaml) -> None:
+def test_each_test_runs_once_per_server_grouped_and_each_server_starts_once(inline_project, servers_yaml) -> None:
     servers_yaml(a=[], b=[])
-    project.files(
+    inline_project.files(
         test_1="""
         import pytest
         seen = {}
@@ -51,7 +51,7 @@ def test_each_test_runs_once_per_server_grouped_and_each_server_starts_once(proj
         def test_four(): pass
         """,
     )
-    result = project.run("-v", "--strict-markers", "--infserver-max-servers=1")
+    result = inline_project.run("-v", "--strict-markers", "--infserver-max-servers=1")
     result.assert_outcomes(passed=10)
     result.stdout.fnmatch_lines(["infserver: servers.yaml: a (command), b (command)"])
     b_tests = [
@@ -61,7 +61,7 @@ def test_each_test_runs_once_per_server_grouped_and_each_server_starts_once(proj
         "test test_three[b]",
         "test test_four[b]",
     ]
-    events = [event for event in project.events() if event != "test test_none"]
+    events = [event for event in inline_project.events() if event != "test test_none"]
     assert events[0] == "started a"
     assert sorted(events[1:5]) == ["test test_four[a]", "test test_one[x-a]", "test test_one[y-a]", "test test_two[a]"]
     assert events[5:8] == ["stopping a", "stopped a gone", "started b"]
@@ -69,9 +69,9 @@ def test_each_test_runs_once_per_server_grouped_and_each_server_starts_once(proj
     assert events[13:] == ["stopping b", "stopped b gone"]
 
 
-def test_marks_choose_the_servers(project) -> None:
-    write_four(project)
-    project.files(
+def test_marks_choose_the_servers(inline_project) -> None:
+    write_four(inline_project)
+    inline_project.files(
         test_marks="""
         import pytest
         def test_all(inference_server): pass
@@ -101,7 +101,7 @@ def test_marks_choose_the_servers(project) -> None:
         def test_module(inference_server): pass
         """,
     )
-    result = project.run("--collect-only", "-q", "--strict-markers")
+    result = inline_project.run("--collect-only", "-q", "--strict-markers")
     assert result.ret == 0
     assert collected(result) == sorted(
         [f"test_all[{name}]" for name in ("a", "b-1", "v", "s")]
@@ -111,7 +111,7 @@ def test_marks_choose_the_servers(project) -> None:
         + [f"test_single[1-{name}]" for name in ("a", "b-1", "v", "s")]
         + ["test_single[2-a]", "test_chosen[s]", "test_chosen[a]", "test_module[v]", "test_module[s]"]
     )
-    filtered = project.run("--collect-only", "-q", "--infserver-backend", "vllm", "--infserver-server", "v*")
+    filtered = inline_project.run("--collect-only", "-q", "--infserver-backend", "vllm", "--infserver-server", "v*")
     assert "test_all[v]" in collected(filtered)
     assert "test_all[a]" not in collected(filtered)
 
@@ -134,57 +134,61 @@ NO_SERVER = """
 """
 
 
-def test_no_server_left_is_a_skip_that_names_what_was_asked_and_what_is_configured(project, servers_yaml) -> None:
+def test_no_server_left_is_a_skip_that_names_what_was_asked_and_what_is_configured(
+    inline_project, servers_yaml
+) -> None:
     servers_yaml(a=[])
-    project.files(test_marks=NO_SERVER)
-    result = project.run("-rs")
+    inline_project.files(test_marks=NO_SERVER)
+    result = inline_project.run("-rs")
     result.assert_outcomes(skipped=4)
     for asked in ("backend('transformers')", "infserver('zz')", "infserver('nobody')"):
         result.stdout.fnmatch_lines([f"SKIPPED*no configured server fits {asked}; configured: a (command)"])
     result.stdout.fnmatch_lines(["SKIPPED*backend('vllm')*infserver('a')*"])
-    assert project.events() == []
+    assert inline_project.events() == []
 
 
-def test_strict_makes_it_fail(project, servers_yaml, quiet) -> None:
+def test_strict_makes_it_fail(inline_project, servers_yaml, quiet) -> None:
     servers_yaml(a=[])
-    project.files(test_marks=NO_SERVER)
-    result = project.run("--infserver-strict")
+    inline_project.files(test_marks=NO_SERVER)
+    result = inline_project.run("--infserver-strict")
     result.assert_outcomes(errors=4)
     assert quiet(result).count("no configured server fits backend('transformers'); configured: a (command)") >= 1
-    assert project.events() == []
+    assert inline_project.events() == []
 
 
-def test_arguments_without_a_meaning_are_errors_that_name_the_mark_and_the_test(project, servers_yaml, quiet) -> None:
+def test_arguments_without_a_meaning_are_errors_that_name_the_mark_and_the_test(
+    inline_project, servers_yaml, quiet
+) -> None:
     servers_yaml(a=[])
     marks = ["backend()", "backend(1)", "infserver(exclude='a')", "backend('vllm', only='x')", "infserver()"]
     marks += ["backend(exclude=5)", "backend(exclude=None)"]
     files = {
         f"test_{n}": f"import pytest\n@pytest.mark.{m}\ndef test(inference_server): pass" for n, m in enumerate(marks)
     }
-    project.files(**files)
-    result = project.run("--continue-on-collection-errors")
+    inline_project.files(**files)
+    result = inline_project.run("--continue-on-collection-errors")
     result.assert_outcomes(errors=len(marks))
     text = quiet(result)
     for number, mark in enumerate(marks):
         assert f"test_{number}.py::test: {mark.split('(')[0]}(" in text
 
     for file in files:
-        (project.path / f"{file}.py").unlink()
-    project.files(
+        (inline_project.path / f"{file}.py").unlink()
+    inline_project.files(
         test_param="""
         import pytest
         @pytest.mark.parametrize("x", [1, pytest.param(2, marks=pytest.mark.infserver(3))])
         def test_x(inference_server, x): pass
         """
     )
-    result = project.run()
+    result = inline_project.run()
     result.assert_outcomes(passed=1, errors=1)
     assert "infserver(3): names must be texts" in quiet(result)
 
 
-def test_marks_of_the_same_name_on_other_tests_do_no_harm(project, servers_yaml) -> None:
+def test_marks_of_the_same_name_on_other_tests_do_no_harm(inline_project, servers_yaml) -> None:
     servers_yaml(a=[])
-    project.conftest(
+    inline_project.conftest(
         """
 import pytest
 
@@ -195,7 +199,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "backend(number): of another plugin")
 """
     )
-    project.files(
+    inline_project.files(
         test_foreign="""
         import pytest
         @pytest.mark.backend(7, device="cpu")
@@ -205,5 +209,5 @@ def pytest_configure(config):
         def test_own_parameter(inference_server): assert inference_server == "plain"
         """
     )
-    project.run("--strict-markers").assert_outcomes(passed=2)
-    assert project.events("started") == []
+    inline_project.run("--strict-markers").assert_outcomes(passed=2)
+    assert inline_project.events("started") == []
