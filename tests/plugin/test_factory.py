@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 
-def test_servers_by_name_keywords_and_mapping_are_stopped_with_the_test(project, servers_yaml) -> None:
+def test_servers_by_name_keywords_and_mapping_are_stopped_with_the_test(inline_project, servers_yaml) -> None:
     servers_yaml(a=["--said", "by-a"], b=[])
-    project.files(
+    inline_project.files(
         test_1="""
         import pytest
         from helpers import alive, get
@@ -28,13 +28,13 @@ def test_servers_by_name_keywords_and_mapping_are_stopped_with_the_test(project,
         def test_2(inference_server): assert len(pids) == 3 and not any(map(alive, pids))
         """
     )
-    project.run("--infserver-server=a").assert_outcomes(passed=2)
-    assert project.events("started", "stopped") == ["started a", "stopped a gone"]
+    inline_project.run("--infserver-server=a").assert_outcomes(passed=2)
+    assert inline_project.events("started", "stopped") == ["started a", "stopped a gone"]
 
 
-def test_scopes(project, servers_yaml) -> None:
+def test_scopes(inline_project, servers_yaml) -> None:
     servers_yaml(a=[])
-    project.files(
+    inline_project.files(
         test_1="""
         import pytest
         from helpers import alive
@@ -61,12 +61,12 @@ def test_scopes(project, servers_yaml) -> None:
         def test_5(): assert running() == {"session"}
         """,
     )
-    project.run().assert_outcomes(passed=5)
+    inline_project.run().assert_outcomes(passed=5)
 
 
-def test_mistakes_and_failed_starts_are_errors_without_our_traceback(project, servers_yaml, quiet) -> None:
+def test_mistakes_and_failed_starts_are_errors_without_our_traceback(inline_project, servers_yaml, quiet) -> None:
     servers_yaml(alpha=["--exit", "3", "--say", "Error: no such weights"])
-    project.files(
+    inline_project.files(
         test_1="""
         import pytest
         def test_name(inference_server_factory): inference_server_factory("alpa")
@@ -81,7 +81,7 @@ def test_mistakes_and_failed_starts_are_errors_without_our_traceback(project, se
         def test_fixture(broken): pass
         """
     )
-    result = project.run()
+    result = inline_project.run()
     result.assert_outcomes(failed=6, errors=1)
     text = quiet(result)
     assert "'alpa'" in text
@@ -96,8 +96,8 @@ def test_mistakes_and_failed_starts_are_errors_without_our_traceback(project, se
     assert "very-secret-1" not in text
 
 
-def test_factory_needs_no_configuration_and_knows_the_projects_backends(project) -> None:
-    project.conftest(
+def test_factory_needs_no_configuration_and_knows_the_projects_backends(inline_project) -> None:
+    inline_project.conftest(
         """
 from pytest_infserver import CommandServer
 class Mine(CommandServer):
@@ -105,7 +105,7 @@ class Mine(CommandServer):
 def pytest_infserver_backends(config): return [Mine]
 """
     )
-    project.files(
+    inline_project.files(
         test_1="""
         import pytest
         def test_backend(inference_server_factory):
@@ -113,12 +113,12 @@ def pytest_infserver_backends(config): return [Mine]
                 inference_server_factory(backend="mine")
         """
     )
-    project.bare().assert_outcomes(passed=1)
+    inline_project.bare().assert_outcomes(passed=1)
 
 
-def test_logs_deaths_and_leaks_of_these_servers_are_reported_at_the_test(project, servers_yaml) -> None:
+def test_logs_deaths_and_leaks_of_these_servers_are_reported_at_the_test(inline_project, servers_yaml) -> None:
     servers_yaml(a=[], leaky=["--children", "1", "--stubborn-children", "--forget-children"])
-    project.files(
+    inline_project.files(
         test_1="""
         import pytest
         from helpers import get, kill
@@ -138,7 +138,7 @@ def test_logs_deaths_and_leaks_of_these_servers_are_reported_at_the_test(project
         def test_5(): pass
         """
     )
-    result = project.run("-v", "--reruns=1", "--only-rerun=nothing", plugins=("pytest_rerunfailures",))
+    result = inline_project.run("-v", "--reruns=1", "--only-rerun=nothing", plugins=("pytest_rerunfailures",))
     result.assert_outcomes(passed=3, failed=2, errors=1)
     text = result.stdout.str()
     assert "second-words" in text
