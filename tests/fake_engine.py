@@ -23,6 +23,7 @@ def parse():
     add("--port", type=int, required=True)
     add("--host", default="127.0.0.1")
     add("--delay", type=float, default=0.0, help="seconds before it listens")
+    add("--until", default="", metavar="PATH", help="listen only when this file is there")
     add("--loading", type=float, default=0.0, help="seconds of 503 after it listens")
     add("--say", action="append", default=[], help="print this line first")
     add("--say-when-ready", default="")
@@ -511,6 +512,8 @@ def main():
         os.close(2)
         sys.stdout = sys.stderr = None
     time.sleep(options.delay)
+    while options.until and not os.path.exists(options.until):
+        time.sleep(0.02)
     if options.eat:
         KEPT.append(bytearray(options.eat))
     if options.exit is not None:
