@@ -164,12 +164,10 @@ def check_the_ends(project: Any) -> None:
 
 
 def test_a_crash_of_a_worker_costs_one_test(project, servers_yaml, run) -> None:
-    servers_yaml(a=[], b=[])
+    servers_yaml({"startup_timeout": 600}, a=[], b=[])
     project.conftest(ENDS)
     project.files(test_1=CRASHING, test_2=FINE)
-    begin = time.monotonic()
     result = run("--infserver-max-servers=2")
-    assert time.monotonic() - begin < 60
     result.assert_outcomes(failed=6, passed=9)
     assert "cannot be had" not in result.stdout.str()
     check_the_ends(project)
@@ -188,7 +186,7 @@ def test_a_crash_where_each_worker_runs_each_test(project, servers_yaml, run) ->
 
 
 def test_a_crash_while_waiting_for_a_server_loses_nothing(project, servers_yaml, run) -> None:
-    servers_yaml(slow=["--delay=10"], slower=["--delay=2"])
+    servers_yaml({"startup_timeout": 600}, slow=["--delay=600"], slower=["--delay=2"])
     project.conftest(
         ENDS
         + """
@@ -246,7 +244,8 @@ def test_a_wait_that_pytest_timeout_ends_loses_no_lease(project, servers_yaml) -
 
 @pytest.mark.parametrize("arguments", [("-x",), ("--maxfail=1", "--dist=loadscope"), ("-x", "--dist=each")])
 def test_the_first_failure_ends_the_run_while_servers_boot(project, servers_yaml, run, arguments) -> None:
-    servers_yaml({"startup_timeout": 100}, slow=["--delay=90"], quick=[])
+    # Whoever waits for the slow one is ended by the hard limit of the run.
+    servers_yaml({"startup_timeout": 600}, slow=["--delay=600"], quick=[])
     project.files(
         test_1="""
         import pytest
@@ -262,9 +261,7 @@ def test_the_first_failure_ends_the_run_while_servers_boot(project, servers_yaml
         """,
         test_0="def test_0(): assert 0\n",
     )
-    begin = time.monotonic()
     result = run(*arguments)
-    assert time.monotonic() - begin < 40
     assert result.parseoutcomes()["failed"] >= 1
     assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
     assert sorted(project.events("started")) in ([], ["started quick"])
@@ -274,7 +271,7 @@ def test_the_first_failure_ends_the_run_while_servers_boot(project, servers_yaml
 @pytest.mark.parametrize("moment", ["boot", "test"])
 @pytest.mark.parametrize("whom", ["group", "controller"])
 def test_ctrl_c_ends_all(project, servers_yaml, nothing_left, moment, whom) -> None:
-    servers_yaml({"startup_timeout": 100}, a=["--delay=90"] if moment == "boot" else [])
+    servers_yaml({"startup_timeout": 600}, a=["--delay=600"] if moment == "boot" else [])
     project.files(
         test_1="""
         import time
@@ -284,7 +281,7 @@ def test_ctrl_c_ends_all(project, servers_yaml, nothing_left, moment, whom) -> N
         def test_it(inference_server, n):
             note("sleeping")
             time.sleep(1)
-            time.sleep(60)
+            time.sleep(600)
         """
     )
     argv = [sys.executable, "-m", "pytest", "-p", "pytest_infserver.plugin", "-p", "xdist", "-n2"]
@@ -297,14 +294,12 @@ def test_ctrl_c_ends_all(project, servers_yaml, nothing_left, moment, whom) -> N
     )
     log = project.path / "server_logs" / "a" / "server.log"
     try:
-        wait_until(lambda: log.exists() and (moment == "boot" or len(project.events("sleeping")) == 2), 40)
+        wait_until(lambda: log.exists() and (moment == "boot" or len(project.events("sleeping")) == 2), 60)
         time.sleep(0.5)
-        begin = time.monotonic()
         os.killpg(process.pid, signal.SIGINT) if whom == "group" else os.kill(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=40)
+        output, _ = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert time.monotonic() - begin < 30
     assert process.returncode == pytest.ExitCode.INTERRUPTED, output.decode()
     assert b"INTERNALERROR" not in output, output.decode()
     if moment == "test":
