@@ -16,6 +16,7 @@ import pytest
 from engines.provision import environment, models_dir
 from engines.recipes import ENGINES
 from fake_servers import FAKE_ENGINE, fake_command, write_servers
+from in_process import without_a_trace
 from isolation import HARD_LIMIT, cleaned_environment, no_process_left
 from tiers import CHOICES, TIERS, SpawnWatch, tier_of
 
@@ -205,6 +206,22 @@ def run_pytest(pytester: pytest.Pytester, nothing_left: None) -> Callable[..., p
 
     def run(*arguments: str | Path) -> pytest.RunResult:
         return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments, timeout=HARD_LIMIT)
+
+    return run
+
+
+@pytest.fixture
+def run_inline(
+    pytester: pytest.Pytester, nothing_left: None, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., pytest.RunResult]:
+    """Run pytest with the plugin in this process, in an empty folder, without a trace in this process: quick."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makeini("[pytest]\n")
+
+    def run(*arguments: str | Path) -> pytest.RunResult:
+        chosen = ("-p", "pytest_infserver.plugin", "-p", "no:cacheprovider")
+        with without_a_trace():
+            return pytester.runpytest_inprocess(*chosen, *arguments, no_reraise_ctrlc=True)
 
     return run
 

@@ -14,9 +14,25 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
+from pytest_infserver.launcher.backends import registry
+
 _LIMIT = 10.0
 """Seconds in which threads end that a run has told to."""
 _PACKAGES = ("config", "launcher", "models", "pool", "reporting")
+
+
+@contextlib.contextmanager
+def without_a_trace() -> Iterator[None]:
+    """Let pytest run in this process: fail if that changes it; what a run makes known to the plugin is forgotten."""
+    load_all()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_registered", {})
+        # A file that is written anew within a second must not be taken for the one before.
+        patch.setattr(sys, "dont_write_bytecode", True)
+        with no_trace_left():
+            yield
 
 
 @functools.cache

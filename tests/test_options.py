@@ -618,11 +618,11 @@ BAD_FILES = [
 
 @pytest.mark.parametrize(("text", "message"), BAD_FILES)
 def test_a_configuration_error_is_one_line_and_exit_status_4(
-    run_pytest: Callable[..., pytest.RunResult], pytester: pytest.Pytester, text: str, message: str
+    run_inline: Callable[..., pytest.RunResult], pytester: pytest.Pytester, text: str, message: str
 ) -> None:
     (pytester.path / "s.yaml").write_text(text)
     pytester.makepyfile("def test(inference_server): pass")
-    result = run_pytest("--infserver-config=s.yaml")
+    result = run_inline("--infserver-config=s.yaml")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert message in the_error(result)
     assert not (pytester.path / "server_logs").exists()
@@ -641,27 +641,27 @@ def test_a_configuration_error_is_one_line_and_exit_status_4(
     ],
 )
 def test_a_wrong_option_is_one_line_and_exit_status_4(
-    run_pytest: Callable[..., pytest.RunResult],
+    run_inline: Callable[..., pytest.RunResult],
     pytester: pytest.Pytester,
     servers_yaml: Callable[..., Path],
     words: list[str],
     message: str,
 ) -> None:
     servers_yaml(a=[])
-    result = run_pytest("--infserver-config=servers.yaml", *words)
+    result = run_inline("--infserver-config=servers.yaml", *words)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert the_error(result).startswith(message)
 
 
 def test_dry_run_prints_the_commands_and_starts_nothing(
-    run_pytest: Callable[..., pytest.RunResult], pytester: pytest.Pytester
+    run_inline: Callable[..., pytest.RunResult], pytester: pytest.Pytester
 ) -> None:
     (pytester.path / "s.yaml").write_text(
         "defaults: {env_vars: {HF_TOKEN: hf_0123456789}}\n"
         "servers:\n  a: {backend: vllm, model: m}\n  b: {backend: remote, url: 'http://127.0.0.1:9'}\n"
     )
     pytester.makepyfile("def test(inference_server): raise RuntimeError('was run')")
-    result = run_pytest("--infserver-config=s.yaml", "--infserver-dry-run", "--infserver-set=config.server_args.x=1")
+    result = run_inline("--infserver-config=s.yaml", "--infserver-dry-run", "--infserver-set=config.server_args.x=1")
     assert result.ret == 0
     assert [line for line in result.outlines if line] == [
         "a: HF_TOKEN=******** vllm serve m --host 127.0.0.1 --port 8000 --x 1",
@@ -670,8 +670,8 @@ def test_dry_run_prints_the_commands_and_starts_nothing(
     assert not (pytester.path / "server_logs").exists()
 
 
-def test_the_help_shows_every_option_with_its_twins(run_pytest: Callable[..., pytest.RunResult]) -> None:
-    text = " ".join(run_pytest("--help").stdout.str().split())
+def test_the_help_shows_every_option_with_its_twins(run_inline: Callable[..., pytest.RunResult]) -> None:
+    text = " ".join(run_inline("--help").stdout.str().split())
     for option in OPTIONS:
         assert option.flag in text
         if not option.command_line_only:

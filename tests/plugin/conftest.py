@@ -13,10 +13,7 @@ from typing import Any
 
 import pytest
 from fake_servers import write_servers
-from in_process import load_all, no_trace_left
 from isolation import HARD_LIMIT, cleaned_environment, no_process_left
-
-from pytest_infserver.launcher.backends import registry
 
 HELPERS = """
 import http.client
@@ -150,25 +147,14 @@ def project(
 
 
 @pytest.fixture
-def inline_project(pytester: pytest.Pytester, nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> Project:
+def inline_project(pytester: pytest.Pytester, run_inline: Callable[..., pytest.RunResult]) -> Project:
     """A project whose runs happen in this process and leave no trace in it: quick.
 
     For what a run reads, refuses, chooses, collects and prints, and for what it does with servers in the right order;
     not for what happens to its process.
     """
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    # A file that is written anew within a second must not be taken for the one before.
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    pytester.makeini("[pytest]\n")
     pytester.syspathinsert()
-    load_all()
-
-    def run(*arguments: str) -> pytest.RunResult:
-        with no_trace_left(), monkeypatch.context() as own:
-            own.setattr(registry, "_registered", {})
-            return pytester.runpytest_inprocess("-p", "no:cacheprovider", *arguments, no_reraise_ctrlc=True)
-
-    return Project(pytester.path, run)
+    return Project(pytester.path, run_inline)
 
 
 @pytest.fixture(

@@ -406,15 +406,15 @@ class Slow(InferenceServer):
         return sys.executable
 
     def get_launch_command(self):
-        return [sys.executable, "-S", ENGINE, "--port", str(self.port), "--say", "weights 7 of 9", "--delay", "5.6"]
+        return [sys.executable, "-S", ENGINE, "--port", str(self.port), "--say", "weights 7 of 9", "--delay", "6.5"]
 """
 
 
-def test_in_a_run_without_a_terminal(pytester: pytest.Pytester, run_pytest: Any) -> None:
+def test_in_a_run_without_a_terminal(pytester: pytest.Pytester, run_inline: Any) -> None:
     engine = Path(__file__).parent.parent / "fake_engine.py"
     pytester.makepyfile(slow=f"ENGINE = {str(engine)!r}\n{BACKEND}", test_it="def test_it(inference_server): pass\n")
     pytester.path.joinpath("servers.yaml").write_text("backend: slow:Slow\n")
-    result = run_pytest("--infserver-config=servers.yaml")
+    result = run_inline("--infserver-config=servers.yaml")
     result.assert_outcomes(passed=1)
     result.stdout.re_match_lines(
         [r"infserver: slow: loading weights 7 %, \d+ s", r"infserver: slow: ready after \d+ s"]
@@ -423,7 +423,7 @@ def test_in_a_run_without_a_terminal(pytester: pytest.Pytester, run_pytest: Any)
 
 @pytest.mark.parametrize("capture", ["capfd", "capsys"])
 def test_a_start_inside_a_test_does_not_write_into_what_the_test_writes(
-    pytester: pytest.Pytester, run_pytest: Any, capture: str
+    pytester: pytest.Pytester, run_inline: Any, capture: str
 ) -> None:
     engine = Path(__file__).parent.parent / "fake_engine.py"
     tests = f"""
@@ -434,6 +434,6 @@ def test_a_start_inside_a_test_does_not_write_into_what_the_test_writes(
     """
     pytester.makepyfile(slow=f"ENGINE = {str(engine)!r}\n{BACKEND}", test_it=tests)
     pytester.path.joinpath("servers.yaml").write_text("backend: slow:Slow\n")
-    result = run_pytest("--infserver-config=servers.yaml")
+    result = run_inline("--infserver-config=servers.yaml")
     result.assert_outcomes(passed=1)
     result.stdout.re_match_lines([r".*infserver: slow: loading weights 7 %, \d+ s"])
