@@ -27,7 +27,7 @@ CHOICES = {
 }
 
 _RAY = ("ray_nodes", "fragile_nodes", "on_cluster")
-_RUN = ("run_pytest", "shared_project", "run_project")
+_RUN = ("run_pytest", "shared_project", "run_project", "start_on_terminal")
 _PROCESS = ("nothing_left", "no_engine_left")
 _SPAWNS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "pty.spawn"})
 

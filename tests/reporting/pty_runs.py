@@ -12,19 +12,23 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pyte
+import pytest
 from screens import lines_of, resize
 
 LIMIT = 100.0
 """Seconds after which a run has hung."""
+TERMINAL_VARIABLES = {"TERM": "xterm-256color", "PYTHONDONTWRITEBYTECODE": "1"}
+FOREIGN_VARIABLES = ("COLUMNS", "LINES", "CI", "BUILD_NUMBER", "PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST")
 
 
-class PtyRun:
-    """One run on a terminal of its own.
+class Terminal:
+    """A terminal, and what its user sees.
 
     Attributes:
         screen: The terminal as it is now.
@@ -32,33 +36,13 @@ class PtyRun:
         raw: What was written on it.
     """
 
-    def __init__(
-        self, argv: list[str], cwd: Path, *, columns: int = 80, lines: int = 24, env: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, columns: int, lines: int) -> None:
         self.screen = pyte.HistoryScreen(columns, lines, history=100_000, ratio=0.5)
         self.stream = pyte.ByteStream(self.screen)
         self.frames: list[str] = []
         self.raw = b""
-        self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-
-        def take_terminal() -> None:
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-        environment = {**os.environ, "TERM": "xterm-256color", "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
-        for name in ("COLUMNS", "LINES", "CI", "BUILD_NUMBER", "PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST"):
-            environment.pop(name, None)
-        self.process = subprocess.Popen(
-            argv,
-            cwd=cwd,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=take_terminal,
-        )
-        os.close(slave)
+        self._master, self._slave = pty.openpty()
+        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self._deadline = time.monotonic() + LIMIT
 
     def read(self) -> bool:
@@ -78,6 +62,38 @@ class PtyRun:
         if not self.frames or frame != self.frames[-1]:
             self.frames.append(frame)
         return True
+
+    @property
+    def text(self) -> str:
+        """All that can be read on the terminal now, with what has scrolled away."""
+        return "\n".join(lines_of(self.screen))
+
+
+class PtyRun(Terminal):
+    """One run on a terminal of its own."""
+
+    def __init__(
+        self, argv: list[str], cwd: Path, *, columns: int = 80, lines: int = 24, env: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(columns, lines)
+
+        def take_terminal() -> None:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+        environment = {**os.environ, **TERMINAL_VARIABLES, **(env or {})}
+        for name in FOREIGN_VARIABLES:
+            environment.pop(name, None)
+        self.process = subprocess.Popen(
+            argv,
+            cwd=cwd,
+            stdin=self._slave,
+            stdout=self._slave,
+            stderr=self._slave,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=take_terminal,
+        )
+        os.close(self._slave)
 
     def until(self, condition: Callable[[str], object]) -> str:
         """Read on until the screen is so; return what it shows."""
@@ -110,14 +126,63 @@ class PtyRun:
             self.process.wait()
         os.close(self._master)
 
-    @property
-    def text(self) -> str:
-        """All that can be read on the terminal now, with what has scrolled away."""
-        return "\n".join(lines_of(self.screen))
+
+class InlineRun(Terminal):
+    """One run in this process, whose standard files are a terminal meanwhile; it is over when this is made.
+
+    It is not the terminal of this process: a key that means a signal is none here.
+    """
+
+    def __init__(
+        self, run: Callable[[], int], *, columns: int = 80, lines: int = 24, env: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(columns, lines)
+        self._code = -1
+        reader = threading.Thread(target=self._read_all)
+        reader.start()
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in {**TERMINAL_VARIABLES, **(env or {})}.items():
+                    patch.setenv(name, value)
+                for name in FOREIGN_VARIABLES:
+                    patch.delenv(name, raising=False)
+                with _standard_files(self._slave, patch):
+                    self._code = run()
+        finally:
+            os.close(self._slave)
+            reader.join(LIMIT)
+            os.close(self._master)
+
+    def finish(self) -> int:
+        """Return the exit code."""
+        return self._code
+
+    def _read_all(self) -> None:
+        while self.read():
+            pass
 
 
-def pytest_argv(*arguments: str) -> list[str]:
-    """Return the command line of a run."""
+@contextlib.contextmanager
+def _standard_files(terminal: int, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Put a terminal in the place of this process's standard files."""
+    before = [os.dup(number) for number in range(3)]
+    files = [open(number, "w", buffering=1, encoding="utf-8", closefd=False) for number in (1, 2)]
+    for number in range(3):
+        os.dup2(terminal, number)
+    for name, file in zip(("stdout", "stderr"), files, strict=True):
+        patch.setattr(sys, name, file)
+        patch.setattr(sys, f"__{name}__", file)
+    try:
+        yield
+    finally:
+        for file in files:
+            file.close()
+        for number, old in enumerate(before):
+            os.dup2(old, number)
+            os.close(old)
+
+
+def pytest_options(*arguments: str) -> list[str]:
+    """Return the arguments of a run."""
     # Without the table of servers: it tells of times, and these differ.
-    options = ["--infserver-config", "servers.yaml", "--infserver-summary=never"]
-    return [sys.executable, "-m", "pytest", *options, *arguments]
+    return ["--infserver-config", "servers.yaml", "--infserver-summary=never", *arguments]
