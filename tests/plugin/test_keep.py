@@ -1,4 +1,7 @@
-"""Servers that outlive a run: the next one takes them over, or they give way."""
+"""Servers that outlive a run: the next one takes them over, or they give way.
+
+The runs are processes that end; only one that keeps nothing may be in this process.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ import yaml
 from pytest_infserver.cli import main
 from pytest_infserver.launcher.kept import all_servers
 
-KEEP = "--infserver-keep=30s"
+KEEP = "--infserver-keep=60s"
 TEST = """
 import pytest
 from helpers import get, note
@@ -40,8 +43,7 @@ def state(nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     shutil.rmtree(folder)
 
 
-@pytest.fixture
-def run(project: Any) -> Callable[..., Any]:
+def runs_of(project: Any) -> Callable[..., Any]:
     """Run the project with these arguments; return the pids that each server had, and the run's output."""
 
     def run(*arguments: str, plugins: tuple[str, ...] = ()) -> tuple[dict[str, str], str]:
@@ -54,6 +56,11 @@ def run(project: Any) -> Callable[..., Any]:
         return dict(pids), text
 
     return run
+
+
+@pytest.fixture
+def run(project: Any) -> Callable[..., Any]:
+    return runs_of(project)
 
 
 def alive(pid: str) -> bool:
@@ -145,25 +152,32 @@ def test_a_kept_server_gives_way(project, servers_yaml, run, monkeypatch, worker
     assert "named, kept by an earlier run, was stopped to make room for same" in text
 
 
-def test_debug_mode_is_not_kept_and_nothing_is_without_the_option(project, servers_yaml, run) -> None:
+def test_debug_mode_is_not_kept(twin_project, servers_yaml) -> None:
+    check_that_it_is_not_kept(twin_project, servers_yaml, KEEP, "--infserver-debug")
+
+
+def test_nothing_is_kept_without_the_option(project, servers_yaml) -> None:
     pytest.importorskip("xdist")
+    check_that_it_is_not_kept(project, servers_yaml, "-n2")
+
+
+def check_that_it_is_not_kept(project: Any, servers_yaml: Callable[..., Any], *arguments: str) -> None:
     servers_yaml(a=[])
     project.files(test_1=TEST)
-    for arguments in ((KEEP, "--infserver-debug"), (KEEP, "--infserver-debug", "-n2"), ("-n2",)):
-        pids, text = run(*arguments)
-        assert not alive(pids["a"])
-        assert all_servers() == []
-        assert ("is not kept: in debug mode" in text) == ("--infserver-debug" in arguments)
+    pids, text = runs_of(project)(*arguments)
+    assert not alive(pids["a"])
+    assert all_servers() == []
+    assert ("is not kept: in debug mode" in text) == ("--infserver-debug" in arguments)
 
 
 def test_its_time_is_counted_from_its_last_use_and_its_death_is_none_of_ours(project, servers_yaml, run) -> None:
     servers_yaml(a=[])
     project.files(test_1=TEST)
-    first, _ = run("--infserver-keep=2s")
+    first, _ = run("--infserver-keep=5s")
     (kept,) = all_servers()
     assert kept.seconds_left is not None
-    assert kept.seconds_left <= 2
-    deadline = time.monotonic() + kept.seconds_left + 10
+    assert kept.seconds_left <= 5
+    deadline = time.monotonic() + kept.seconds_left + 60
     while alive(first["a"]) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(first["a"])
