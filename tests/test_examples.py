@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,12 +35,16 @@ def run_example(folder: str, output_dir: Path, *arguments: str, **env: str) -> l
     return result.stdout.splitlines()
 
 
+@pytest.mark.run
+@pytest.mark.promise
 def test_quickstart(tmp_path: Path, nothing_left: None) -> None:
     lines = run_example("quickstart", tmp_path)
     assert "infserver: servers.yaml: smollm2 (llamacpp)" in lines
     assert "6 passed" in lines[-1]
 
 
+@pytest.mark.run
+@pytest.mark.promise
 def test_several_servers(tmp_path: Path, nothing_left: None) -> None:
     lines = run_example("several_servers", tmp_path)
     assert "15 passed, 1 skipped" in lines[-1]
@@ -47,14 +52,18 @@ def test_several_servers(tmp_path: Path, nothing_left: None) -> None:
     assert any(line.startswith("SKIPPED") and reason in line for line in lines)
 
 
+@pytest.mark.run
+@pytest.mark.promise
 def test_custom_backend(tmp_path: Path, nothing_left: None) -> None:
     assert "4 passed" in run_example("custom_backend", tmp_path)[-1]
 
 
+@pytest.mark.run
 def test_command_backend(tmp_path: Path, nothing_left: None) -> None:
     assert "2 passed" in run_example("command_backend", tmp_path)[-1]
 
 
+@pytest.mark.run
 def test_profiling(tmp_path: Path, nothing_left: None) -> None:
     folder = tmp_path / "profiles"
     lines = run_example("profiling", tmp_path, INFSERVER_SET=f"profile.output_dir={folder}")
@@ -65,6 +74,7 @@ def test_profiling(tmp_path: Path, nothing_left: None) -> None:
     ]
 
 
+@pytest.mark.cluster
 def test_cluster(tmp_path: Path, nothing_left: None) -> None:
     pytest.importorskip("ray")
     from cluster.ray_nodes import RayNodes
@@ -84,6 +94,8 @@ def test_cluster(tmp_path: Path, nothing_left: None) -> None:
     assert "9 passed, 4 skipped" in lines[-1]
 
 
+@pytest.mark.run
+@pytest.mark.promise
 def test_attach(tmp_path: Path, nothing_left: None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -101,11 +113,14 @@ def test_attach(tmp_path: Path, nothing_left: None) -> None:
             running.wait(LIMIT)
 
 
-def test_attach_without_a_server_says_so(tmp_path: Path, nothing_left: None) -> None:
-    argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "conftest_examples/attach"]
-    result = run(argv, tmp_path, SERVER_URL="http://127.0.0.1:9")
-    assert result.returncode == 1
-    assert "running (llamacpp) cannot be attached: http://127.0.0.1:9 refused the connection" in result.stdout
+def test_attach_without_a_server_says_so(
+    run_inline: Callable[..., pytest.RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVER_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("INFSERVER_OUTPUT_DIR", str(tmp_path / "logs"))
+    result = run_inline(EXAMPLES / "attach")
+    assert result.ret == 1
+    assert "running (llamacpp) cannot be attached: http://127.0.0.1:9 refused the connection" in result.stdout.str()
 
 
 def test_the_annotated_configuration_has_every_key() -> None:

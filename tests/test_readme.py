@@ -8,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)\n```$", README, re.MULTILINE | re.DOTALL)
 LIMIT = 120
+RunInline = Callable[..., pytest.RunResult]
 
 
 def blocks(language: str, containing: str = "") -> list[str]:
@@ -53,13 +55,17 @@ def test_the_two_front_door_commands_are_what_ci_runs() -> None:
         assert test in script
 
 
+@pytest.mark.run
+@pytest.mark.promise
 def test_first_test(first_test: Path) -> None:
     command = shlex.split(one_block("bash", "--infserver-config servers.yaml"))
     result = run([*command, "-p", "no:cacheprovider"], first_test)
     assert "2 passed" in result.stdout, result.stdout + result.stderr
 
 
-def test_commands_without_a_file(first_test: Path) -> None:
+@pytest.mark.run
+@pytest.mark.promise
+def test_commands_without_a_file(first_test: Path, run_inline: RunInline, pytester: pytest.Pytester) -> None:
     (first_test / "servers.yaml").unlink()
     started, attached = map(shlex.split, one_block("bash", "--infserver-url").splitlines())
     result = run([*started, "-p", "no:cacheprovider"], first_test)
@@ -67,8 +73,9 @@ def test_commands_without_a_file(first_test: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         closed = f"http://127.0.0.1:{probe.getsockname()[1]}"
     attached = [closed if word.startswith("http") else word for word in attached]
-    result = run([*attached, "-p", "no:cacheprovider"], first_test)
-    assert f"remote cannot be attached: {closed} refused the connection" in result.stdout
+    pytester.makepyfile((first_test / "test_mine.py").read_text())
+    result = run_inline(*attached[1:])
+    assert f"remote cannot be attached: {closed} refused the connection" in result.stdout.str()
 
 
 def test_every_bash_block_is_covered() -> None:
@@ -103,11 +110,11 @@ def test_launch_argument_table(tmp_path: Path) -> None:
             assert VLLMServer.from_config(config).server_args() == expected, spelling
 
 
-def test_marker_block(tmp_path: Path) -> None:
-    (tmp_path / "test_markers.py").write_text(one_block("python", "@pytest.mark.backend"))
-    (tmp_path / "servers.yaml").write_text(one_block("yaml", "llama-tp2"))
-    command = ["pytest", "--infserver-config", "servers.yaml", "--collect-only", "-q", "--strict-markers"]
-    collected = run([*command, "-p", "no:cacheprovider"], tmp_path).stdout
+def test_marker_block(pytester: pytest.Pytester, run_inline: RunInline) -> None:
+    (pytester.path / "test_markers.py").write_text(one_block("python", "@pytest.mark.backend"))
+    (pytester.path / "servers.yaml").write_text(one_block("yaml", "llama-tp2"))
+    result = run_inline("--infserver-config", "servers.yaml", "--collect-only", "-q", "--strict-markers")
+    collected = result.stdout.str()
     assert set(re.findall(r"::test_(\w)\[(.*)\]", collected)) == {
         *[("a", name) for name in ("llama-tp1", "llama-tp2", "sgl")],
         *[("b", name) for name in ("llama-tp1", "llama-tp2", "mine", "staging")],
@@ -124,6 +131,8 @@ servers:
 """
 
 
+@pytest.mark.run
+@pytest.mark.promise
 def test_needs_and_exclusive_block(tmp_path: Path, nothing_left: None) -> None:
     (tmp_path / "test_tp.py").write_text(f"import pytest\n{one_block('python', 'infserver_needs')}")
     (tmp_path / "servers.yaml").write_text(TINY)
@@ -132,15 +141,17 @@ def test_needs_and_exclusive_block(tmp_path: Path, nothing_left: None) -> None:
     assert "3 passed" in result.stdout, result.stdout + result.stderr
 
 
-def test_too_few_gpus_block(tmp_path: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_gpus_block(pytester: pytest.Pytester, run_inline: RunInline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    (tmp_path / "test_tp.py").write_text("def test_large(inference_server): pass\n")
-    (tmp_path / "servers.yaml").write_text(TINY)
-    result = run(["pytest", "--infserver-config=servers.yaml", "-p", "no:cacheprovider"], tmp_path)
-    assert result.returncode == 4
-    assert result.stderr.strip().splitlines()[-1] == one_block("text", "needs 8 GPUs")
+    (pytester.path / "test_tp.py").write_text("def test_large(inference_server): pass\n")
+    (pytester.path / "servers.yaml").write_text(TINY)
+    result = run_inline("--infserver-config=servers.yaml")
+    assert result.ret == 4
+    assert result.stderr.str().strip().splitlines()[-1] == one_block("text", "needs 8 GPUs")
 
 
+@pytest.mark.run
+@pytest.mark.promise
 def test_keep_block(tmp_path: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INFSERVER_STATE_DIR", str(tmp_path / "state"))
     (tmp_path / "test_tp.py").write_text("def test_it(inference_server): pass\n")
@@ -170,6 +181,7 @@ def test_ps(inference_servers):
 """
 
 
+@pytest.mark.cluster
 @pytest.mark.skipif(sys.platform != "linux", reason="several nodes on one machine")
 def test_cluster_blocks(tmp_path: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
@@ -199,6 +211,8 @@ def test_cluster_blocks(tmp_path: Path, nothing_left: None, monkeypatch: pytest.
         assert re.sub(r"^pid \d+ on \S+", "", row[-1]).startswith(" (pytest --infserver-cluster auto")
 
 
+@pytest.mark.run
+@pytest.mark.promise
 def test_profiling_blocks(tmp_path: Path, nothing_left: None) -> None:
     (tmp_path / "test_speed.py").write_text(one_block("python", "infserver_profile"))
     (tmp_path / "servers.yaml").write_text("name: llama\nbackend: llamacpp\nmodel: builtin:tiny\n")
@@ -218,18 +232,18 @@ def test_python_api_block(first_test: Path) -> None:
     assert "'chat': 'http://127.0.0.1:" in result.stdout
 
 
-def test_own_backend_block(tmp_path: Path) -> None:
+def test_own_backend_block(tmp_path: Path, nothing_left: None) -> None:
     (tmp_path / "mine.py").write_text(one_block("python", "class MyBackendServer"))
     (tmp_path / "servers.yaml").write_text("backend: mine:MyBackendServer\nmodel: m\nport: 9\n")
     result = run(["infserver", "check", "servers.yaml"], tmp_path)
     assert result.stdout == "mybackend: my-backend-binary --model m --port 9\n", result.stderr
 
 
-def test_config_error_block(tmp_path: Path) -> None:
-    (tmp_path / "servers.yaml").write_text("servers:\n llama:\n  modle: x\n")
-    result = run(["pytest", "--infserver-config", "servers.yaml", "-p", "no:cacheprovider"], tmp_path)
-    assert result.returncode == 4
-    assert result.stderr.strip().splitlines()[-1] == one_block("text", "modle")
+def test_config_error_block(pytester: pytest.Pytester, run_inline: RunInline) -> None:
+    (pytester.path / "servers.yaml").write_text("servers:\n llama:\n  modle: x\n")
+    result = run_inline("--infserver-config", "servers.yaml")
+    assert result.ret == 4
+    assert result.stderr.str().strip().splitlines()[-1] == one_block("text", "modle")
 
 
 def test_option_table_is_complete() -> None:
