@@ -74,7 +74,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Forget what was started before this test."""
+    """Forget what was started before: while the tests were collected, say."""
     SPAWNS.taken()
 
 
@@ -182,7 +182,7 @@ def _make_memory_cgroup(size: int) -> Path:
 
 
 @pytest.fixture
-def installed_vllm(tmp_path: Path) -> Path:
+def installed_vllm(tmp_path: Path, nothing_left: None) -> Path:
     """An environment in which vLLM 0.32.0 is installed, as far as its metadata tells; the command is a fake engine."""
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()

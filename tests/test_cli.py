@@ -96,7 +96,7 @@ def test_wrong_usage_is_told(arguments: list[str], capsys: pytest.CaptureFixture
     assert "usage: infserver" in capsys.readouterr().err
 
 
-def test_the_console_script(first: Path) -> None:
+def test_the_console_script(first: Path, nothing_left: None) -> None:
     command = [sys.executable, "-c", "import sys; from pytest_infserver.cli import main; sys.exit(main())"]
     result = subprocess.run([*command, "check", f"{first}x"], capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stdout) == (4, "")
@@ -145,7 +145,7 @@ def test_check_refuses_an_option_that_is_gone(
     assert message.count("\n") == 1
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+def test_a_reader_that_has_seen_enough_is_no_error(nothing_left: None) -> None:
     code = "import sys; from pytest_infserver.cli import main; sys.exit(main(['schema']))"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -37,8 +37,8 @@ def tier_of(item: pytest.Item) -> str:
     engines = {name for mark in item.iter_markers("engine") for name in mark.args}
     if "chromium" in engines:
         return "browser"
-    for tier in ("process", "run"):
-        # A fixture's parameter says so.
+    for tier in ("process", "run", "cluster"):
+        # A fixture's parameter says so, or a test that starts such a run by hand.
         if item.get_closest_marker(tier) is not None:
             return tier
     fixtures = getattr(item, "fixturenames", ())

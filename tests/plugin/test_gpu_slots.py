@@ -78,6 +78,7 @@ def check_that_nobody_shares(events: list[str]) -> None:
     assert not held, events
 
 
+@pytest.mark.promise
 def test_no_device_is_given_out_twice(twin_project, gpu_servers) -> None:
     sizes = {"one": 1, "two": 2, "four": 4, "other": 1}
     gpu_servers(**sizes)
@@ -129,6 +130,7 @@ def start(project: Any, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.promise
 def test_two_runs_share_the_devices(project, gpu_servers, shared_locks, nothing_left) -> None:
     pytest.importorskip("xdist")
     gpu_servers(a=1, b=3, c=4)

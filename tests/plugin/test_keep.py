@@ -71,6 +71,18 @@ def alive(pid: str) -> bool:
     return True
 
 
+@pytest.mark.promise
+def test_the_next_run_takes_over(project, servers_yaml, run) -> None:
+    servers_yaml(a=[])
+    project.files(test_1=TEST)
+    first, _ = run(KEEP)
+    assert project.events("stopping", "stopped") == []
+    assert all(map(alive, first.values()))
+    assert run()[0] == first
+    assert project.events("stopped") == ["stopped a gone"]
+    assert all_servers() == []
+
+
 def test_the_next_run_takes_over_and_the_last_one_stops(project, servers_yaml, run) -> None:
     pytest.importorskip("xdist")
     servers_yaml(a=[], b=[])

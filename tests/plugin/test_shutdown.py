@@ -99,6 +99,7 @@ def test_the_end_of_a_run_leaves_nothing_however_it_comes(inline_project, server
         assert inline_project.events("stopped") == ["stopped a gone"], (body, extra)
 
 
+@pytest.mark.promise
 def test_the_sudden_end_of_a_run_leaves_nothing(project, servers_yaml) -> None:
     servers_yaml({"stop_timeout": 2}, a=["--children", "1"])
     project.files(test_1="import os\ndef test_1(inference_server): os._exit(3)\ndef test_2(inference_server): pass\n")
@@ -135,7 +136,9 @@ SIGNALS = {"SIGINT twice": signal.SIGINT, **{signal.Signals(one).name: signal.Si
 
 @pytest.mark.skipif(sys.platform != "linux", reason="leaks are best effort elsewhere")
 @pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("how", SIGNALS)
+@pytest.mark.parametrize(
+    "how", [pytest.param(how, marks=pytest.mark.promise if how == "SIGKILL" else ()) for how in SIGNALS]
+)
 def test_signals_to_pytest_leave_nothing(project, servers_yaml, nothing_left, shm_name, moment, how) -> None:
     settings = {"stop_timeout": STOP_TIMEOUT, "startup_timeout": 600, "debug_mode": True}
     servers_yaml(settings, a=family(shm_name, *MOMENTS[moment]))
@@ -176,7 +179,10 @@ def test_signals_to_pytest_leave_nothing(project, servers_yaml, nothing_left, sh
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="leaks are best effort elsewhere")
-@pytest.mark.parametrize("how", ["os._exit(3)", "os.kill(os.getpid(), 9)", "os.kill(os.getpid(), 15)"])
+@pytest.mark.parametrize(
+    "how",
+    ["os._exit(3)", pytest.param("os.kill(os.getpid(), 9)", marks=pytest.mark.promise), "os.kill(os.getpid(), 15)"],
+)
 def test_the_end_of_an_xdist_worker_leaves_nothing(project, servers_yaml, nothing_left, shm_name, how) -> None:
     pytest.importorskip("xdist")
     servers_yaml({"stop_timeout": STOP_TIMEOUT, "debug_mode": True}, a=family(shm_name))

@@ -50,7 +50,7 @@ def run(project: Any) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("mode", "random"),
     [
-        ("load", False),
+        pytest.param("load", False, marks=pytest.mark.promise),
         ("load", True),
         ("worksteal", True),
         ("loadscope", False),
@@ -163,6 +163,7 @@ def check_the_ends(project: Any) -> None:
     assert min(events.index(f"stopping {name}") for name in "ab") < last
 
 
+@pytest.mark.promise
 def test_a_crash_of_a_worker_costs_one_test(project, servers_yaml, run) -> None:
     servers_yaml({"startup_timeout": 600}, a=[], b=[])
     project.conftest(ENDS)

@@ -196,7 +196,12 @@ def test_it_is_as_if_the_lines_had_never_been_there(
 
 @pytest.mark.parametrize(
     ("arguments", "columns", "lines"),
-    [(["-n2"], 80, 40), (["-n2"], 80, 7), (["-n2", "-v"], 80, 40), (["-n2", "-v"], 60, 10)],
+    [
+        pytest.param(["-n2"], 80, 40, marks=pytest.mark.promise),
+        (["-n2"], 80, 7),
+        (["-n2", "-v"], 80, 40),
+        (["-n2", "-v"], 60, 10),
+    ],
     ids=names_of,
 )
 def test_it_is_as_if_the_lines_of_a_run_on_workers_had_never_been_there(
