@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add options for `tests/engines` and `tests/faults/test_random_lives.py`."""
     group = parser.getgroup("tests of pytest-infserver")
     group.addoption("--require-engines", action="store_true", help="an engine that is not provisioned is an error")
-    group.addoption("--lives", type=int, default=300, help="how many lives of servers the random test has")
+    group.addoption("--lives", type=int, default=60, help="how many lives of servers the random test has")
     seed = os.environ.get("INFSERVER_TEST_SEED")
     group.addoption("--lives-seed", default=seed, help="repeats a random test (default: INFSERVER_TEST_SEED)")
 
@@ -85,6 +85,14 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     seen = SPAWNS.taken()
     if item.get_closest_marker("pure") is not None:
         assert not seen, f"a test that starts a process asks for the fixture nothing_left: {seen[0]}"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Show the seed of each random test, also where it passed."""
+    for report in (one for reports in terminalreporter.stats.values() for one in reports):
+        for name, value in getattr(report, "user_properties", ()):
+            if name == "seed" and report.when == "call":
+                terminalreporter.write_line(f"{report.nodeid}: seed {value}")
 
 
 @pytest.fixture(autouse=True)

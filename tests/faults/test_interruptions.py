@@ -18,12 +18,14 @@ from typing import Any
 
 import psutil
 import pytest
+from sampling import sampled
 
 from pytest_infserver import CommandServer, ServerState
 from pytest_infserver.launcher.kept import all_servers
 
 pytestmark = pytest.mark.usefixtures("hard_limit", "nothing_left")
 
+LONG = 60.0
 ENGINE = Path(__file__).parents[1] / "fake_engine.py"
 FAMILY = ["--children=2", "--forget-children", "--stubborn-children", *(["--daemon"] * (sys.platform == "linux"))]
 """Children that ignore SIGTERM and that nobody ends, and a daemon in a session of its own."""
@@ -91,8 +93,16 @@ def finish(script: subprocess.Popen[str]) -> tuple[str, str]:
     return output, errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-@pytest.mark.parametrize("moment", MOMENTS)
+SIGNALS = {
+    f"{moment}-{number.name}": (moment, number)
+    for moment in MOMENTS
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
+}
+# The others are those of test_faults.py.
+SIGNALS_AT_NIGHT = [name for name in SIGNALS if name.endswith(("SIGHUP", "SIGKILL")) or name == "stopping-SIGTERM"]
+
+
+@pytest.mark.parametrize(("moment", "number"), sampled(SIGNALS, nightly=SIGNALS_AT_NIGHT))
 def test_signal_to_the_owner(owner: Callable[..., subprocess.Popen[str]], moment: str, number: signal.Signals) -> None:
     arguments, body = MOMENTS[moment]
     script = owner(body, *arguments)
@@ -103,7 +113,7 @@ def test_signal_to_the_owner(owner: Callable[..., subprocess.Popen[str]], moment
         assert errors.rstrip().endswith("KeyboardInterrupt")
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", sampled({name: name for name in MOMENTS}, nightly=["running", "stopping"]))
 def test_owner_that_exits_without_a_word(owner: Callable[..., subprocess.Popen[str]], moment: str) -> None:
     arguments, body = MOMENTS[moment]
     ending = "def say(word):\n    print(word, flush=True)\n    os._exit(3)\n"
@@ -155,6 +165,10 @@ def test_owner_under_nohup(tmp_path: Path, owner: Callable[..., subprocess.Popen
 
 LIFE = {"server.py", "process.py", "handover.py"}
 STRIDE = 4
+EVERY_FOURTH_LINE = pytest.mark.parametrize(
+    "first", sampled({str(first): first for first in range(1, STRIDE + 1)}, nightly=["2", "3", "4"])
+)
+"""One line in four every day, all of them nightly."""
 
 
 class Interrupt:
@@ -194,12 +208,19 @@ def living_children() -> list[psutil.Process]:
     return living
 
 
+def nothing_runs(begin: float) -> bool:
+    """Wait until no child is left, for so long from a moment on as only a server takes that nobody ends."""
+    while (left := living_children()) and time.monotonic() - begin < LONG:
+        time.sleep(0.005)
+    return left == []
+
+
 def server_of(tmp_path: Path) -> CommandServer:
     launch = [sys.executable, "-S", str(ENGINE), "--port={port}"]
     return CommandServer(launch_command=launch, output_dir=tmp_path, startup_timeout=60, stop_timeout=5)
 
 
-@pytest.mark.parametrize("first", range(1, STRIDE + 1))
+@EVERY_FOURTH_LINE
 def test_interrupt_at_any_line_of_start(tmp_path: Path, first: int) -> None:
     threads = threading.active_count()
     for number in range(first, 1000, STRIDE):
@@ -214,10 +235,7 @@ def test_interrupt_at_any_line_of_start(tmp_path: Path, first: int) -> None:
         if not interrupted:
             server.stop()
         # Where the supervisor was lost to the interrupt it ends by itself.
-        while living_children() and time.monotonic() - begin < 20:
-            time.sleep(0.005)
-        assert living_children() == [], interrupt.place
-        assert time.monotonic() - begin < 20, interrupt.place
+        assert nothing_runs(begin), interrupt.place
         if interrupted:
             assert server.state in (ServerState.NEW, ServerState.FAILED), interrupt.place
         if interrupt.place is None:
@@ -225,28 +243,20 @@ def test_interrupt_at_any_line_of_start(tmp_path: Path, first: int) -> None:
     assert threading.active_count() <= threads
 
 
-def test_interrupt_at_any_line_of_stop(tmp_path: Path) -> None:
-    for number in range(1, 200):
+@EVERY_FOURTH_LINE
+def test_interrupt_at_any_line_of_stop(tmp_path: Path, first: int) -> None:
+    for number in range(first, 200, STRIDE):
         server = server_of(tmp_path).start()
         with Interrupt(number) as interrupt, contextlib.suppress(KeyboardInterrupt):
             server.stop()
         if server.state is ServerState.READY:
             server.stop()
-        begin = time.monotonic()
-        while living_children() and time.monotonic() - begin < 20:
-            time.sleep(0.005)
-        assert living_children() == [], interrupt.place
+        assert nothing_runs(time.monotonic()), interrupt.place
         server.stop()
         assert server.state is ServerState.STOPPED
         if interrupt.place is None:
             return
     pytest.fail("stop() has no end")
-
-
-def nothing_runs(begin: float) -> bool:
-    while living_children() and time.monotonic() - begin < 20:
-        time.sleep(0.005)
-    return living_children() == []
 
 
 def stop_kept_ones() -> None:
@@ -256,13 +266,14 @@ def stop_kept_ones() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="keeps servers on Linux")
-def test_interrupt_at_any_line_of_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@EVERY_FOURTH_LINE
+def test_interrupt_at_any_line_of_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int) -> None:
     """Afterwards it is either kept, or its owner's, which can stop it."""
     monkeypatch.setenv("INFSERVER_STATE_DIR", str(tmp_path / "state"))
-    for number in range(1, 200):
+    for number in range(first, 200, STRIDE):
         server = server_of(tmp_path).start()
         with Interrupt(number) as interrupt, contextlib.suppress(KeyboardInterrupt):
-            assert server.keep(30)
+            assert server.keep(600)
         begin = time.monotonic()
         server.stop()
         assert server.state is ServerState.STOPPED
@@ -274,11 +285,12 @@ def test_interrupt_at_any_line_of_keep(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="keeps servers on Linux")
-def test_interrupt_at_any_line_of_take_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@EVERY_FOURTH_LINE
+def test_interrupt_at_any_line_of_take_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int) -> None:
     """Afterwards it is still kept, or the new owner's, or it ends."""
     monkeypatch.setenv("INFSERVER_STATE_DIR", str(tmp_path / "state"))
-    for number in range(1, 200):
-        assert server_of(tmp_path).start().keep(30)
+    for number in range(first, 200, STRIDE):
+        assert server_of(tmp_path).start().keep(600)
         server = server_of(tmp_path)
         with Interrupt(number) as interrupt, contextlib.suppress(KeyboardInterrupt):
             assert server.take_over()
