@@ -155,7 +155,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(nothing_left: None) -> None:
 
 
 FakeServer = Callable[..., CommandServer]
-KEEP = 20.0
+KEEP = 55.0
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_ps_lists_servers_in_use_and_kept_ones(fake_server: FakeServer, capsys: 
     name, state, model, place, age, _, left, _, memory, unit, user = first.split()
     assert (name, state, model, place, unit, user) == ("b", "kept", "m", url, "MB", "-")
     assert 10 < int(left) < KEEP
-    assert int(age) < 20
+    assert int(age) < KEEP
     assert int(memory) > 1
     assert second.split()[:4] == ["a", "running", "-", used.server_url]
     assert f"pid {os.getpid()} (" in second
@@ -217,12 +217,14 @@ def test_stop_ends_servers_in_use_and_kept_ones(fake_server: FakeServer, capsys:
 @pytest.mark.usefixtures("own_state")
 def test_stop_stops_all_at_the_same_time(fake_server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(3):
-        assert fake_server("--stop-delay", "3").start().keep(60)
+        assert fake_server("--stop-delay", "1").start().keep(KEEP)
     begin = time.monotonic()
     assert main(["stop", "fake"]) == 0
-    # One after the other they take nine seconds.
-    assert 3 <= time.monotonic() - begin < 9
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    together = time.monotonic() - begin
+    each = [float(line.split()[-2]) for line in capsys.readouterr().out.splitlines()]
+    assert len(each) == 3
+    assert min(each) >= 1
+    assert together < sum(each)
 
 
 @pytest.mark.parametrize("words", [["stop"], ["stop", "a", "--all"]])

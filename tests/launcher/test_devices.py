@@ -773,7 +773,7 @@ result([one.wait_until_back(), time.monotonic() - begin])
 """
     words, seconds = run(code, A, B)
     assert words is None
-    assert 0.2 < seconds < 10
+    assert 0.2 < seconds < 20
 
 
 def test_memory_that_does_not_come_back(run: Callable[..., Any]) -> None:
@@ -799,12 +799,12 @@ for line in ("fail nvmlDeviceGetMemoryInfo 3", "fail nvmlDeviceGetCount_v2 999")
     one = take()
     say(used(9000), line)
     begin = time.monotonic()
-    found.append([one.wait_until_back(), time.monotonic() - begin < 1])
+    found.append([one.wait_until_back(), time.monotonic() - begin < 20])
     one.release()
     say(used(0), line)
     one = take()
     say(used(9000))
-    found.append([one and one.wait_until_back(), time.monotonic() - begin < 1])
+    found.append([one and one.wait_until_back(), time.monotonic() - begin < 20])
     if one:
         one.release()
 result(found)

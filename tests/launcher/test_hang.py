@@ -150,7 +150,7 @@ def test_all_of_it_has_a_limit(hanging: FakeServer, monkeypatch: pytest.MonkeyPa
     server = hanging()
     begin = time.monotonic()
     assert server.wait_death(30)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 30
     assert "hang-1.txt (not all: not done after 0.5 s)" in str(server.why_died())
     text = report_of(server)
     go_on.set()

@@ -131,7 +131,7 @@ def test_port_that_is_held_for_a_restart_is_nobody_elses_in_between(
             other.start()
         for _ in range(5):
             os.kill(server.pid or 0, signal.SIGKILL)
-            assert server.wait_death(10)
+            assert server.wait_death(30)
             server.start()
             assert server.port == QUIET_PORT
     finally:

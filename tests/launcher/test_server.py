@@ -258,7 +258,7 @@ def test_cancelled_start(fake_server: FakeServer, arguments: list[str]) -> None:
     server.cancel_start()
     begin = time.monotonic()
     start.must_be_cancelled()
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 30
     server.stop()
     assert server.state is ServerState.STOPPED
 
@@ -449,7 +449,7 @@ def test_check_health_is_bounded(fake_server: FakeServer) -> None:
     os.kill(server.pid or 0, signal.SIGSTOP)
     begin = time.monotonic()
     assert not server.check_health()
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 30
     os.kill(server.pid or 0, signal.SIGCONT)
     assert server.check_health()
 

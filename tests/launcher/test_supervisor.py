@@ -51,6 +51,7 @@ def test_forgotten_children_are_asked_to_end_at_once(fake_server: FakeServer) ->
     children = tree(server)
     begin = time.monotonic()
     server.stop()
+    # Not after the time that those have who may end by themselves.
     assert time.monotonic() - begin < supervisor.DRAIN_GRACE
     assert all(map(ended, children))
     assert server.survivors == ()

@@ -437,7 +437,7 @@ class TestFailures:
         begin = time.monotonic()
         with pytest.raises(ModelFetchError, match=r"the download took more than 0\.6 s"):
             shop.fetch(timeout_s=0.6)
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 30
         assert [pid for pid in shop.pids() if is_stand_in(pid)] == []
         shop.assert_only()
 
