@@ -107,4 +107,4 @@ class LogFollower:
             text = clean_part(b"", line[: 2 * _MAX_LINE], self._secrets)
         else:
             text = clean(line, self._secrets)
-        return shortened(text.rstrip(), _MAX_SHOWN)
+        return shortened(text.replace("\t", " ").rstrip(), _MAX_SHOWN)

@@ -197,9 +197,10 @@ class Profiler:
     def error(self, problem: str, output: bytes | str = "", kind: type[ProfileError] = ProfileError) -> ProfileError:
         """Return an error about this server and this tool, with what the tool has said."""
         secrets = self.server.secrets
+        text = output if isinstance(output, str) else output.decode("utf-8", "surrogateescape")
         # Of what a tool has said an end may be missing.
-        text = clean_part(b"", output, secrets) if isinstance(output, bytes) else clean(output, secrets)
-        said = "".join(f"\n  {line}" for line in tail(text))
+        last = clean_part(b"", "\n".join(tail(text)).encode("utf-8", "surrogateescape"), secrets)
+        said = "".join(f"\n  {line}" for line in last.splitlines())
         return kind(clean(f"{self.server}: profiling with {self.name}: {problem}{':' if said else ''}{said}", secrets))
 
     def known_options(self, binary: str, switch: str) -> frozenset[str]:

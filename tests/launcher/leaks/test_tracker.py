@@ -165,7 +165,7 @@ def test_odd_bytes_survive_the_way_to_the_owner(tracker: Tracker) -> None:
     name = b"\xff\xfe-\x1b[2J-\xc3\xbc"
     Path(str(tracker.tmpdir), os.fsdecode(name)).write_text("")
     [finding] = found(finish(tracker), str(tracker.tmpdir))
-    assert os.path.basename(finding.name) == "??-?[2J-ü"
+    assert os.fsencode(os.path.basename(finding.name)) == name
     assert finding.removed
 
 
