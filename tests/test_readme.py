@@ -65,15 +65,19 @@ def test_first_test(first_test: Path) -> None:
 
 @pytest.mark.run
 @pytest.mark.promise
-def test_commands_without_a_file(first_test: Path, run_inline: RunInline, pytester: pytest.Pytester) -> None:
+def test_commands_without_a_file(first_test: Path) -> None:
     (first_test / "servers.yaml").unlink()
-    started, attached = map(shlex.split, one_block("bash", "--infserver-url").splitlines())
+    started, _ = map(shlex.split, one_block("bash", "--infserver-url").splitlines())
     result = run([*started, "-p", "no:cacheprovider"], first_test)
     assert "2 passed" in result.stdout, result.stdout + result.stderr
+
+
+def test_attaching_without_a_file(run_inline: RunInline, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(one_block("python", "def test_completion"))
+    _, attached = map(shlex.split, one_block("bash", "--infserver-url").splitlines())
     with socket.create_server(("127.0.0.1", 0)) as probe:
         closed = f"http://127.0.0.1:{probe.getsockname()[1]}"
     attached = [closed if word.startswith("http") else word for word in attached]
-    pytester.makepyfile((first_test / "test_mine.py").read_text())
     result = run_inline(*attached[1:])
     assert f"remote cannot be attached: {closed} refused the connection" in result.stdout.str()
 

@@ -93,13 +93,13 @@ def test_a_run_that_only_shows_its_tests_starts_nothing(inline_project, servers_
         assert inline_project.events("started") == [], arguments
 
 
-def test_a_project_without_prelaunch_and_without_a_wish_starts_nothing(project, servers_yaml) -> None:
+@pytest.mark.parametrize("arguments", [("--setup-plan",), ("-k", "plain or skipped")], ids=" ".join)
+def test_a_project_without_prelaunch_and_without_a_wish_starts_nothing(project, servers_yaml, arguments) -> None:
     pytest.importorskip("xdist")
     servers_yaml(a=[], b=[])
     project.files(test_1=WISHES)
-    for arguments in (("--setup-plan", "-n2"), ("-k", "plain or skipped", "-n2")):
-        project.run(*arguments, plugins=("xdist",))
-        assert project.events("started") == [], arguments
+    project.run(*arguments, "-n2", plugins=("xdist",))
+    assert project.events("started") == []
 
 
 def test_only_what_the_chosen_tests_want_starts(project, servers_yaml) -> None:
@@ -108,6 +108,12 @@ def test_only_what_the_chosen_tests_want_starts(project, servers_yaml) -> None:
     project.files(test_1=WISHES)
     project.run("-k", "test_b", "-n2", plugins=("xdist",)).assert_outcomes(passed=1)
     assert project.events("started") == ["started b"]
+
+
+def test_only_what_failed_last_time_wants_starts(project, servers_yaml) -> None:
+    pytest.importorskip("xdist")
+    servers_yaml(a=[], b=[])
+    project.files(test_1=WISHES)
     # The cache tells -lf what failed last time; xdist's workers have it from the controller.
     cached = ("-p", "cacheprovider", "-o", "cache_dir=cache")
     project.run("-n2", *cached, plugins=("xdist",)).assert_outcomes(passed=2, failed=1, skipped=1)
