@@ -184,6 +184,10 @@ def shared_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callabl
         yield make
 
 
+SHARED_LIMIT = 3 * HARD_LIMIT
+"""Seconds after which a run of many tests counts as hung."""
+
+
 def run_in(folder: Path, environment: Mapping[str, str], *arguments: str) -> pytest.RunResult:
     """Run pytest in a subprocess, in a folder, with a hard time limit."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={folder}-temp", *arguments]
@@ -196,7 +200,7 @@ def run_in(folder: Path, environment: Mapping[str, str], *arguments: str) -> pyt
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=HARD_LIMIT,
+        timeout=SHARED_LIMIT,
         check=False,
     )
     print(done.stdout, done.stderr, sep="\n")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 
 import pytest
+from installed import installed
 from parts import part
 
 
 @pytest.fixture(scope="module", params=[(), pytest.param(("-n2",), marks=pytest.mark.promise)], ids=["alone", "n2"])
 def shared(request, shared_project):
     """A project with a file of tests for each story, each with servers of its own; and what its run showed."""
+    if request.param:
+        pytest.importorskip("xdist")
     project = shared_project()
     project.servers(dies=[], lives=[], rerun_a=[], rerun_b=[])
     project.files(test_restart=RESTART, test_rerun=RERUN)
-    plugins = ("xdist", "pytest_rerunfailures") if request.param else ("pytest_rerunfailures",)
+    plugins = (*(("xdist",) if request.param else ()), *installed("pytest_rerunfailures"))
     return project, project.run("--infserver-max-servers=2", *request.param, plugins=plugins)
 
 
@@ -32,6 +35,8 @@ def result(shared):
 
 @pytest.mark.parametrize("workers", [(), pytest.param(("-n2",), marks=pytest.mark.promise)], ids=["alone", "n2"])
 def test_fail_fails_the_later_tests_at_once(project, workers) -> None:
+    if workers:
+        pytest.importorskip("xdist")
     project.servers(a=["--delay=1"])
     project.files(
         test_1="""

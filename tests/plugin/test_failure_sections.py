@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ET
 import pytest
 import yaml
 from fake_servers import FAKE_ENGINE, fake_block, fake_command
+from installed import installed
 from parts import part
 
 from pytest_infserver import CommandServer
@@ -22,6 +23,8 @@ QUICK = {"heartbeat_interval": 0.05}
 @pytest.fixture(scope="module", params=[(), pytest.param(("-n2",), marks=pytest.mark.promise)], ids=["alone", "n2"])
 def shared(request, shared_project, tmp_path_factory):
     """A project with a file of tests for each kind of failure, each with its own servers; and what its run showed."""
+    if request.param:
+        pytest.importorskip("xdist")
     project = shared_project()
     folder = tmp_path_factory.mktemp("far")
     with CommandServer(launch_command=fake_command(), name="far", output_dir=folder) as engine:
@@ -58,9 +61,9 @@ def shared(request, shared_project, tmp_path_factory):
         )
         if request.param:
             project.files(test_crash=CRASH)
-        plugins = ("xdist", "pytest_rerunfailures") if request.param else ("pytest_rerunfailures",)
+        plugins = ("xdist",) if request.param else ()
         arguments = ("-v", "--junitxml=junit.xml", "--infserver-max-servers=4", *request.param)
-        return project, project.run(*arguments, plugins=plugins)
+        return project, project.run(*arguments, plugins=(*plugins, *installed("pytest_rerunfailures")))
 
 
 @pytest.fixture
@@ -417,7 +420,6 @@ def test_fails(inference_server, n): assert 0
 
 
 def test_a_worker_that_crashes_costs_its_test_and_no_section(everything, result, on_two_workers) -> None:
-    pytest.importorskip("xdist")
     if not on_two_workers:
         pytest.skip("there are no workers")
     assert everything.outcomes("test_crash") == {"failed": 5}

@@ -34,6 +34,8 @@ def with_temporary(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module", params=[pytest.param((), marks=pytest.mark.promise), ("-n1",)], ids=["alone", "n1"])
 def shared(request, shared_project, tmp_path_factory):
     """A project with a file of tests for each kind of error, each with servers of its own; and what its run showed."""
+    if request.param:
+        pytest.importorskip("xdist")
     folder = tmp_path_factory.mktemp("temporary")
     project = shared_project(**with_temporary(folder))
     project.shm = f"infserver-test-{os.getpid()}-{len(request.param)}"

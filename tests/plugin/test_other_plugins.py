@@ -5,10 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from importlib.util import find_spec
 
 import pytest
 from fake_servers import fake_block
+from installed import installed
 
 TESTS = """
 import pytest
@@ -86,13 +86,8 @@ def test_randomly_keeps_the_tests_of_a_server_together(inline_project) -> None:
 def beside(shared_project):
     """A project that uses many other plugins, each in a file of tests with servers of its own; and what it showed."""
     project = shared_project()
-    wanted = {
-        "pytest_rerunfailures": ["pytest_rerunfailures"],
-        "pytest_timeout": ["pytest_timeout"],
-        "pytest_asyncio": ["pytest_asyncio.plugin"],
-        "pytest_html": ["pytest_html.plugin", "pytest_metadata.plugin"],
-    }
-    plugins = tuple(plugin for name, plugins in wanted.items() if find_spec(name) for plugin in plugins)
+    plugins = installed("pytest_rerunfailures", "pytest_timeout", "pytest_asyncio.plugin")
+    plugins += installed("pytest_html.plugin", "pytest_metadata.plugin")
     project.servers(
         rerun_a=[],
         rerun_b=[],
@@ -207,7 +202,7 @@ def test_reports_in_files_are_well_formed(beside) -> None:
     failures = 3 if (project.path / "test_timeout.py").exists() else 2
     assert (suite.get("failures"), suite.get("errors")) == (str(failures), "1")
     assert "left behind a process" in (suite.findtext(".//error") or "")
-    if (project.path / "report.html").exists() or find_spec("pytest_html"):
+    if installed("pytest_html"):
         html = (project.path / "report.html").read_text()
         assert "test_leaks[wrong]" in html
         assert "log during this test" in html

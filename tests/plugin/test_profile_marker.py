@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import psutil
 import pytest
 from fake_servers import fake_block
+from installed import installed
 from parts import part
 
 SPY: dict[str, Any] = {"profile": {"tool": "py-spy", "on_demand": True, "args": ["--idle", "--format", "raw"]}}
@@ -56,6 +57,8 @@ def hostile_spy(folder: Path, mode: str, **profile: object) -> dict[str, Any]:
 @pytest.fixture(scope="module", params=[(), pytest.param(("-n2",), marks=pytest.mark.promise)], ids=["alone", "n2"])
 def shared(request, shared_project):
     """A project with a file of tests for each matter, each with servers of its own; and what its run showed."""
+    if request.param:
+        pytest.importorskip("xdist")
     project = shared_project()
     path = project.path
     project.servers(
@@ -79,9 +82,9 @@ def shared(request, shared_project):
         test_dies=DIES,
         test_elsewhere=ELSEWHERE,
     )
-    plugins = ("xdist", "pytest_rerunfailures") if request.param else ("pytest_rerunfailures",)
+    plugins = ("xdist",) if request.param else ()
     arguments = ("--junitxml=report.xml", "--infserver-max-servers=4", *request.param)
-    return project, project.run(*arguments, plugins=plugins)
+    return project, project.run(*arguments, plugins=(*plugins, *installed("pytest_rerunfailures")))
 
 
 @pytest.fixture

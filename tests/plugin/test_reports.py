@@ -6,6 +6,7 @@ import re
 
 import pytest
 from fake_servers import fake_block
+from installed import installed
 from parts import part
 
 SECRETS = {"env_vars": {"MY_TOKEN": "very-secret-1"}}
@@ -44,7 +45,7 @@ def shared(shared_project):
         test_similar=SIMILAR,
         test_one=ONE_LINE,
     )
-    return project, project.run("-v", "--infserver-max-servers=4", plugins=("pytest_rerunfailures",))
+    return project, project.run("-v", "--infserver-max-servers=4", plugins=installed("pytest_rerunfailures"))
 
 
 @pytest.fixture
@@ -169,6 +170,7 @@ def test_no_start(inference_server): pass
 
 
 def test_a_start_that_takes_too_long_and_a_binary_that_is_missing(everything, result) -> None:
+    pytest.importorskip("pytest_rerunfailures")
     text = part(result, "test_no_start").str()
     assert "raise startup_timeout" in text
     assert "'no-such-binary' is not on PATH" in text
