@@ -2,39 +2,91 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+from fake_servers import FAKE_ENGINE, fake_block, fake_command
+from installed import installed
 
+from pytest_infserver import CommandServer
 from pytest_infserver.reporting.run_schema import run_schema
 
-FAKE_ENGINE = Path(__file__).parent.parent / "fake_engine.py"
 SECRET = "very-secret-value-1"
-TESTS = """
-import pytest
-from helpers import get
+QUICK = {"heartbeat_interval": 0.05}
+HTML = installed("pytest_html.plugin", "pytest_metadata.plugin")
 
-@pytest.mark.parametrize("number", range(3))
-def test_pass(inference_server, number): get(inference_server, f"/say?text=passing-{number}")
-def test_fail(inference_server): get(inference_server, "/say?text=failing") or 1 / 0
-def test_skip(inference_server): pytest.skip("not today")
-@pytest.mark.xfail
-def test_xfail(inference_server): assert 0
-def test_plain(): pass
-"""
+
+@pytest.fixture(scope="module", params=[(), pytest.param(("-n2",), marks=pytest.mark.promise)], ids=["alone", "n2"])
+def shared(request, shared_project, tmp_path_factory):
+    """A project with a file of tests for each matter, each with servers of its own; and what its run showed."""
+    if request.param:
+        pytest.importorskip("xdist")
+    project = shared_project(MY_TOKEN=SECRET)
+    with CommandServer(launch_command=fake_command(), name="far", output_dir=tmp_path_factory.mktemp("far")) as far:
+        url = far.server_url.replace("://", "://bob:url-pass-3@")
+        project.servers(
+            a=fake_block("--api-key", SECRET, **QUICK),
+            b=fake_block(**QUICK),
+            shaky=fake_block(**QUICK, debug_mode=True),
+            steady=fake_block(**QUICK, debug_mode=True),
+            left=[],
+            right=[],
+            made=[],
+            bad=["--say", "ValueError: no such thing", "--exit", "7"],
+            good=[],
+            there={"backend": "remote", "url": url},
+            secretive=fake_block("--upstream", "https://bob:url-pass-2@host/x", model="https://bob:url-pass-1@host/m"),
+            sub=[],
+        )
+        project.files(
+            test_record=RECORD,
+            test_table=TABLE,
+            test_rerun=RERUN,
+            test_factory=FACTORY,
+            test_bad=BAD,
+            test_there=THERE,
+            test_secrets=SECRETS,
+            test_sub=SUBTESTS,
+        )
+        arguments = ["--junitxml=junit.xml", "--infserver-max-servers=4", *request.param]
+        if HTML:
+            arguments += ["--html", "out/of/report.html"]
+        plugins = ("xdist",) if request.param else ()
+        return project, project.run(*arguments, plugins=(*plugins, *installed("pytest_rerunfailures"), *HTML))
+
+
+@pytest.fixture
+def everything(shared):
+    """Return the shared project."""
+    return shared[0]
+
+
+@pytest.fixture
+def result(shared):
+    """Return what the shared project's run showed."""
+    return shared[1]
+
+
+@pytest.fixture
+def record(everything) -> dict[str, Any]:
+    """Return run.json of the shared project's run."""
+    return record_of(everything)
 
 
 def record_of(project: Any, name: str = "server_logs/run.json") -> dict[str, Any]:
@@ -47,6 +99,16 @@ def record_of(project: Any, name: str = "server_logs/run.json") -> dict[str, Any
 def server_of(record: dict[str, Any], name: str) -> dict[str, Any]:
     [found] = [server for server in record["servers"] if server["name"] == name]
     return dict(found)
+
+
+def of_file(record: dict[str, Any], file: str) -> list[dict[str, Any]]:
+    return [test for test in record["tests"] if test["id"].startswith(f"{file}.py::")]
+
+
+def cases_of(project: Any, file: str) -> list[ElementTree.Element]:
+    """Return JUnit's elements of the tests of a file."""
+    cases = ElementTree.parse(project.path / "junit.xml").iter("testcase")
+    return [case for case in cases if case.get("classname") == file]
 
 
 def table(result: pytest.RunResult) -> list[list[str]]:
@@ -64,22 +126,34 @@ def table(result: pytest.RunResult) -> list[list[str]]:
     return rows
 
 
-def test_the_record_of_a_run(project, servers_yaml, run) -> None:
-    servers_yaml({"heartbeat_interval": 0.05}, a=[], b=[])
-    project.files(test_1=TESTS)
-    run()
-    record = record_of(project)
+RECORD = """
+import pytest
+from helpers import get
+pytestmark = pytest.mark.infserver("a", "b")
+@pytest.mark.parametrize("number", range(3))
+def test_pass(inference_server, number): get(inference_server, f"/say?text=passing-{number}")
+def test_fail(inference_server): get(inference_server, "/say?text=failing") or 1 / 0
+def test_skip(inference_server): pytest.skip("not today")
+@pytest.mark.xfail
+def test_xfail(inference_server): assert 0
+def test_plain(): pass
+"""
+
+
+def test_the_record_of_a_run(everything, record) -> None:
     assert record["exit_status"] == 1
-    assert record["outcomes"] == {"passed": 7, "failed": 2, "skipped": 2, "xfailed": 2}
+    assert record["outcomes"] == Counter(test["outcome"] for test in record["tests"])
     assert record["started"] < record["ended"]
-    tests = {test["id"]: test for test in record["tests"]}
+    tests = {test["id"]: test for test in of_file(record, "test_record")}
+    outcomes = Counter(test["outcome"] for test in tests.values())
+    assert outcomes == {"passed": 7, "failed": 2, "skipped": 2, "xfailed": 2}
     assert len(tests) == 13
-    plain, failed = tests["test_1.py::test_plain"], tests["test_1.py::test_fail[b]"]
+    plain, failed = tests["test_record.py::test_plain"], tests["test_record.py::test_fail[b]"]
     assert plain["servers"] == []
     assert (failed["outcome"], failed["message"]) == ("failed", "ZeroDivisionError: division by zero")
     [use] = failed["servers"]
     assert (use["name"], use["launch"]) == ("b", 1)
-    log = (project.path / "server_logs" / server_of(record, "b")["log"]).read_bytes()
+    log = (everything.path / "server_logs" / server_of(record, "b")["log"]).read_bytes()
     assert b"failing" in log[use["log_start"] : use["log_end"]]
     for name in ("a", "b"):
         server = server_of(record, name)
@@ -96,12 +170,8 @@ def test_the_record_of_a_run(project, servers_yaml, run) -> None:
     assert workers == ({None} if record["workers"] == 0 else {"gw0", "gw1"})
 
 
-def test_what_lies_beside_a_servers_log(project, servers_yaml, run, monkeypatch) -> None:
-    monkeypatch.setenv("MY_TOKEN", SECRET)
-    servers_yaml(a=["--api-key", SECRET])
-    project.files(test_1=TESTS)
-    run("-v")
-    folder = project.path / "server_logs" / "a"
+def test_what_lies_beside_a_servers_log(everything) -> None:
+    folder = everything.path / "server_logs" / "a"
     assert {"server.log", "command.txt", "environment.txt", "events.jsonl"} <= set(os.listdir(folder))
     assert stat.S_IMODE((folder / "environment.txt").stat().st_mode) == 0o600
     assert "MY_TOKEN=********" in (folder / "environment.txt").read_text()
@@ -111,21 +181,199 @@ def test_what_lies_beside_a_servers_log(project, servers_yaml, run, monkeypatch)
     assert kinds.count("test") == 6
     # The news of each worker's last test may come after the end of its use.
     assert kinds[:7] == ["starting", "launched", "ready", *["test"] * 4]
-    assert {event["outcome"] for event in events if event["event"] == "test"} == {
-        "passed",
-        "failed",
-        "skipped",
-        "xfailed",
-    }
+    outcomes = {event["outcome"] for event in events if event["event"] == "test"}
+    assert outcomes == {"passed", "failed", "skipped", "xfailed"}
     times = [event["time"] for event in events]
     assert times[0] < times[-1]
-    for path in (project.path / "server_logs").rglob("*"):
+    for path in (everything.path / "server_logs").rglob("*"):
         if path.is_file() and path.name != "server.log":
             assert SECRET not in path.read_text(), path
 
 
-def test_the_table_is_there_with_v_on_failures_and_when_asked_for(project, servers_yaml, monkeypatch) -> None:
-    servers_yaml(a=[], b=[])
+def test_junit_says_on_which_server_a_test_ran(everything) -> None:
+    found = {
+        case.get("name"): [(one.get("name"), one.get("value")) for one in case.iter("property")]
+        for case in cases_of(everything, "test_record")
+    }
+    assert found["test_plain"] == []
+    # As pytest orders the ids of two parameters.
+    first = "test_pass[0-a]" if "test_pass[0-a]" in found else "test_pass[a-0]"
+    for name in (first, "test_fail[a]", "test_skip[a]", "test_xfail[a]"):
+        properties = dict(found[name])
+        assert len(found[name]) == 4
+        assert (properties["infserver_server"], properties["infserver_backend"]) == ("a", "command")
+        assert properties["infserver_url"].startswith("http://127.0.0.1:")
+        assert properties["infserver_log"] == str(everything.path / "server_logs" / "a" / "server.log")
+
+
+def test_pytest_html_links_to_the_logs(everything) -> None:
+    pytest.importorskip("pytest_html")
+    text = (everything.path / "out" / "of" / "report.html").read_text()
+    links = set(re.findall(r"&#34;content&#34;: &#34;([^&]*server\.log)&#34;", text))
+    assert {f"../../server_logs/{name}/server.log" for name in ("a", "b", "shaky", "steady")} <= links
+    for link in links:
+        assert re.fullmatch(r"\.\./\.\./server_logs/[\w-]+/server\.log", link)
+        assert (everything.path / "out" / "of" / link).exists()
+
+
+TABLE = """
+import pytest, time
+from helpers import kill
+pytestmark = pytest.mark.infserver("shaky", "steady")
+def test_table_1(inference_server): time.sleep(0.4)
+def test_table_2(inference_server): inference_server.name == "shaky" and kill(inference_server)
+def test_table_3(inference_server): pass
+"""
+
+
+def test_the_table_tells_of_each_server(record, result, quiet) -> None:
+    quiet(result)
+    head, *rows = table(result)
+    assert head[:2] == ["server", "backend"]
+    assert {"tests", "failed", "restarts", "peak RSS", "heartbeat p50/p99", "stop", "leaks"} <= set(head)
+    by_name = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    lives = server_of(record, "shaky")["lives"]
+    # On two workers another test may have been running on it, or it was the last one.
+    assert by_name["shaky"]["failed"] in ("1", "2")
+    assert by_name["shaky"]["restarts"] == str(len(lives) - 1)
+    assert (by_name["steady"]["restarts"], by_name["steady"]["failed"]) == ("0", "-")
+    assert by_name["steady"]["leaks"] == "none"
+    assert re.fullmatch(r"\d+/\d+ ms", by_name["steady"]["heartbeat p50/p99"])
+    for name in ("shaky", "steady"):
+        result.stdout.re_match_lines([rf"{name} +server_logs/{name}/server\.log"])
+    assert [life["end"] for life in lives] in (["died", "stopped"], ["died"])
+    assert lives[0]["how"] == "exited with code 3"
+    if record["workers"] == 0:
+        assert lives[0]["ended"] <= lives[1]["launched"]
+
+
+RERUN = """
+import pytest
+@pytest.mark.flaky(reruns=2)
+@pytest.mark.infserver_needs("left", "right")
+def test_both(inference_servers, request):
+    request.config.tries = getattr(request.config, "tries", 0) + 1
+    assert request.config.tries == 3
+"""
+
+
+def test_junit_names_all_servers_of_a_test_and_each_once_for_reruns(everything, record) -> None:
+    pytest.importorskip("pytest_rerunfailures")
+    assert everything.outcomes("test_rerun") == {"passed": 1, "rerun": 2}
+    cases = cases_of(everything, "test_rerun")
+    assert cases
+    for case in cases:
+        names = [one.get("value") for one in case.iter("property") if one.get("name") == "infserver_server"]
+        assert names in (["left", "right"], [])
+    assert names == ["left", "right"]
+    tests = of_file(record, "test_rerun")
+    assert Counter(test["outcome"] for test in tests) == {"rerun": 2, "passed": 1}
+    assert [[use["name"] for use in test["servers"]] for test in tests] == [["left", "right"]] * 3
+
+
+FACTORY = """
+import pytest
+@pytest.mark.parametrize("number", range(3))
+def test_own(inference_server_factory, number):
+    inference_server_factory("made", port=None)
+@pytest.mark.infserver("made")
+def test_shared(inference_server): pass
+"""
+
+
+def test_servers_of_the_factory_are_recorded_under_one_name(everything, record) -> None:
+    assert everything.outcomes("test_factory") == {"passed": 4}
+    factory = server_of(record, "made (factory)")
+    assert (factory["tests"], len(factory["lives"])) == (3, 3)
+    assert [life["end"] for life in factory["lives"]] == ["stopped"] * 3
+    assert server_of(record, "made")["tests"] == 1
+
+
+BAD = """
+import pytest
+@pytest.mark.infserver("bad", "good")
+def test_start(inference_server): pass
+"""
+
+
+def test_a_server_that_does_not_start_is_recorded(everything, record, result) -> None:
+    assert everything.outcomes("test_bad") == {"passed": 1, "errors": 1}
+    server = server_of(record, "bad")
+    [life] = server["lives"]
+    assert (life["end"], life["ready"], server["ready_seconds"]) == ("failed", None, None)
+    assert "7" in life["how"]
+    assert [row[3] for row in table(result) if row[0] == "bad"] == ["never"]
+
+
+THERE = """
+import pytest
+pytestmark = pytest.mark.infserver("there")
+def test_there_1(inference_server): pass
+def test_there_2(inference_server): assert 0
+"""
+
+
+def test_an_attached_server_is_in_the_record(everything, record, result) -> None:
+    assert everything.outcomes("test_there") == {"passed": 1, "failed": 1}
+    found = server_of(record, "there")
+    # Two of them are those of the secrets.
+    assert (found["attached"], found["log"], found["tests"]) == (True, None, 2 + 1)
+    assert [row[0] for row in table(result)].count("there") == 1
+
+
+OWN = [sys.executable, "-S", str(FAKE_ENGINE), "--port", "{port}"]
+SECRETS = f"""
+import pytest
+@pytest.mark.infserver("secretive", "there")
+@pytest.mark.parametrize("secret", ["{SECRET}"])
+def test_1(inference_server, secret): raise ValueError("the token is {SECRET}")
+def test_2(inference_server_factory):
+    env = {{"OWN_TOKEN": "only-this-worker-knows"}}
+    inference_server_factory(backend="command", name="f", env_vars=env, launch_command={OWN})
+    raise ValueError("the token is only-this-" + "worker-knows")
+"""
+
+
+def test_secrets_in_messages_ids_and_urls_are_masked(everything, record) -> None:
+    tests = of_file(record, "test_secrets")
+    assert {test["message"] for test in tests} == {"ValueError: the token is ********"}
+    assert sorted(test["id"] for test in tests) == [
+        "test_secrets.py::test_1[********-secretive]",
+        "test_secrets.py::test_1[********-there]",
+        "test_secrets.py::test_2",
+    ]
+    assert server_of(record, "secretive")["model"] == "https://bob:********@host/m"
+    for path in (everything.path / "server_logs").rglob("*"):
+        if path.is_file():
+            for secret in (SECRET, "only-this-worker-knows", "url-pass-"):
+                assert secret not in path.read_text(), (path, secret)
+
+
+SUBTESTS = """
+import pytest
+if not hasattr(pytest, "SubtestReport"):
+    pytest.skip("pytest 8 has no subtests", allow_module_level=True)
+pytestmark = pytest.mark.infserver("sub")
+def test_sub_1(inference_server, subtests):
+    with subtests.test("one"): pytest.skip("not this one")
+    with subtests.test("two"): pytest.xfail("nor this one")
+    with subtests.test("three"): pass
+def test_sub_2(inference_server, subtests):
+    with subtests.test("one"): assert 0, "this one"
+"""
+
+
+def test_a_test_is_more_than_its_subtests(record) -> None:
+    if not hasattr(pytest, "SubtestReport"):
+        pytest.skip("pytest 8 has no subtests")
+    tests = {test["id"].partition("::")[2]: test for test in of_file(record, "test_sub")}
+    found = {name: (test["outcome"], test["message"]) for name, test in tests.items()}
+    assert found == {"test_sub_1[sub]": ("passed", None), "test_sub_2[sub]": ("failed", "AssertionError: this one")}
+
+
+def test_the_table_is_there_with_v_on_failures_and_when_asked_for(inline_project, monkeypatch) -> None:
+    project = inline_project
+    project.servers(a=[], b=[])
     project.files(test_1="def test_1(inference_server): pass\ndef test_2(): pass")
     assert not table(project.run())
     assert [row[0] for row in table(project.run("-v"))] == ["server", "a", "b"]
@@ -141,169 +389,41 @@ def test_the_table_is_there_with_v_on_failures_and_when_asked_for(project, serve
     assert "expected auto or always or never, not 'sometimes'" in result.stderr.str()
 
 
-def test_the_table_tells_of_each_server(project, servers_yaml, run, quiet) -> None:
-    servers_yaml({"heartbeat_interval": 0.05, "debug_mode": True}, a=[], b=[])
-    project.files(
-        test_1="""
-        import time
-        from helpers import kill
-        def test_1(inference_server): time.sleep(0.4)
-        def test_2(inference_server): inference_server.name == "a" and kill(inference_server)
-        def test_3(inference_server): pass
-        """
-    )
-    result = run()
-    quiet(result)
-    head, *rows = table(result)
-    assert head[:2] == ["server", "backend"]
-    assert {"tests", "failed", "restarts", "peak RSS", "heartbeat p50/p99", "stop", "leaks"} <= set(head)
-    by_name = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
-    lives = server_of(record_of(project), "a")["lives"]
-    # On two workers another test may have been running on it, or it was the last one.
-    assert by_name["a"]["failed"] in ("1", "2")
-    assert by_name["a"]["restarts"] == str(len(lives) - 1)
-    assert (by_name["b"]["restarts"], by_name["b"]["failed"]) == ("0", "-")
-    assert by_name["b"]["leaks"] == "none"
-    assert re.fullmatch(r"\d+/\d+ ms", by_name["b"]["heartbeat p50/p99"])
-    result.stdout.fnmatch_lines(["a  server_logs/a/server.log", "b  server_logs/b/server.log"])
-    assert [life["end"] for life in lives] in (["died", "stopped"], ["died"])
-    assert lives[0]["how"] == "exited with code 3"
-    if record_of(project)["workers"] == 0:
-        assert lives[0]["ended"] <= lives[1]["launched"]
-
-
-def test_junit_says_on_which_server_a_test_ran(project, servers_yaml, run) -> None:
-    servers_yaml(a=[], b=[])
-    project.files(test_1=TESTS)
-    run("--junitxml=junit.xml")
-    cases = ElementTree.parse(project.path / "junit.xml").iter("testcase")
-    found = {case.get("name"): [(one.get("name"), one.get("value")) for one in case.iter("property")] for case in cases}
-    assert found["test_plain"] == []
-    # As pytest orders the ids of two parameters.
-    first = "test_pass[0-a]" if "test_pass[0-a]" in found else "test_pass[a-0]"
-    for name in (first, "test_fail[a]", "test_skip[a]", "test_xfail[a]"):
-        properties = dict(found[name])
-        assert len(found[name]) == 4
-        assert (properties["infserver_server"], properties["infserver_backend"]) == ("a", "command")
-        assert properties["infserver_url"].startswith("http://127.0.0.1:")
-        assert properties["infserver_log"] == str(project.path / "server_logs" / "a" / "server.log")
-
-
-def test_junit_names_all_servers_of_a_test_and_each_once_for_reruns(project, servers_yaml, run) -> None:
-    servers_yaml(a=[], b=[])
-    project.files(
-        test_1="""
-        import pytest
-        @pytest.mark.flaky(reruns=2)
-        @pytest.mark.infserver_needs("a", "b")
-        def test_both(inference_servers, request):
-            request.config.tries = getattr(request.config, "tries", 0) + 1
-            assert request.config.tries == 3
-        """
-    )
-    pytest.importorskip("pytest_rerunfailures")
-    result = run("--junitxml=junit.xml", "-p", "pytest_rerunfailures")
-    result.assert_outcomes(passed=1)
-    cases = list(ElementTree.parse(project.path / "junit.xml").iter("testcase"))
-    assert cases
-    for case in cases:
-        names = [one.get("value") for one in case.iter("property") if one.get("name") == "infserver_server"]
-        assert names in (["a", "b"], [])
-    assert names == ["a", "b"]
-    record = record_of(project)
-    assert record["outcomes"] == {"rerun": 2, "passed": 1}
-    assert [[use["name"] for use in test["servers"]] for test in record["tests"]] == [["a", "b"]] * 3
-
-
-def test_pytest_html_links_to_the_logs(project, servers_yaml, run) -> None:
-    pytest.importorskip("pytest_html")
-    servers_yaml(a=[])
-    project.files(test_1="def test_1(inference_server): pass\ndef test_2(): pass")
-    run("-p", "pytest_html.plugin", "-p", "pytest_metadata.plugin", "--html", "out/of/report.html")
-    text = (project.path / "out" / "of" / "report.html").read_text()
-    links = re.findall(r"&#34;content&#34;: &#34;([^&]*server\.log)&#34;", text)
-    assert links
-    assert set(links) == {"../../server_logs/a/server.log"}
-    assert (project.path / "out" / "of" / links[0]).exists()
-
-
-def test_servers_of_the_factory_are_recorded_under_one_name(project, servers_yaml, run) -> None:
-    servers_yaml(a=[])
-    project.files(
-        test_1="""
-        import pytest
-        @pytest.mark.parametrize("number", range(3))
-        def test_own(inference_server_factory, number):
-            inference_server_factory("a", port=None)
-        def test_shared(inference_server): pass
-        """
-    )
-    run().assert_outcomes(passed=4)
-    record = record_of(project)
-    factory = server_of(record, "a (factory)")
-    assert (factory["tests"], len(factory["lives"])) == (3, 3)
-    assert [life["end"] for life in factory["lives"]] == ["stopped"] * 3
-    assert server_of(record, "a")["tests"] == 1
-
-
-def test_a_server_that_does_not_start_is_recorded(project, servers_yaml, run) -> None:
-    servers_yaml(a=["--say", "ValueError: no such thing", "--exit", "7"], b=[])
-    project.files(test_1="def test_1(inference_server): pass")
-    result = run()
-    result.assert_outcomes(passed=1, errors=1)
-    record = record_of(project)
-    server = server_of(record, "a")
-    [life] = server["lives"]
-    assert (life["end"], life["ready"], server["ready_seconds"]) == ("failed", None, None)
-    assert "7" in life["how"]
-    assert [row[3] for row in table(result) if row[0] == "a"] == ["never"]
-
-
-def test_a_run_without_servers_writes_nothing(project, servers_yaml, run) -> None:
-    servers_yaml(a=[])
+def check_a_run_without_servers(project, *workers: str, **more: Any) -> None:
+    project.servers(a=[])
     project.files(
         test_1="def test_1(): pass\nimport pytest\n@pytest.mark.backend('vllm')\ndef test_2(inference_server): 0"
     )
-    result = run("-v")
+    result = project.run("-v", *workers, **more)
     result.assert_outcomes(passed=1, skipped=1)
     assert not (project.path / "server_logs").exists()
     assert not table(result)
 
 
-def test_a_run_that_does_not_use_the_plugin_is_left_alone(project) -> None:
-    project.files(test_1="def test_1(): assert 0")
-    result = project.bare("-v", "--junitxml=junit.xml")
+def test_a_run_without_servers_writes_nothing(inline_project) -> None:
+    check_a_run_without_servers(inline_project)
+
+
+def test_workers_without_servers_write_nothing(project) -> None:
+    pytest.importorskip("xdist")
+    check_a_run_without_servers(project, "-n2", plugins=("xdist",))
+
+
+def test_a_run_that_does_not_use_the_plugin_is_left_alone(inline_project) -> None:
+    inline_project.files(test_1="def test_1(): assert 0")
+    result = inline_project.bare("-v", "--junitxml=junit.xml")
     result.assert_outcomes(failed=1)
-    assert "infserver" not in (project.path / "junit.xml").read_text()
-    assert not (project.path / "server_logs").exists()
+    assert "infserver" not in (inline_project.path / "junit.xml").read_text()
+    assert not (inline_project.path / "server_logs").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_said_and_fails_nothing(project, servers_yaml, run) -> None:
-    servers_yaml({"heartbeat_interval": 0.05}, a=[])
-    (project.path / "server_logs" / "run.json").mkdir(parents=True)
-    (project.path / "server_logs" / "run.json" / "in-the-way").write_text("")
-    project.files(test_1="def test_1(inference_server): pass")
-    result = run()
-    result.assert_outcomes(passed=1)
-    assert result.ret == 0
-    result.stdout.fnmatch_lines(["the report of this run cannot be written: *run.json*"])
-
-
-def test_an_attached_server_is_in_the_record(project, servers_yaml, run, fake_server) -> None:
-    with fake_server() as server:
-        project.files(test_1="def test_1(inference_server): pass\ndef test_2(inference_server): assert 0")
-        (project.path / "servers.yaml").write_text(f"backend: remote\nname: there\nurl: {server.server_url}\n")
-        result = run()
-    result.assert_outcomes(passed=1, failed=1)
-    found = server_of(record_of(project), "there")
-    assert (found["attached"], found["log"], found["tests"]) == (True, None, 2)
-    assert [row[0] for row in table(result)] == ["server", "there"]
-
-
-def test_a_kept_server_has_neither_start_nor_stop_in_the_second_run(project, servers_yaml, run, monkeypatch) -> None:
+def test_a_kept_server_has_neither_start_nor_stop_in_the_second_run(project, run, monkeypatch) -> None:
     state = tempfile.mkdtemp(prefix="infs-")
     monkeypatch.setenv("INFSERVER_STATE_DIR", state)
-    servers_yaml(a=[])
+    # Its runs do not see others' locks on ports: it has a port where they look for none.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    project.servers(a=fake_block(port=port))
     project.files(test_1="def test_1(inference_server): pass")
     try:
         for taken_over in (False, True):
@@ -327,27 +447,107 @@ def test_a_kept_server_has_neither_start_nor_stop_in_the_second_run(project, ser
         shutil.rmtree(state)
 
 
-def test_the_crash_of_a_worker_is_in_the_record(project, servers_yaml) -> None:
+@pytest.fixture(scope="module")
+def two_workers(shared_project):
+    """A project with tests that are hard on workers, each file with a server of its own; and what its run showed."""
     pytest.importorskip("xdist")
-    servers_yaml(a=[])
-    project.files(
-        test_1="""
-        import os
-        def test_crash(inference_server): os._exit(1)
-        def test_other(inference_server): pass
-        """
-    )
-    project.run("-n2", plugins=("xdist",))
-    record = record_of(project)
-    tests = {test["id"].partition("::")[2]: test for test in record["tests"]}
-    assert tests["test_crash[a]"]["outcome"] == "failed"
-    assert "crashed" in tests["test_crash[a]"]["message"]
-    assert tests["test_crash[a]"]["servers"][0]["name"] == "a"
-    assert tests["test_other[a]"]["outcome"] == "passed"
+    project = shared_project(MY_TOKEN=SECRET)
+    project.servers(crash=[], move=[], mine={"backend": "mine:Mine", "model": "m"})
+    project.files(test_crash=CRASH, test_move=MOVE, mine=MINE, test_mine=TEST_OF_MINE)
+    arguments = ("--html=reports/all.html",) if HTML else ()
+    return project, project.run("-n2", *arguments, plugins=("xdist", *HTML))
 
 
-def test_two_runs_at_once_have_a_report_each(project, servers_yaml) -> None:
-    servers_yaml(a=[])
+CRASH = """
+import os, pytest
+pytestmark = pytest.mark.infserver("crash")
+def test_crash(inference_server): os._exit(1)
+def test_other(inference_server): pass
+"""
+
+
+def test_the_crash_of_a_worker_is_in_the_record(two_workers) -> None:
+    tests = {test["id"].partition("::")[2]: test for test in of_file(record_of(two_workers[0]), "test_crash")}
+    assert tests["test_crash[crash]"]["outcome"] == "failed"
+    assert "crashed" in tests["test_crash[crash]"]["message"]
+    assert tests["test_crash[crash]"]["servers"][0]["name"] == "crash"
+    assert tests["test_other[crash]"]["outcome"] == "passed"
+
+
+MOVE = """
+import os, pytest
+pytestmark = pytest.mark.infserver("move")
+def test_move(inference_server, tmp_path):
+    os.chdir(tmp_path)
+def test_remove(inference_server, tmp_path):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    os.chdir(folder)
+    folder.rmdir()
+"""
+
+
+def test_a_workers_test_may_leave_the_working_directory_and_remove_it(two_workers) -> None:
+    pytest.importorskip("pytest_html")
+    project, result = two_workers
+    assert project.outcomes("test_move") == {"passed": 2}
+    assert "INTERNALERROR" not in result.stdout.str()
+    record_of(project)
+    assert "../server_logs/move/server.log" in (project.path / "reports" / "all.html").read_text()
+
+
+def test_a_test_may_leave_the_working_directory_and_remove_it(inline_project, quiet) -> None:
+    pytest.importorskip("pytest_html")
+    inline_project.servers(move=[])
+    inline_project.files(test_move=MOVE)
+    result = inline_project.run("--html=reports/all.html", plugins=HTML)
+    os.chdir(inline_project.path)
+    result.assert_outcomes(passed=2)
+    quiet(result)
+    record_of(inline_project)
+    assert "../server_logs/move/server.log" in (inline_project.path / "reports" / "all.html").read_text()
+
+
+MINE = f"""
+from pytest_infserver import InferenceServer
+class Mine(InferenceServer):
+    def get_backend_name(self): return "mine"
+    def get_binary_path(self): return "/bin/true"
+    def get_launch_command(self): raise ValueError("no command for {SECRET}")
+    def get_health_endpoint(self): return self.url_for("/health")
+    def list_endpoints(self): return {{}}
+"""
+TEST_OF_MINE = """
+import pytest
+@pytest.mark.infserver("mine")
+def test_mine(inference_server): pass
+"""
+
+
+def check_a_backend_without_a_command(project, result: pytest.RunResult) -> None:
+    assert project.outcomes("test_mine") == {"errors": 1}
+    text = result.stdout.str() + result.stderr.str()
+    assert "no command for ********" in text
+    assert SECRET not in text
+    assert "INTERNALERROR" not in text
+    server = server_of(record_of(project), "mine")
+    assert server["command"] is None
+    assert server["lives"][0]["how"] == "Mine.get_launch_command() raised ValueError: no command for ********"
+
+
+def test_a_backend_without_a_command_is_recorded_and_not_an_error_of_pytest(inline_project, monkeypatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", SECRET)
+    inline_project.servers(mine={"backend": "mine:Mine", "model": "m"})
+    inline_project.files(mine=MINE, test_mine=TEST_OF_MINE)
+    check_a_backend_without_a_command(inline_project, inline_project.run())
+
+
+def test_a_backend_without_a_command_is_recorded_with_workers(two_workers) -> None:
+    check_a_backend_without_a_command(*two_workers)
+
+
+def test_two_runs_at_once_have_a_report_each(project) -> None:
+    project.servers(a=[])
     project.files(
         test_1="""
         import pathlib, time
@@ -373,8 +573,8 @@ def test_two_runs_at_once_have_a_report_each(project, servers_yaml) -> None:
     assert logs == {"a/server.log", "a-2/server.log"}
 
 
-def test_an_interrupted_run_has_a_record(project, servers_yaml) -> None:
-    servers_yaml(a=[])
+def test_an_interrupted_run_has_a_record(project) -> None:
+    project.servers(a=[])
     project.files(
         test_1="""
         import pathlib, time
@@ -400,8 +600,8 @@ def test_an_interrupted_run_has_a_record(project, servers_yaml) -> None:
     assert server_of(record, "a")["lives"][0]["end"] == "stopped"
 
 
-def test_a_run_that_was_killed_leaves_the_events_so_far(project, servers_yaml) -> None:
-    servers_yaml(a=[])
+def test_a_run_that_was_killed_leaves_the_events_so_far(project) -> None:
+    project.servers(a=[])
     project.files(
         test_1="""
         import os
@@ -420,43 +620,9 @@ def test_a_run_that_was_killed_leaves_the_events_so_far(project, servers_yaml) -
     assert events[-1]["id"] == "test_1.py::test_1[a]"
 
 
-def test_secrets_in_messages_ids_and_urls_are_masked(project, servers_yaml, run, monkeypatch, fake_server) -> None:
-    monkeypatch.setenv("MY_TOKEN", SECRET)
-    servers_yaml({"model": "https://bob:url-pass-1@host/m"}, a=["--upstream", "https://bob:url-pass-2@host/x"])
-    with fake_server() as server:
-        url = server.server_url.replace("://", "://bob:url-pass-3@")
-        with (project.path / "servers.yaml").open("a") as file:
-            file.write(f"  b: {{backend: remote, url: '{url}'}}\n")
-        own = [sys.executable, "-S", str(FAKE_ENGINE), "--port", "{port}"]
-        project.files(
-            test_1=f"""
-            import pytest
-            @pytest.mark.parametrize("secret", ["{SECRET}"])
-            def test_1(inference_server, secret): raise ValueError("the token is {SECRET}")
-            def test_2(inference_server_factory):
-                env = {{"OWN_TOKEN": "only-this-worker-knows"}}
-                inference_server_factory(backend="command", name="f", env_vars=env, launch_command={own})
-                raise ValueError("the token is only-this-" + "worker-knows")
-            """
-        )
-        run()
-    record = record_of(project)
-    assert {test["message"] for test in record["tests"]} == {"ValueError: the token is ********"}
-    assert sorted(test["id"] for test in record["tests"]) == [
-        "test_1.py::test_1[********-a]",
-        "test_1.py::test_1[********-b]",
-        "test_1.py::test_2",
-    ]
-    assert server_of(record, "a")["model"] == "https://bob:********@host/m"
-    for path in (project.path / "server_logs").rglob("*"):
-        if path.is_file():
-            for secret in (SECRET, "only-this-worker-knows", "url-pass-"):
-                assert secret not in path.read_text(), (path, secret)
-
-
-def test_each_worker_of_dist_each_has_its_own_records(project, servers_yaml) -> None:
+def test_each_worker_of_dist_each_has_its_own_records(project) -> None:
     pytest.importorskip("xdist")
-    servers_yaml(a=[])
+    project.servers(a=[])
     project.files(test_1="def test_1(inference_server): pass")
     project.run("-n2", "--dist=each", plugins=("xdist",)).assert_outcomes(passed=2)
     record = record_of(project)
@@ -464,88 +630,54 @@ def test_each_worker_of_dist_each_has_its_own_records(project, servers_yaml) -> 
     assert server_of(record, "a")["tests"] == 2
 
 
-def test_a_test_is_more_than_its_subtests(project, servers_yaml, run) -> None:
-    if not hasattr(pytest, "SubtestReport"):
-        pytest.skip("pytest 8 has no subtests")
-    servers_yaml(a=[])
-    project.files(
-        test_1="""
-        import pytest
-        def test_1(inference_server, subtests):
-            with subtests.test("one"): pytest.skip("not this one")
-            with subtests.test("two"): pytest.xfail("nor this one")
-            with subtests.test("three"): pass
-        def test_2(inference_server, subtests):
-            with subtests.test("one"): assert 0, "this one"
-        """
-    )
-    run()
-    tests = {test["id"].partition("::")[2]: (test["outcome"], test["message"]) for test in record_of(project)["tests"]}
-    assert tests == {"test_1[a]": ("passed", None), "test_2[a]": ("failed", "AssertionError: this one")}
-
-
-def test_a_backend_without_a_command_is_recorded_and_not_an_error_of_pytest(project, run, monkeypatch) -> None:
-    monkeypatch.setenv("MY_TOKEN", SECRET)
-    project.files(
-        mine=f"""
-        from pytest_infserver import InferenceServer
-        class Mine(InferenceServer):
-            def get_backend_name(self): return "mine"
-            def get_binary_path(self): return "/bin/true"
-            def get_launch_command(self): raise ValueError("no command for {SECRET}")
-            def get_health_endpoint(self): return self.url_for("/health")
-            def list_endpoints(self): return {{}}
-        """,
-        test_1="def test_1(inference_server): pass",
-    )
-    (project.path / "servers.yaml").write_text("servers: {a: {backend: 'mine:Mine', model: m}}")
-    result = run()
-    result.assert_outcomes(errors=1)
-    text = result.stdout.str() + result.stderr.str()
-    assert "no command for ********" in text
-    assert SECRET not in text
-    assert "INTERNALERROR" not in text
-    server = server_of(record_of(project), "a")
-    assert server["command"] is None
-    assert server["lives"][0]["how"] == "Mine.get_launch_command() raised ValueError: no command for ********"
-
-
-def test_a_test_may_leave_the_working_directory_and_remove_it(project, servers_yaml, run, quiet) -> None:
-    pytest.importorskip("pytest_html")
-    servers_yaml(a=[])
-    project.files(
-        test_1="""
-        import os, pathlib
-        def test_1(inference_server, tmp_path):
-            os.chdir(tmp_path)
-        def test_2(inference_server, tmp_path):
-            folder = tmp_path / "gone"
-            folder.mkdir()
-            os.chdir(folder)
-            folder.rmdir()
-        """
-    )
-    result = run("-p", "pytest_metadata.plugin", "-p", "pytest_html.plugin", "--html=reports/all.html")
-    result.assert_outcomes(passed=2)
-    quiet(result)
-    record_of(project)
-    assert "../server_logs/a/server.log" in (project.path / "reports" / "all.html").read_text()
-
-
-def test_a_report_that_cannot_be_made_fails_nothing(project, servers_yaml, run, quiet) -> None:
-    servers_yaml(a=[])
-    project.conftest(
-        """
-from pytest_infserver.reporting.timeline import html
+TEST = "def test_1(inference_server): pass"
+BROKEN = """
+import pytest_infserver.{module} as module
 
 def fail(*_):
     raise KeyError("not there")
 
-html.render_html = fail
+module.{name} = fail
 """
-    )
-    project.files(test_1="def test_1(inference_server): pass")
-    result = run("-v")
+PAGE = {"module": "reporting.timeline.html", "name": "render_html"}
+SERVERS = {"module": "reporting.recorder", "name": "server_record"}
+
+
+def break_here(monkeypatch: pytest.MonkeyPatch, function: dict[str, str]) -> None:
+    """Let a function of the package fail in this process."""
+
+    def fail(*_: object) -> None:
+        raise KeyError("not there")
+
+    # Not by its path: a package may still name a module that an earlier run in this process has imported.
+    module = importlib.import_module(f"pytest_infserver.{function['module']}")
+    monkeypatch.setattr(module, function["name"], fail)
+
+
+def check_a_folder_that_cannot_be_written(project, *workers: str, **more: Any) -> None:
+    project.servers(QUICK, a=[])
+    (project.path / "server_logs" / "run.json").mkdir(parents=True)
+    (project.path / "server_logs" / "run.json" / "in-the-way").write_text("")
+    project.files(test_1=TEST)
+    result = project.run(*workers, **more)
+    result.assert_outcomes(passed=1)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["the report of this run cannot be written: *run.json*"])
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_fails_nothing(inline_project) -> None:
+    check_a_folder_that_cannot_be_written(inline_project)
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_fails_no_worker(project) -> None:
+    pytest.importorskip("xdist")
+    check_a_folder_that_cannot_be_written(project, "-n2", plugins=("xdist",))
+
+
+def check_a_report_that_cannot_be_made(project, quiet, *workers: str, **more: Any) -> None:
+    project.servers(a=[])
+    project.files(test_1=TEST)
+    result = project.run("-v", *workers, **more)
     result.assert_outcomes(passed=1)
     assert result.ret == 0
     assert "the report of this run cannot be made: KeyError: 'not there'" in quiet(result)
@@ -553,20 +685,32 @@ html.render_html = fail
     record_of(project)
 
 
-def test_servers_that_cannot_be_described_fail_nothing(project, servers_yaml, run, quiet) -> None:
-    servers_yaml(a=[])
-    project.conftest(
-        """
-from pytest_infserver.reporting import recorder
+def test_a_report_that_cannot_be_made_fails_nothing(inline_project, quiet, monkeypatch) -> None:
+    break_here(monkeypatch, PAGE)
+    check_a_report_that_cannot_be_made(inline_project, quiet)
 
-def fail(*_):
-    raise KeyError("not there")
 
-recorder.server_record = fail
-"""
-    )
-    project.files(test_1="def test_1(inference_server): pass")
-    result = run()
+def test_a_report_that_cannot_be_made_fails_no_worker(project, quiet) -> None:
+    pytest.importorskip("xdist")
+    project.conftest(BROKEN.format(**PAGE))
+    check_a_report_that_cannot_be_made(project, quiet, "-n2", plugins=("xdist",))
+
+
+def check_servers_that_cannot_be_described(project, quiet, *workers: str, **more: Any) -> None:
+    project.servers(a=[])
+    project.files(test_1=TEST)
+    result = project.run(*workers, **more)
     result.assert_outcomes(passed=1)
     assert result.ret == 0
     assert "what became of the servers cannot be told: KeyError: 'not there'" in quiet(result)
+
+
+def test_servers_that_cannot_be_described_fail_nothing(inline_project, quiet, monkeypatch) -> None:
+    break_here(monkeypatch, SERVERS)
+    check_servers_that_cannot_be_described(inline_project, quiet)
+
+
+def test_servers_that_cannot_be_described_fail_no_worker(project, quiet) -> None:
+    pytest.importorskip("xdist")
+    project.conftest(BROKEN.format(**SERVERS))
+    check_servers_that_cannot_be_described(project, quiet, "-n2", plugins=("xdist",))
