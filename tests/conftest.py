@@ -208,12 +208,14 @@ def installed_vllm(tmp_path: Path, nothing_left: None) -> Path:
 
 
 @pytest.fixture
-def run_pytest(pytester: pytest.Pytester, nothing_left: None) -> Callable[..., pytest.RunResult]:
+def run_pytest(
+    pytester: pytest.Pytester, nothing_left: None, hard_limit_seconds: int
+) -> Callable[..., pytest.RunResult]:
     """Run pytest with the plugin in a subprocess, in an empty folder, with a hard time limit."""
     pytester.makeini("[pytest]\n")
 
     def run(*arguments: str | Path) -> pytest.RunResult:
-        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments, timeout=HARD_LIMIT)
+        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments, timeout=hard_limit_seconds)
 
     return run
 

@@ -26,7 +26,7 @@ CHOICES = {
     "nightly": "left to .ci/nightly: one more of a kind of which .ci/run has a sample",
 }
 
-_RAY = ("ray_nodes", "fragile_nodes", "on_cluster")
+_RAY = ("ray_nodes", "fragile_nodes", "on_cluster", "own_ray")
 _RUN = ("run_pytest", "shared_project", "run_project", "start_on_terminal")
 _PROCESS = ("nothing_left", "no_engine_left")
 _SPAWNS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "pty.spawn"})

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-LIMIT = 60.0
+LIMIT = 180.0
 HELPERS = """
 import time
 from helpers import EVENTS, get, note

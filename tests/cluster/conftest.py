@@ -1,13 +1,16 @@
-"""A Ray cluster of three nodes, and a project whose servers run there."""
+"""A Ray cluster of three nodes for all tests here, and a project whose servers run there."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from plugin.conftest import Project as Project
+from plugin.conftest import inline_project as inline_project
 from plugin.conftest import project as project
 from plugin.conftest import quiet_fixture as quiet_fixture
 from plugin.conftest import run as run
@@ -18,18 +21,56 @@ from cluster.ray_nodes import RayNodes
 
 NODES = {
     "head": {"num_cpus": 4, "node_ip_address": "127.0.0.2"},
-    "node-3": {"num_cpus": 4, "node_ip_address": "127.0.0.3"},
+    "node-3": {"num_cpus": 4, "num_gpus": 2, "node_ip_address": "127.0.0.3"},
     "node-4": {"num_cpus": 4, "num_gpus": 2, "resources": {"big": 1}, "node_ip_address": "127.0.0.4"},
 }
 
 
-@pytest.fixture(scope="module")
-def ray_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
-    """A cluster that tests leave as it is: 12 CPUs, and 2 GPUs in name only.
+HARD_LIMIT = 600
+"""Seconds after which a test counts as hung; most take less than 10."""
+ALONE = pytest.param((), id="alone")
+ON_TWO = pytest.param(("-n2",), id="n2")
 
-    Not for the whole session: tests in other folders look for processes below this one.
+
+def every_day(way: Any) -> pytest.MarkDecorator:
+    """Run a test that has the fixture `run` in one of its two ways every day, and in the other one nightly."""
+    other = ALONE if way is ON_TWO else ON_TWO
+    nightly = pytest.param(*other.values, id=other.id, marks=pytest.mark.nightly)
+    return pytest.mark.parametrize("run", [way, nightly], indirect=True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave to .ci/nightly what a module that repeats tests does not run every day; give the cluster to one worker.
+
+    Such a module has `EVERY_DAY`: the tests, each with what in its name makes it one of a kind that is left out.
     """
-    nodes = RayNodes(tmp_path_factory.mktemp("ray"), NODES)
+    for item in items:
+        if not isinstance(item, pytest.Function) or Path(__file__).parent not in item.path.parents:
+            continue
+        sample = getattr(item.module, "EVERY_DAY", None)
+        if sample is not None:
+            left_out = sample.get(item.function)
+            if left_out is None or any(words in item.name for words in left_out):
+                item.add_marker(pytest.mark.nightly)
+        if "ray_nodes" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+
+
+@pytest.fixture
+def hard_limit_seconds() -> int:
+    """Give clusters more time than other tests have."""
+    return HARD_LIMIT
+
+
+@pytest.fixture(scope="package")
+def ray_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
+    """A cluster that tests leave as it is: 12 CPUs, and 4 GPUs in name only.
+
+    It ends with the tests of this folder: those of others look for processes below this one.
+    """
+    # Its nodes are on one machine, and each has a GPU 0.
+    nodes = RayNodes(tmp_path_factory.mktemp("ray"), NODES, INFSERVER_DEVICE_LOCKS="0")
     yield nodes
     nodes.close()
 
@@ -56,7 +97,13 @@ def on_cluster(ray_nodes: RayNodes, monkeypatch: pytest.MonkeyPatch, clean_envir
     await_nothing_left(ray_nodes)
 
 
-def await_nothing_left(nodes: RayNodes, limit: float = 20.0) -> None:
+@pytest.fixture(scope="module")
+def shared_project(project_of_one_machine: Callable[..., Project], ray_nodes: RayNodes) -> Callable[..., Project]:
+    """Make projects for runs that many tests look at, whose servers run on the cluster."""
+    return partial(project_of_one_machine, INFSERVER_CLUSTER=ray_nodes.address)
+
+
+def await_nothing_left(nodes: RayNodes, limit: float = 60.0) -> None:
     """Wait until nothing of a server is left on any node."""
     deadline = time.monotonic() + limit
     while (left := nodes.left()) and time.monotonic() < deadline:

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from cluster.conftest import ALONE, ON_TWO, every_day
+
 pytestmark = pytest.mark.usefixtures("on_cluster", "hard_limit")
 
 ELSEWHERE = """
@@ -25,6 +27,7 @@ def run_elsewhere(run):
     return lambda *arguments: run("-p", "elsewhere", *arguments)
 
 
+@every_day(ON_TWO)
 def test_a_server_is_used_killed_stopped_and_watched_without_its_pid(project, servers_yaml, run_elsewhere) -> None:
     servers_yaml(a=[])
     project.files(
@@ -87,6 +90,7 @@ def test_a_death_is_put_down_to_the_test_that_it_happened_in(project, servers_ya
     assert "last-words" in text
 
 
+@every_day(ALONE)
 def test_memory_is_that_of_the_node(project, servers_yaml, run_elsewhere) -> None:
     servers_yaml(a=[])
     project.files(test_1="import time\ndef test_1(inference_server): time.sleep(2.5)")

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster.background import LIMIT, BackgroundRuns
-from cluster.ray_nodes import RayNodes
 from plugin.conftest import Project
 
+from cluster.background import LIMIT, BackgroundRuns
+from cluster.ray_nodes import RayNodes
 from pytest_infserver.cli import main
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
@@ -195,6 +195,7 @@ def is_actor(process: psutil.Process, nodes: RayNodes) -> bool:
     return False
 
 
+@pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize(
     ("address", "message"),
     [
@@ -214,6 +215,7 @@ def test_a_cluster_that_cannot_be_looked_at_is_told(
     assert output.err.count("\n") == 1
 
 
+@pytest.mark.usefixtures("nothing_left")
 def test_without_the_option_no_cluster_is_looked_at() -> None:
     code = (
         "import sys; from pytest_infserver.cli import main; main(['ps']);"

@@ -18,10 +18,11 @@ from xml.etree import ElementTree
 
 import psutil
 import pytest
-from cluster.background import LIMIT, BackgroundRuns
-from cluster.ray_nodes import RayNodes
 from plugin.conftest import Project, quiet
 
+from cluster.background import LIMIT, BackgroundRuns
+from cluster.conftest import ALONE, ON_TWO, every_day
+from cluster.ray_nodes import RayNodes
 from pytest_infserver.cli import main
 from pytest_infserver.reporting.run_schema import run_schema
 
@@ -93,7 +94,7 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def own_tmp(folder: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def own_ray(folder: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Have all files of runs in a folder of their own; fail if some are left there."""
     made = folder / "t"
     made.mkdir()
@@ -102,7 +103,7 @@ def own_tmp(folder: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("INFSERVER_STATE_DIR", str(folder / "state"))
     monkeypatch.setenv("HOME", str(folder))
     yield made
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + LIMIT
     while (left := ours(made)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left
@@ -111,7 +112,7 @@ def own_tmp(folder: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def runs(project: Project, own_tmp: Path, tmp_path: Path) -> Iterator[BackgroundRuns]:
+def runs(project: Project, own_ray: Path, tmp_path: Path) -> Iterator[BackgroundRuns]:
     made = BackgroundRuns(tmp_path / "runs", project.path / "helpers.py")
     yield made
     made.kill()
@@ -181,12 +182,14 @@ def prepare(project: Project, *, keyed: bool = True) -> None:
     project.files(test_1=f"from helpers import note\nKEYED = {keyed}\n{TESTS}")
 
 
-def test_local(project: Project, own_tmp: Path, run: Callable[..., pytest.RunResult]) -> None:
+@every_day(ALONE)
+def test_local(project: Project, own_ray: Path, run: Callable[..., pytest.RunResult]) -> None:
     prepare(project, keyed=False)
     check(project, run, "local", re.escape("127.0.0.2"))
 
 
-@pytest.mark.parametrize("address", ["auto", "ADDRESS"])
+@every_day(ON_TWO)
+@pytest.mark.parametrize("address", [pytest.param("auto", marks=pytest.mark.nightly), "ADDRESS"])
 def test_a_cluster_of_others(
     project: Project,
     run: Callable[..., pytest.RunResult],
@@ -202,6 +205,7 @@ def test_a_cluster_of_others(
     check(project, run, address, r"127\.0\.0\.[234]")
 
 
+@every_day(ALONE)
 def test_a_failed_test_says_that_there_is_a_key_and_a_failed_start_on_which_node(
     project: Project, run: Callable[..., pytest.RunResult], ray_nodes: RayNodes
 ) -> None:
@@ -216,9 +220,10 @@ def test_a_failed_test_says_that_there_is_a_key_and_a_failed_start_on_which_node
     assert re.search(r"^  node:    [\w-]+ \(127\.0\.0\.[234]\)$", text, re.MULTILINE)
 
 
+@every_day(ALONE)
 def test_auto_finds_the_cluster_of_this_machine(
     project: Project,
-    own_tmp: Path,
+    own_ray: Path,
     folder: Path,
     run: Callable[..., pytest.RunResult],
     monkeypatch: pytest.MonkeyPatch,
@@ -248,23 +253,23 @@ def test_auto_finds_the_cluster_of_this_machine(
         head.wait(LIMIT)
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "n2"])
+@pytest.mark.parametrize("workers", [pytest.param(*ALONE.values, id="alone", marks=pytest.mark.nightly), ON_TWO])
 def test_nothing_is_left_of_a_run_that_was_killed(
-    runs: BackgroundRuns, own_tmp: Path, workers: tuple[str, ...]
+    runs: BackgroundRuns, own_ray: Path, workers: tuple[str, ...]
 ) -> None:
     folder = runs.start("run", YAML, TEST_THAT_WAITS, "--infserver-cluster=local", *workers)
     runs.await_lines(folder, "uses small")
-    there = " ".join(ours(own_tmp))
+    there = " ".join(ours(own_ray))
     for sign in ("gcs_server", "raylet", "ray::NodeServer", "infserver.launcher.supervisor", "cluster.agent", "llama"):
         assert sign in there, sign
     # What Ray lets everybody into lies in what only this user may enter.
-    assert {stat.S_IMODE(path.stat().st_mode) for path in own_tmp.glob("infserver-ray-*")} == {0o700}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in own_ray.glob("infserver-ray-*")} == {0o700}
     runs.process(folder).kill()
     # The fixtures look at what is left.
 
 
 def test_ps_and_stop_on_the_same_machine_need_no_address(
-    runs: BackgroundRuns, own_tmp: Path, capsys: pytest.CaptureFixture[str]
+    runs: BackgroundRuns, own_ray: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = runs.start("run", YAML, TEST_THAT_WAITS, "--infserver-cluster=local", "--infserver-server=small")
     runs.await_lines(folder, "uses small")

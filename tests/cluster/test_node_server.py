@@ -16,6 +16,7 @@ print(os.environ.get("OMP_NUM_THREADS"))
 PARENT = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {CHILD!r}]).returncode)"
 
 
+@pytest.mark.usefixtures("nothing_left")
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into the environment of its parent")
 @pytest.mark.parametrize(("of_node", "left"), [(None, "None"), ("3", "1")])
 def test_a_limit_of_threads_is_forgotten_if_only_ray_has_set_it(of_node: str | None, left: str) -> None:
