@@ -31,7 +31,7 @@ GENERATED = {"vllm": "vllm:generation_tokens_total", "sglang": "sglang:generatio
 
 def post(server: InferenceServer, path: str, **body: Any) -> requests.Response:
     body.setdefault("model", server.model)
-    return requests.post(server.url_for(path), json=body, timeout=120)
+    return requests.post(server.url_for(path), json=body, timeout=300)
 
 
 def ready(server: InferenceServer) -> None:
@@ -66,7 +66,7 @@ def stream_of_a_chat(server: InferenceServer) -> None:
 
 def _stream(server: InferenceServer, path: str, **question: Any) -> None:
     body = {"model": server.model, "max_tokens": 6, "stream": True, "temperature": 0, **question}
-    with requests.post(server.url_for(path), json=body, stream=True, timeout=120) as response:
+    with requests.post(server.url_for(path), json=body, stream=True, timeout=300) as response:
         assert response.ok, response.text
         events = [line.removeprefix(b"data: ") for line in response.iter_lines() if line.startswith(b"data: ")]
     choices = [choice for event in events if event != b"[DONE]" for choice in json.loads(event)["choices"]]
@@ -82,15 +82,15 @@ def what_is_listed_exists(server: InferenceServer) -> None:
     endpoints = server.list_endpoints()
     assert REQUIRED[backend] <= set(endpoints)
     assert not NOT_THERE[backend] & set(endpoints)
-    documented = requests.get(server.url_for("/openapi.json"), timeout=60).json()["paths"]
+    documented = requests.get(server.url_for("/openapi.json"), timeout=300).json()["paths"]
     for name, url in endpoints.items():
         # An endpoint of a mounted application, as SGLang's /metrics, is in no OpenAPI document.
         if url.removeprefix(server.server_url) not in documented or name in WITH_GET:
-            assert requests.get(url, timeout=60).status_code == 200, name
+            assert requests.get(url, timeout=300).status_code == 200, name
 
 
 def models(server: InferenceServer) -> None:
-    answer = requests.get(server.url_for("/v1/models"), timeout=60)
+    answer = requests.get(server.url_for("/v1/models"), timeout=300)
     if server.get_backend_name() == "transformers":
         assert answer.status_code == 500
     else:
@@ -120,7 +120,7 @@ def metrics_count_tokens(server: InferenceServer) -> None:
         return
 
     def generated() -> float:
-        lines = requests.get(server.list_endpoints()["metrics"], timeout=60).text.splitlines()
+        lines = requests.get(server.list_endpoints()["metrics"], timeout=300).text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
     before = generated()

@@ -57,7 +57,7 @@ def watched(running: Browser, **settings: Any) -> Watched:
     """Open a page whose doings are noted, with playwright's settings for a context."""
     settings.setdefault("viewport", {"width": 1280, "height": 800})
     page = running.new_context(**settings).new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(120_000)
     page.add_init_script(_WATCH)
     seen = Watched(page)
 

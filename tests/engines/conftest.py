@@ -1,8 +1,12 @@
-"""Engines for real. Without `python -m tests.engines.provision` these tests are skipped, and say so."""
+"""Engines for real. Without `python -m tests.engines.provision` these tests are skipped, and say so.
+
+A start takes long: tests that only ask use `inference_server`, one server of each engine for all of them.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -10,9 +14,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -24,12 +28,23 @@ from pytest_infserver.reporting.terminal import visible_terminal
 
 from .provision import missing
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 HERE = Path(__file__).parent
 SERVERS = HERE / "servers.yaml"
 NAMES = {"vllm": "vllm", "sglang": "sglang-with-stubbed-kernels", "transformers": "transformers"}
 """Backend to name in servers.yaml."""
-HARD_LIMIT = 400
+ON_ONE_RANK: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "vllm": ({"tensor-parallel-size": 1}, {}),
+    "sglang": ({"tp": 1}, {"SGLANG_CPU_OMP_THREADS_BIND": "all"}),
+    "transformers": ({}, {}),
+}
+"""Arguments and environment of a server of a test's own, without those of the shared one."""
+HARD_LIMIT = 1800
 """Seconds after which a test counts as hung."""
+GONE = 60.0
+"""Seconds in which processes that have been ended must be gone; as a rule they take less than 1."""
 TITLES = ("VLLM::", "sglang::", "vllm serve", "sglang.launch_server", "transformers serve")
 """By which the engines' processes are known."""
 
@@ -37,10 +52,17 @@ OBJECTS = ("psm_", "sem.mp-", "sgl_", "sglang_", "vllm")
 """With which the names of the engines' shared objects begin."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what needs an engine that is not there, or fail it with --require-engines."""
     for item in items:
-        engines = _engines(item) if HERE in item.path.parents else []
+        if HERE not in item.path.parents:
+            continue
+        server = _shared(item)
+        if server is not None:
+            # Several workers would take it from each other.
+            item.add_marker(pytest.mark.xdist_group(f"shared {server}"))
+        engines = _engines(item)
         problem = missing(*engines) if engines else None
         if problem is None:
             continue
@@ -53,8 +75,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _engines(item: pytest.Item) -> list[str]:
     """Return the engines that a test uses: by the mark `engine`, or the one it is parametrised with."""
     names = [name for mark in item.iter_markers("engine") for name in mark.args]
-    server = getattr(item, "callspec", None) and item.callspec.params.get("inference_server")  # type: ignore[attr-defined]
-    return names or [backend for backend, name in NAMES.items() if name == server]
+    return names + [backend for backend, name in NAMES.items() if name == _shared(item)]
+
+
+def _shared(item: pytest.Item) -> str | None:
+    """Return the server that a test shares with others."""
+    callspec = getattr(item, "callspec", None)
+    return callspec and callspec.params.get("inference_server")
 
 
 def _tell(text: str, config: pytest.Config) -> None:
@@ -92,21 +119,26 @@ def engine_limit(hard_limit: None) -> None:
 
 def engine_processes() -> set[int]:
     """Return the ids of the engines' processes that are ours, or nobody's; setproctitle hides their environment."""
-    found = set()
+    return {process.pid for process in ours_or_nobodys(TITLES)}
+
+
+def ours_or_nobodys(signs: Iterable[str]) -> list[psutil.Process]:
+    """Return the living processes with one of these signs in their titles that belong to no other run or worker."""
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if _is_engine(process) and process.status() != psutil.STATUS_ZOMBIE:
+            if _has(process, signs) and process.status() != psutil.STATUS_ZOMBIE:
                 parents = process.parents()
                 # Those of another run on this machine have a living parent of another kind.
                 if os.getpid() in {one.pid for one in parents} or all(
-                    one.pid == 1 or _is_engine(one) for one in parents
+                    one.pid == 1 or _has(one, signs) for one in parents
                 ):
-                    found.add(process.pid)
+                    found.append(process)
     return found
 
 
-def _is_engine(process: psutil.Process) -> bool:
-    return any(sign in title(process) for sign in TITLES)
+def _has(process: psutil.Process, signs: Iterable[str]) -> bool:
+    return any(sign in title(process) for sign in signs)
 
 
 def shared_objects() -> set[str]:
@@ -124,22 +156,35 @@ def no_engine_left() -> Iterator[None]:
     """Fail if a test leaves processes of an engine or shared memory behind."""
     processes, objects = engine_processes(), shared_objects()
     yield
-    deadline = time.monotonic() + 10
-    while (left := engine_processes() - processes) and time.monotonic() < deadline:
+    wait_until_empty(lambda: engine_processes() - processes)
+    # Those of another worker's engines, too, until they are mapped or removed.
+    wait_until_empty(lambda: shared_objects() - objects)
+
+
+def wait_until_empty(left: Callable[[], Collection[object]]) -> None:
+    """Wait until nothing is left; fail if something stays."""
+    deadline = time.monotonic() + GONE
+    while (found := left()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not left
-    assert not shared_objects() - objects
+    assert not found
 
 
 @pytest.fixture
 def make_server(tmp_path: Path, no_engine_left: None) -> Iterator[Callable[..., InferenceServer]]:
-    """Make servers of servers.yaml: ``make_server("vllm", {"no-such-flag": True}, port=8100)``; nothing is started."""
+    """Make servers of servers.yaml: ``make_server("vllm", {"no-such-flag": True}, port=8100)``; nothing is started.
+
+    They have one rank and no profiler, unless told otherwise.
+    """
     made: list[InferenceServer] = []
 
     def make(engine: str, arguments: Mapping[str, Any] | None = None, **overrides: Any) -> InferenceServer:
         key = "api_server_args" if engine == "vllm" else "server_args"
-        values = {"output_dir": str(tmp_path / "server_logs"), "config": {key: dict(arguments or {})}, **overrides}
-        server = create_from_config(load_server_config(SERVERS, NAMES[engine], overrides=values))
+        one_rank, variables = ON_ONE_RANK[engine]
+        values: dict[str, Any] = {"output_dir": str(tmp_path / "server_logs"), **overrides}
+        values["config"] = {key: {**one_rank, **(arguments or {})}}
+        values["env_vars"] = {**variables, **overrides.get("env_vars", {})}
+        config = load_server_config(SERVERS, NAMES[engine], overrides=values)
+        server = create_from_config(config if "profile" in overrides else dataclasses.replace(config, profile=None))
         made.append(server)
         return server
 
@@ -177,9 +222,9 @@ def phases_in_the_log(server: InferenceServer) -> set[str | None]:
     return {newest_phase([line], server.phases) for line in re.split(rb"[\r\n]+", server.log_path.read_bytes())}
 
 
-def all_gone(processes: Iterable[psutil.Process], timeout: float) -> bool:
+def all_gone(processes: Iterable[psutil.Process]) -> bool:
     """Wait until none of these processes is left."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + GONE
     while left := [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]:
         if time.monotonic() > deadline:
             print("left:", left)
@@ -215,7 +260,7 @@ def occupied_while_booting(server: InferenceServer) -> Iterator[list[socket.sock
 def run_project(
     pytester: pytest.Pytester, no_engine_left: None, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., pytest.RunResult]:
-    """Run a test file in a pytest of its own, with the plugin and one of servers.yaml's servers."""
+    """Run a test file in a pytest of its own, with the plugin and one of servers.yaml's servers, on one rank."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makeini("[pytest]\n")
 
@@ -224,6 +269,19 @@ def run_project(
         # With "=": pytest looks for its ini file beside paths behind options that it does not know yet.
         options = ["-p", "pytest_infserver.plugin", "-p", "no:cacheprovider", f"--infserver-config={SERVERS}"]
         options += [f"--infserver-server={NAMES[engine]}", f"--infserver-output-dir={pytester.path / 'logs'}"]
+        key = "api_server_args" if engine == "vllm" else "server_args"
+        arguments_of_one, variables = ON_ONE_RANK[engine]
+        options += [f"--infserver-set=config.{key}.{name}={value}" for name, value in arguments_of_one.items()]
+        options += [f"--infserver-set=env_vars.{name}={value}" for name, value in variables.items()]
         return pytester.runpytest_subprocess(*options, *arguments, timeout=HARD_LIMIT)
 
     return run
+
+
+@pytest.fixture(scope="package")
+def running() -> Iterator[Browser]:
+    """A browser for all tests here; each opens pages of its own."""
+    from .browser import browser
+
+    with browser() as one:
+        yield one

@@ -15,7 +15,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, Route
 
-PATIENCE = 90.0
+PATIENCE = 300.0
 """Seconds after which a trace counts as one that Perfetto does not open."""
 _QUERY = """async (question) => {
     const result = await app.trace.engine.query(question), columns = result.columns(), rows = [];
@@ -79,7 +79,7 @@ def opened(running: Browser, address: str, trace: Path, slices: int) -> Perfetto
             route.abort()
 
     page = running.new_context(service_workers="block").new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(300_000)
     page.route("**/*", only_here)
     page.goto(f"{address}index.html")
     page.wait_for_function("typeof app === 'object'")

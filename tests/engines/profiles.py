@@ -19,7 +19,7 @@ from .provision import nsys_binary
 
 NSYS = str(nsys_binary())
 """Known before a test has another home folder."""
-LIMIT = 60
+LIMIT = 300
 
 
 def has(frames: str, function: str, file: str) -> bool:

@@ -20,7 +20,7 @@ from .conftest import HERE
 from .provision import environment
 
 ROOT = HERE.parent.parent
-LIMIT = 120
+LIMIT = 600
 ENGINE_OPTION = re.compile(r"--[a-z][a-z0-9-]+")
 
 

@@ -21,35 +21,36 @@ from pytest_infserver.reporting.engine_metrics import EngineMetrics, difference
 Make = Callable[..., InferenceServer]
 LLAMA_HTTP_IDLE = 5.0
 """Seconds after which llama.cpp and uvicorn close an idle connection."""
+PATIENT = 30.0
 
 
 @pytest.fixture
 def metrics(monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineMetrics]:
     """Read patiently: on a machine that is busy with other things every engine is slow now and then."""
-    monkeypatch.setattr(engine_metrics, "_TIMEOUT", 30)
-    monkeypatch.setattr(engine_metrics, "_SLOW", 30)
+    monkeypatch.setattr(engine_metrics, "_TIMEOUT", PATIENT)
+    monkeypatch.setattr(engine_metrics, "_SLOW", PATIENT)
     made = EngineMetrics()
     yield made
     made.close()
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Note the status of each answer to a question for metrics."""
-    statuses: list[int] = []
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Note each question for metrics, and the status of its answer."""
+    answers: list[tuple[str, int]] = []
     get = Connection.get
 
-    def noted(self: Connection, *arguments: Any) -> tuple[int, bytes]:
-        status, body = get(self, *arguments)
-        statuses.append(status)
+    def noted(self: Connection, path: str, *arguments: Any) -> tuple[int, bytes]:
+        status, body = get(self, path, *arguments)
+        answers.append((path, status))
         return status, body
 
     monkeypatch.setattr(Connection, "get", noted)
-    return statuses
+    return answers
 
 
 @pytest.fixture
-def make_llama(tmp_path: Path) -> Iterator[Make]:
+def make_llama(tmp_path: Path, nothing_left: None) -> Iterator[Make]:
     """Make llama.cpp servers with the tiny model: ``make_llama({"metrics": True})``."""
     pytest.importorskip("xllamacpp")
     made: list[InferenceServer] = []
@@ -71,7 +72,7 @@ def complete(server: InferenceServer, tokens: int, **body: Any) -> dict[str, int
     question = {"model": server.model, "prompt": "Hello", "max_tokens": tokens, "ignore_eos": True, **body}
     if body.get("stream"):
         question["stream_options"] = {"include_usage": True}
-    answer = requests.post(server.url_for("/v1/completions"), json=question, headers=headers, timeout=120)
+    answer = requests.post(server.url_for("/v1/completions"), json=question, headers=headers, timeout=300)
     answer.raise_for_status()
     if not body.get("stream"):
         return dict(answer.json()["usage"])
@@ -81,7 +82,7 @@ def complete(server: InferenceServer, tokens: int, **body: Any) -> dict[str, int
 
 def refused(server: InferenceServer) -> None:
     body = {"model": server.model, "prompt": "Hello " * 20000, "max_tokens": 1}
-    assert requests.post(server.url_for("/v1/completions"), json=body, timeout=120).status_code == 400
+    assert requests.post(server.url_for("/v1/completions"), json=body, timeout=300).status_code == 400
 
 
 def agrees_with_the_usage(server: InferenceServer, metrics: EngineMetrics, rounds: int) -> dict[str, float]:
@@ -127,10 +128,12 @@ def test_llama_agrees_with_the_usage(make_llama: Make, metrics: EngineMetrics) -
     }
 
 
-def test_llama_without_metrics_is_asked_once(make_llama: Make, metrics: EngineMetrics, asked: list[int]) -> None:
+def test_llama_without_metrics_is_asked_once(
+    make_llama: Make, metrics: EngineMetrics, asked: list[tuple[str, int]]
+) -> None:
     server = make_llama({})
     assert [metrics.read(server) for _ in range(3)] == [None] * 3
-    assert asked == [501]
+    assert asked == [("/metrics", 501)]
 
 
 def test_llama_that_is_killed_and_started_again(make_llama: Make, metrics: EngineMetrics) -> None:
@@ -140,12 +143,12 @@ def test_llama_that_is_killed_and_started_again(make_llama: Make, metrics: Engin
     assert before is not None
     assert server.pid is not None
     os.kill(server.pid, signal.SIGKILL)
-    # Before anybody knows of its death, and afterwards.
+    # Before anybody knows of its death, and afterwards; neither waits as long as one that does not answer.
     begin = time.monotonic()
     assert metrics.read(server) is None
-    assert server.wait_death(10)
+    assert time.monotonic() - begin < PATIENT
+    assert server.wait_death(60)
     assert metrics.read(server) is None
-    assert time.monotonic() - begin < 15
     server.start()
     complete(server, 9)
     counted = difference(before, metrics.read(server))
@@ -161,8 +164,9 @@ def test_llama_that_is_stopped_for_a_moment_costs_two_slow_readings(make_llama: 
     os.kill(server.pid, signal.SIGSTOP)
     try:
         begin = time.monotonic()
-        assert [metrics.read(server) for _ in range(20)] == [None] * 20
-        assert time.monotonic() - begin < 20
+        assert [metrics.read(server) for _ in range(200)] == [None] * 200
+        # Two of them wait, 2 s each.
+        assert time.monotonic() - begin < 100
     finally:
         os.kill(server.pid, signal.SIGCONT)
     assert complete(server, 3)["completion_tokens"] == 3
@@ -170,14 +174,29 @@ def test_llama_that_is_stopped_for_a_moment_costs_two_slow_readings(make_llama: 
 
 
 def test_an_idle_connection_is_in_nobodys_way(make_llama: Make, metrics: EngineMetrics) -> None:
+    # Its only thread would wait for the end of the connection.
     server = make_llama({"metrics": True, "threads-http": 1})
-    assert metrics.read(server) is not None
-    begin = time.monotonic()
-    complete(server, 1)
-    assert time.monotonic() - begin < LLAMA_HTTP_IDLE - 1
-    begin = time.monotonic()
-    server.stop()
-    assert time.monotonic() - begin < LLAMA_HTTP_IDLE - 1
+
+    def ask() -> None:
+        assert metrics.read(server) is not None
+
+    def restart() -> None:
+        server.start()
+        ask()
+
+    assert is_quick(lambda: complete(server, 1), before=ask)
+    assert is_quick(server.stop, before=restart)
+
+
+def is_quick(action: Callable[[], object], before: Callable[[], object]) -> bool:
+    """Tell whether something does not wait for an idle connection; once more if the machine may have been busy."""
+    for _ in range(4):
+        before()
+        begin = time.monotonic()
+        action()
+        if time.monotonic() - begin < LLAMA_HTTP_IDLE - 1:
+            return True
+    return False
 
 
 def test_a_connection_that_llama_has_closed(make_llama: Make, metrics: EngineMetrics) -> None:
@@ -189,16 +208,26 @@ def test_a_connection_that_llama_has_closed(make_llama: Make, metrics: EngineMet
     assert None not in readings
 
 
-@pytest.mark.engine("vllm")
-def test_vllm(make_server: Make, metrics: EngineMetrics) -> None:
-    with make_server("vllm") as server:
-        counted = agrees_with_the_usage(server, metrics, 10)
-        assert counted["requests"] == 10
-        assert counted["errors"] == 1
-        # All but the first reading are a selection.
-        assert server.read_log().count("GET /metrics HTTP") == 1
+@pytest.mark.infserver(exclusive=True)
+@pytest.mark.backend("vllm", "sglang")
+def test_engine_agrees_with_the_usage(inference_server: InferenceServer, metrics: EngineMetrics) -> None:
+    counted = agrees_with_the_usage(inference_server, metrics, 10)
+    assert counted["requests"] == 10
+    assert counted["errors"] == 1
 
 
+@pytest.mark.backend("vllm")
+def test_vllm_is_asked_for_a_selection_after_the_first_time(
+    inference_server: InferenceServer, metrics: EngineMetrics, asked: list[tuple[str, int]]
+) -> None:
+    assert None not in [metrics.read(inference_server) for _ in range(3)]
+    first, *others = asked
+    assert first == ("/metrics", 200)
+    assert len(others) == 2
+    assert all("name[]=" in path and status == 200 for path, status in others), others
+
+
+@pytest.mark.nightly
 @pytest.mark.engine("vllm")
 def test_vllm_with_several_api_servers(make_server: Make, metrics: EngineMetrics) -> None:
     """They share their counters through files, and cannot select."""
@@ -208,24 +237,9 @@ def test_vllm_with_several_api_servers(make_server: Make, metrics: EngineMetrics
         assert counted["errors"] == 1
 
 
-@pytest.mark.engine("sglang")
-def test_sglang(make_server: Make, metrics: EngineMetrics) -> None:
-    with make_server("sglang") as server:
-        counted = agrees_with_the_usage(server, metrics, 10)
-        assert counted["requests"] == 10
-        assert counted["errors"] == 1
-
-
-@pytest.mark.engine("sglang")
-def test_sglang_without_metrics_is_asked_once(make_server: Make, metrics: EngineMetrics, asked: list[int]) -> None:
-    with make_server("sglang", {"enable-metrics": False}) as server:
-        assert [metrics.read(server) for _ in range(3)] == [None] * 3
-        assert server.read_log().count("GET /metrics") == 1
-    assert asked == [404]
-
-
-@pytest.mark.engine("transformers")
-def test_transformers_has_none_and_is_asked_once(make_server: Make, metrics: EngineMetrics, asked: list[int]) -> None:
-    with make_server("transformers") as server:
-        assert [metrics.read(server) for _ in range(3)] == [None] * 3
-    assert asked == [404]
+@pytest.mark.backend("transformers")
+def test_transformers_has_none_and_is_asked_once(
+    inference_server: InferenceServer, metrics: EngineMetrics, asked: list[tuple[str, int]]
+) -> None:
+    assert [metrics.read(inference_server) for _ in range(3)] == [None] * 3
+    assert asked == [("/metrics", 404)]

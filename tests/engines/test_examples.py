@@ -1,4 +1,7 @@
-"""The examples for engines run as they stand; what a machine without a GPU needs is in the environment."""
+"""The examples for engines run as they stand; what a machine without a GPU needs is in the environment.
+
+The one with all engines runs every day, those with one of them nightly.
+"""
 
 from __future__ import annotations
 
@@ -67,16 +70,19 @@ def run_example(folder: str, model: str, output_dir: Path, sglang: Path | str = 
 
 @pytest.mark.usefixtures("no_engine_left")
 class TestExamples:
+    @pytest.mark.nightly
     @pytest.mark.engine("vllm")
     def test_vllm_with_tensor_parallel_and_both_kinds_of_arguments(self, tmp_path: Path) -> None:
         lines = run_example("vllm", "tiny", tmp_path)
         assert "7 passed" in lines[-1]
         assert any("has no --disable-log-requests" in line for line in lines)
 
+    @pytest.mark.nightly
     @pytest.mark.engine("sglang")
     def test_sglang_with_stubbed_kernels(self, tmp_path: Path, sglang: Path) -> None:
         assert "4 passed" in run_example("sglang", "tiny", tmp_path, sglang)[-1]
 
+    @pytest.mark.nightly
     @pytest.mark.engine("transformers")
     def test_transformers(self, tmp_path: Path) -> None:
         assert "3 passed" in run_example("transformers", "tiny", tmp_path)[-1]

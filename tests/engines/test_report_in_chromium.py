@@ -37,14 +37,6 @@ ATTACKS = (
 ATTACK = " ".join(ATTACKS)
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Browser]:
-    from .browser import browser
-
-    with browser() as one:
-        yield one
-
-
 @pytest.fixture
 def show(running: Browser, tmp_path: Path) -> Iterator[Callable[..., Watched]]:
     """Open the report of a record: ``show(record, color_scheme="dark")``."""
@@ -370,7 +362,7 @@ def test_nothing_foreign_runs_and_all_of_it_is_shown_as_text(
     assert seen.breaches() == ["script-src-elem"]
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(3, 12))])
 def test_odd_values_do_not_stop_the_script(show: Callable[..., Watched], seed: int) -> None:
     seen = show(with_odd_values(sample_record(30, points=10), seed), lambda *_: "said\n")
     page = seen.page
@@ -452,9 +444,9 @@ def test_ten_thousand_tests_open_and_scroll(show: Callable[..., Watched]) -> Non
     last = seen.page.locator("[role=option]").last
     assert last.get_attribute("aria-posinset") == "10000"
     assert seen.page.locator("[role=option]").count() < 100
-    # It takes 0.3 s on an idle machine, and 40 pictures 0.7 s.
-    assert loaded < 2000 * 3
-    assert spent < 2000 * 3
+    # It takes 0.3 s on an idle machine, and 40 pictures 0.7 s; drawing all of the tests takes minutes.
+    assert loaded < 30_000
+    assert spent < 30_000
     seen.page.get_by_role("searchbox").fill("schema")
     fit = sum("schema" in test["id"] for test in record["tests"])
     assert seen.page.locator("#tests [role=status]").inner_text() == f"{fit} of 10000"

@@ -5,17 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Callable
 
 import psutil
 import pytest
 
-from pytest_infserver import ConfigError, InferenceServer, PortInUseError, ServerStartupError
+from pytest_infserver import (
+    ConfigError,
+    InferenceServer,
+    PortInUseError,
+    ServerStartupError,
+    ServerStartupTimeout,
+)
 from pytest_infserver.launcher import ports
+from pytest_infserver.reporting.engine_metrics import EngineMetrics
 
-from .answers import CHECKS
-from .conftest import all_gone, occupied_while_booting, phases_in_the_log, terminate_when, title, tree
+from .conftest import all_gone, occupied_while_booting, terminate_when, tree
 
 pytestmark = pytest.mark.engine("sglang")
 Make = Callable[..., InferenceServer]
@@ -24,35 +29,25 @@ Make = Callable[..., InferenceServer]
 TWO_RANKS = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
 
 
-def test_plain_api_with_tensor_parallel_in_debug_mode(make_server: Make) -> None:
+def test_plain_api_without_metrics_and_a_kill_of_the_main_process(make_server: Make) -> None:
     phases: list[str] = []
-    server = make_server("sglang", {"tp": 2}, env_vars=TWO_RANKS)
+    server = make_server("sglang", {"enable-metrics": False})
     server.on_wait = lambda one: phases.append(one.phase) if one.phase not in phases else None
-    with server:
-        processes = tree(server)
-        titles = " ".join(map(title, processes))
-        assert all(name in titles for name in ("scheduler_TP0", "scheduler_TP1", "sglang::detokenizer")), titles
-        for check in CHECKS:
-            check(server)
+    server.start()
     assert phases[0] == "importing"
     assert len(phases) > 1
-    told = {"starting the engine", "loading weights", "loading weights 100 %", "allocating the KV cache", "warming up"}
-    assert told <= phases_in_the_log(server)
-    assert all_gone(processes, 5)
-    assert server.leak_report is not None
-    assert not server.leak_report.failed
-    assert not {finding.kind for finding in server.leak_report.findings} & {"process", "port"}
-
-
-def test_kill_of_the_main_process(make_server: Make) -> None:
-    server = make_server("sglang").start()
+    metrics = EngineMetrics()
+    assert [metrics.read(server) for _ in range(3)] == [None] * 3
+    metrics.close()
+    # It is asked once, and has said that it has none.
+    assert server.read_log().count("GET /metrics") == 1
     processes = tree(server)
     assert server.pid is not None
     os.kill(server.pid, signal.SIGKILL)
-    assert server.wait_death(5)
+    assert server.wait_death(60)
     assert "was killed by SIGKILL, while it was in use" in str(server.why_died())
     server.stop()
-    assert all_gone(processes, 5)
+    assert all_gone(processes)
 
 
 def test_kill_of_the_scheduler_fails_the_test_that_runs(run_project: Callable[..., pytest.RunResult]) -> None:
@@ -64,7 +59,7 @@ def test_kill_of_the_scheduler_fails_the_test_that_runs(run_project: Callable[..
             [scheduler] = [one for one in processes if "scheduler" in (" ".join(one.cmdline()) or one.name())]
             os.kill(scheduler.pid, signal.SIGKILL)
             body = {"model": inference_server.model, "prompt": "Hello", "max_tokens": 4}
-            requests.post(inference_server.url_for("/v1/completions"), json=body, timeout=60).raise_for_status()
+            requests.post(inference_server.url_for("/v1/completions"), json=body, timeout=300).raise_for_status()
     """
     text = run_project("sglang", tests).stdout.str()
     assert "1 failed" in text or "1 error" in text
@@ -80,12 +75,11 @@ def test_kill_of_the_scheduler_fails_the_test_that_runs(run_project: Callable[..
 )
 def test_a_start_that_fails_names_the_cause(make_server: Make, arguments: dict[str, object], cause: str) -> None:
     server = make_server("sglang", arguments)
-    begin = time.monotonic()
     with pytest.raises(ServerStartupError) as caught:
         server.start()
     lines = str(caught.value).splitlines()
     assert cause in lines[1], str(caught.value)
-    assert time.monotonic() - begin < server.settings.startup_timeout / 2
+    assert not isinstance(caught.value, ServerStartupTimeout)
 
 
 def test_a_missing_model(make_server: Make) -> None:
@@ -102,14 +96,14 @@ def test_a_port_that_is_taken_while_it_boots(make_server: Make) -> None:
     assert "error while attempting to bind on address ('127.0.0.1', 8990)" in str(caught.value).splitlines()[1]
 
 
-@pytest.mark.parametrize("moment", ["importing", "starting the engine"])
+@pytest.mark.parametrize("moment", [pytest.param("importing", marks=pytest.mark.nightly), "starting the engine"])
 def test_sigterm_during_the_start(make_server: Make, moment: str) -> None:
     server = make_server("sglang")
     seen = terminate_when(server, lambda one: one.phase == moment and (one.starting_seconds or 0) > 2)
     with pytest.raises(ServerStartupError, match="was killed by SIGTERM, before it was ready"):
         server.start()
     assert seen
-    assert all_gone(seen, 5)
+    assert all_gone(seen)
 
 
 def test_an_option_of_the_seed_that_sglang_never_had(make_server: Make) -> None:

@@ -8,26 +8,10 @@ import pytest
 
 from pytest_infserver import InferenceServer, PortInUseError, ServerStartupError
 
-from .answers import CHECKS
-from .conftest import all_gone, occupied_while_booting, phases_in_the_log, terminate_when, tree
+from .conftest import all_gone, occupied_while_booting, terminate_when
 
 pytestmark = pytest.mark.engine("transformers")
 Make = Callable[..., InferenceServer]
-
-
-def test_plain_api_in_debug_mode(make_server: Make) -> None:
-    phases: list[str] = []
-    server = make_server("transformers")
-    server.on_wait = lambda one: phases.append(one.phase) if one.phase not in phases else None
-    with server:
-        processes = tree(server)
-        for check in CHECKS:
-            check(server)
-    assert phases[0] == "importing"
-    assert {"loading weights", "loading weights 100 %"} <= phases_in_the_log(server)
-    assert all_gone(processes, 5)
-    assert server.leak_report is not None
-    assert not server.leak_report.findings
 
 
 def test_kill_fails_the_test_that_runs_and_the_next_one_gets_a_new_server(
@@ -38,7 +22,7 @@ def test_kill_fails_the_test_that_runs_and_the_next_one_gets_a_new_server(
 
         def complete(server):
             body = {"model": server.model, "prompt": "Hello", "max_tokens": 4}
-            return requests.post(server.url_for("/v1/completions"), json=body, timeout=60)
+            return requests.post(server.url_for("/v1/completions"), json=body, timeout=300)
 
         def test_kill(inference_server):
             os.kill(inference_server.pid, signal.SIGKILL)
@@ -80,9 +64,12 @@ def test_a_named_port_that_is_taken_while_it_boots(make_server: Make) -> None:
 
 
 def test_a_port_of_our_choice_that_is_taken_while_it_boots_is_exchanged(make_server: Make) -> None:
+    phases: list[str] = []
     server = make_server("transformers")
+    server.on_wait = lambda one: phases.append(one.phase) if one.phase not in phases else None
     with occupied_while_booting(server) as blocked:
         server.start()
+        assert phases[0] == "importing"
         assert server.launches == 2
         assert server.port != blocked[0].getsockname()[1]
         assert server.check_health()
@@ -94,4 +81,4 @@ def test_sigterm_during_the_start(make_server: Make) -> None:
     with pytest.raises(ServerStartupError, match="transformers was killed by SIGTERM, before it was ready"):
         server.start()
     assert seen
-    assert all_gone(seen, 5)
+    assert all_gone(seen)

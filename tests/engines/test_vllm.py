@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,71 +13,41 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_infserver import ConfigError, InferenceServer, PortInUseError, ServerStartupError
+from pytest_infserver import (
+    ConfigError,
+    InferenceServer,
+    PortInUseError,
+    ServerStartupError,
+    ServerStartupTimeout,
+)
 
 from .answers import CHECKS
-from .conftest import NAMES, SERVERS, all_gone, occupied_while_booting, phases_in_the_log, terminate_when, title, tree
+from .conftest import NAMES, SERVERS, all_gone, occupied_while_booting, terminate_when, title, tree
 
 pytestmark = pytest.mark.engine("vllm")
 Make = Callable[..., InferenceServer]
-FAR_BELOW_THE_TIMEOUT = 150.0
-"""Seconds; startup_timeout is 300."""
+LONG = 600.0
+"""Seconds for what takes half a minute on an idle machine."""
 
 
-def test_plain_api_with_tensor_parallel_in_debug_mode(make_server: Make) -> None:
+def test_plain_api_and_a_kill_of_the_main_process(make_server: Make) -> None:
     phases: list[str] = []
-    server = make_server("vllm", {"tensor-parallel-size": 2})
+    server = make_server("vllm")
     server.on_wait = lambda one: phases.append(one.phase) if one.phase not in phases else None
-    with server:
-        processes = tree(server)
-        titles = " ".join(map(title, processes))
-        assert all(name in titles for name in ("VLLM::EngineCore", "VLLM::Worker_TP0", "VLLM::Worker_TP1")), titles
-        for check in CHECKS:
-            check(server)
+    server.start()
     assert phases[0] == "importing"
     assert "starting the engine" in phases
-    told = {"starting the engine", "loading weights", "loading weights 100 %", "preparing the model", "warming up"}
-    assert told <= phases_in_the_log(server)
-    assert all_gone(processes, 5)
-    assert server.leak_report is not None
-    assert not server.leak_report.failed
-    # Where the CPU has AVX-512, two objects more: one for each worker, and nothing else in /dev/shm.
-    shared = [finding.name for finding in server.leak_report.findings if finding.kind == "shm"]
-    assert [re.sub(r".*-cpushm_", "", name) for name in sorted(shared)] in ([], ["0", "1"]), shared
-    assert {finding.kind for finding in server.leak_report.findings} - {"shm"} <= {"socket", "file"}
-
-
-def test_kill_of_the_main_process(make_server: Make) -> None:
-    server = make_server("vllm").start()
+    for check in CHECKS:
+        check(server)
     processes = tree(server)
     assert len(processes) >= 4
     assert server.pid is not None
     os.kill(server.pid, signal.SIGKILL)
-    assert server.wait_death(5)
+    assert server.wait_death(60)
     assert "vllm was killed by SIGKILL, while it was in use" in str(server.why_died())
     server.stop()
     # By itself vLLM 0.32 leaves its engine and workers running for minutes.
-    assert all_gone(processes, 5)
-
-
-def test_kill_of_the_engine_fails_the_test_that_runs_and_says_why(
-    run_project: Callable[..., pytest.RunResult],
-) -> None:
-    tests = """
-        import os, signal, psutil, pytest, requests
-
-        def test_kill(inference_server):
-            processes = psutil.Process(inference_server.pid).children(recursive=True)
-            [engine] = [one for one in processes if "VLLM::EngineCore" in one.cmdline()]
-            os.kill(engine.pid, signal.SIGKILL)
-            body = {"model": inference_server.model, "prompt": "Hello", "max_tokens": 4}
-            assert requests.post(inference_server.url_for("/v1/completions"), json=body, timeout=60).ok
-    """
-    text = run_project("vllm", tests).stdout.str()
-    # vLLM 0.32 ends with code 0 some 5 s after its engine.
-    assert "vllm exited with code 0, while it was in use" in text, text
-    [cause] = {line for line in text.splitlines() if line.startswith("  cause:")}
-    assert "EngineCore" in cause or "Engine core" in cause, cause
+    assert all_gone(processes)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +62,12 @@ def test_a_start_that_fails_names_the_cause(
     make_server: Make, arguments: dict[str, object], env: dict[str, str], codes: list[int | None], cause: str
 ) -> None:
     server = make_server("vllm", arguments, env_vars=env)
-    begin = time.monotonic()
     with pytest.raises(ServerStartupError) as caught:
         server.start()
     line = str(caught.value).splitlines()[1]
     assert all(part in line for part in cause.split(" {} ")), str(caught.value)
+    assert not isinstance(caught.value, ServerStartupTimeout)
     assert caught.value.exit_code in codes
-    assert time.monotonic() - begin < FAR_BELOW_THE_TIMEOUT
 
 
 def test_a_missing_model(make_server: Make) -> None:
@@ -126,13 +94,14 @@ def test_options_of_the_seed_that_vllm_has_dropped(make_server: Make) -> None:
     assert server.launches == 0
 
 
+@pytest.mark.nightly
 def test_sigterm_while_it_imports(make_server: Make) -> None:
     server = make_server("vllm")
     seen = terminate_when(server, lambda one: (one.starting_seconds or 0) > 2)
     with pytest.raises(ServerStartupError, match="vllm was killed by SIGTERM, before it was ready"):
         server.start()
     assert seen
-    assert all_gone(seen, 5)
+    assert all_gone(seen)
 
 
 def test_sigterm_to_pytest_while_the_engine_starts(tmp_path: Path, no_engine_left: None) -> None:
@@ -144,7 +113,7 @@ def test_sigterm_to_pytest_while_the_engine_starts(tmp_path: Path, no_engine_lef
     log = tmp_path / "vllm" / "server.log"
     with subprocess.Popen([sys.executable, "-m", "pytest", *options, "test_it.py"], cwd=tmp_path) as run:
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + LONG
             while not (log.exists() and "Initializing a V1 LLM engine" in log.read_text()):
                 assert time.monotonic() < deadline
                 assert run.poll() is None
@@ -152,7 +121,7 @@ def test_sigterm_to_pytest_while_the_engine_starts(tmp_path: Path, no_engine_lef
             processes = psutil.Process(run.pid).children(recursive=True)
             assert any("VLLM::EngineCore" in title(one) for one in processes), [title(one) for one in processes]
             run.terminate()
-            assert run.wait(30) != 0
+            assert run.wait(120) != 0
         finally:
             run.kill()
-    assert all_gone(processes, 10)
+    assert all_gone(processes)
