@@ -190,8 +190,13 @@ def is_listener(port: int, root: int | None, supervisor: int | None) -> bool | N
         return True
     import psutil
 
+    if supervisor is None:
+        return None
     try:
         tree = psutil.Process(supervisor).children(recursive=True)
+    except psutil.NoSuchProcess:
+        # It ends after all that is below it: what answers on the port is another server.
+        return False
     except psutil.Error:
         return None
     found = listener_pids(port, [child.pid for child in tree])

@@ -49,6 +49,14 @@ def port_of_message(message: str) -> str:
     return message.partition("port ")[2].partition(" ")[0]
 
 
+def test_what_answers_on_the_port_of_a_server_that_is_gone_is_another(listener: socket.socket) -> None:
+    with listener:
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait(60)
+        assert ports.is_listener(port_of(listener), gone.pid, gone.pid) is False
+        assert ports.is_listener(port_of(listener), None, None) is None
+
+
 def test_named_port_of_a_server_of_ours(fake_server: FakeServer) -> None:
     first = fake_server().start()
     with pytest.raises(PortInUseError, match=rf"pid {first.pid} .*fake_engine"):
