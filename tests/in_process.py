@@ -31,6 +31,9 @@ def without_a_trace() -> Iterator[None]:
         patch.setattr(registry, "_registered", {})
         # A file that is written anew within a second must not be taken for the one before.
         patch.setattr(sys, "dont_write_bytecode", True)
+        # The run's own modules may have the name of one of ours.
+        for name in [name for name in sys.modules if name == "conftest" or name.startswith("test_")]:
+            patch.delitem(sys.modules, name)
         with no_trace_left():
             yield
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import psutil
 
@@ -49,3 +52,21 @@ def _processes_with(token: str) -> list[psutil.Process]:
         except (psutil.Error, OSError):
             continue
     return found
+
+
+def in_a_thread(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test in a thread of its own.
+
+    Where a trace function raises in an `except` block Python may never leave that: all later errors of the same thread
+    would have its exception as their context.
+    """
+
+    @functools.wraps(test)
+    def run(*arguments: Any, **fixtures: Any) -> None:
+        pool = ThreadPoolExecutor(1)
+        try:
+            pool.submit(test, *arguments, **fixtures).result()
+        finally:
+            pool.shutdown(wait=False)
+
+    return run

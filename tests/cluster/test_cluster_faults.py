@@ -434,6 +434,7 @@ time.sleep(100)
 
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("used", [False, True], ids=["free", "used"])
+@pytest.mark.usefixtures("nothing_left")
 def test_the_folder_of_an_actor_that_was_killed_without_a_supervisor_is_removed(tmp_path: Path, used: bool) -> None:
     log = tmp_path / "folder" / "logs" / "a"
     log.mkdir(parents=True)
@@ -453,6 +454,7 @@ def test_the_folder_of_an_actor_that_was_killed_without_a_supervisor_is_removed(
         os.close(lock)
 
 
+@pytest.mark.usefixtures("nothing_left")
 @pytest.mark.usefixtures("nothing_left")
 def test_the_folder_is_removed_also_when_somebody_uses_it_for_a_moment_longer(tmp_path: Path) -> None:
     log = tmp_path / "folder" / "logs" / "a"

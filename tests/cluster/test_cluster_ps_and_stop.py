@@ -216,6 +216,7 @@ def test_a_cluster_that_cannot_be_looked_at_is_told(
 
 
 @pytest.mark.usefixtures("nothing_left")
+@pytest.mark.usefixtures("nothing_left")
 def test_without_the_option_no_cluster_is_looked_at() -> None:
     code = (
         "import sys; from pytest_infserver.cli import main; main(['ps']);"

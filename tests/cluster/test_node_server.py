@@ -19,6 +19,7 @@ PARENT = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c'
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into the environment of its parent")
 @pytest.mark.parametrize(("of_node", "left"), [(None, "None"), ("3", "1")])
+@pytest.mark.usefixtures("nothing_left")
 def test_a_limit_of_threads_is_forgotten_if_only_ray_has_set_it(of_node: str | None, left: str) -> None:
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     if of_node is not None:

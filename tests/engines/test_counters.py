@@ -18,6 +18,8 @@ from pytest_infserver.launcher.http_body import Connection
 from pytest_infserver.reporting import engine_metrics
 from pytest_infserver.reporting.engine_metrics import EngineMetrics, difference
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 Make = Callable[..., InferenceServer]
 LLAMA_HTTP_IDLE = 5.0
 """Seconds after which llama.cpp and uvicorn close an idle connection."""

@@ -78,12 +78,14 @@ def test_missing_names_the_command(cache: Path) -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
+@pytest.mark.usefixtures("nothing_left")
 def test_a_failing_command_shows_what_it_said(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "print('first'); print('no space left'); raise SystemExit(3)"]
     with pytest.raises(ProvisionError, match=r"(?s)exit status 3: .*no space left$"):
         provision._run(tmp_path, command)
 
 
+@pytest.mark.usefixtures("nothing_left")
 @pytest.mark.usefixtures("nothing_left")
 def test_a_command_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provision, "STEP_LIMIT", 0.5)
@@ -117,6 +119,7 @@ def test_another_version_or_recipe_is_another_environment() -> None:
     assert all(key.startswith(("sglang-0.5.23-py3.", "sglang-0.5.24-py3.")) for key in keys)
 
 
+@pytest.mark.usefixtures("nothing_left")
 @pytest.mark.usefixtures("nothing_left")
 def test_an_unknown_engine_is_refused_with_the_known_ones(cache: Path) -> None:
     command = [sys.executable, "-m", "tests.engines.provision", "vlm"]
@@ -223,6 +226,7 @@ def test_packages_come_from_the_machines_own_mirror(lines: str, url: str | None)
 
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.skipif(shutil.which("apt-config") is None, reason="needs apt")
+@pytest.mark.usefixtures("nothing_left")
 def test_apt_keeps_to_the_folder_and_to_the_machines_proxy(tmp_path: Path) -> None:
     own = tmp_path / "own.conf"
     own.write_text(debian.settings(tmp_path))

@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+from isolation import in_a_thread
 from sampling import sampled
 
 from pytest_infserver import CommandServer, ServerState
@@ -221,6 +222,7 @@ def server_of(tmp_path: Path) -> CommandServer:
 
 
 @EVERY_FOURTH_LINE
+@in_a_thread
 def test_interrupt_at_any_line_of_start(tmp_path: Path, first: int) -> None:
     threads = threading.active_count()
     for number in range(first, 1000, STRIDE):
@@ -244,6 +246,7 @@ def test_interrupt_at_any_line_of_start(tmp_path: Path, first: int) -> None:
 
 
 @EVERY_FOURTH_LINE
+@in_a_thread
 def test_interrupt_at_any_line_of_stop(tmp_path: Path, first: int) -> None:
     for number in range(first, 200, STRIDE):
         server = server_of(tmp_path).start()
@@ -267,6 +270,7 @@ def stop_kept_ones() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="keeps servers on Linux")
 @EVERY_FOURTH_LINE
+@in_a_thread
 def test_interrupt_at_any_line_of_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int) -> None:
     """Afterwards it is either kept, or its owner's, which can stop it."""
     monkeypatch.setenv("INFSERVER_STATE_DIR", str(tmp_path / "state"))
@@ -286,6 +290,7 @@ def test_interrupt_at_any_line_of_keep(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.skipif(sys.platform != "linux", reason="keeps servers on Linux")
 @EVERY_FOURTH_LINE
+@in_a_thread
 def test_interrupt_at_any_line_of_take_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int) -> None:
     """Afterwards it is still kept, or the new owner's, or it ends."""
     monkeypatch.setenv("INFSERVER_STATE_DIR", str(tmp_path / "state"))

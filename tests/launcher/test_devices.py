@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import requests
 from fake_driver import Driver
+from isolation import in_a_thread
 
 from pytest_infserver import ServerStartupError, create_server
 from pytest_infserver.launcher.devices import (
@@ -442,6 +443,7 @@ class Interrupt:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an interrupt in __del__
+@in_a_thread
 def test_interrupt_at_any_line_of_a_claim(monkeypatch: pytest.MonkeyPatch, fake_server: Any) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     visible = visible_devices(os.environ)

@@ -12,6 +12,8 @@ import pytest
 
 from pytest_infserver.launcher.engine_version import installed_version, is_at_least
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:

@@ -256,6 +256,7 @@ def editable_engine(tmp_path: Path, editable: str = "true") -> tuple[Path, Path]
     return binary, source
 
 
+@pytest.mark.usefixtures("nothing_left")
 def test_source_of_an_editable_install_counts(tmp_path: Path) -> None:
     binary, source = editable_engine(tmp_path)
     assert editable_source(str(binary), ["vllm"], os.environ) == source
@@ -273,6 +274,7 @@ def test_source_of_an_editable_install_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{}", "null", "[]", "no", '{"dir_info": {"editable": true}}', '{"dir_info": 1}'])
+@pytest.mark.usefixtures("nothing_left")
 def test_odd_direct_urls(tmp_path: Path, text: str) -> None:
     binary, _ = editable_engine(tmp_path)
     (tmp_path / "site" / "vllm-0.32.0.dist-info" / "direct_url.json").write_text(text)
@@ -280,11 +282,13 @@ def test_odd_direct_urls(tmp_path: Path, text: str) -> None:
     assert len(fingerprint(VLLMServer(model="m", binary_path=str(binary)))) == 64
 
 
+@pytest.mark.usefixtures("nothing_left")
 def test_install_from_a_folder_is_not_editable(tmp_path: Path) -> None:
     binary, _ = editable_engine(tmp_path, editable="false")
     assert editable_source(str(binary), ["vllm"], os.environ) is None
 
 
+@pytest.mark.usefixtures("nothing_left")
 def test_version_of_the_engine_counts(tmp_path: Path) -> None:
     binary, _ = editable_engine(tmp_path)
     server = VLLMServer(model="m", binary_path=str(binary))

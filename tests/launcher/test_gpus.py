@@ -15,6 +15,8 @@ from fake_driver import Driver, run_python
 READ = """
 from pytest_infserver.launcher.gpus import NoTelemetry, read_gpus
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 def gpus():
     try:
         return [[gpu.uuid, gpu.index, gpu.name, gpu.used, gpu.processes] for gpu in read_gpus()]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import requests
 
-from pytest_infserver import CommandServer, InferenceServerError
+from pytest_infserver import CommandServer, InferenceServerError, UserCodeError
 from pytest_infserver.launcher.journal import FILE, Event, Journal
 
 
@@ -209,12 +209,14 @@ def test_a_start_that_fails_tells_no_secret(fake_server: Any, monkeypatch: pytes
         raise ValueError("not with very-secret-value-1")
 
     monkeypatch.setattr(server, "require_engine", fail)
-    with pytest.raises(ValueError, match="not with"):
+    with pytest.raises(UserCodeError, match="not with") as caught:
         server.start()
-    assert server.journal.events[-1].fields["error"] == "not with ********"
+    assert "very-secret-value-1" not in str(caught.value)
+    assert "ValueError: not with ********" in server.journal.events[-1].fields["error"]
 
 
 @pytest.mark.usefixtures("hard_limit")
+@pytest.mark.usefixtures("nothing_left")
 def test_a_fork_does_not_wait_for_a_lock_of_its_parent(tmp_path: Path) -> None:
     journal = Journal()
     journal.open(tmp_path)

@@ -39,6 +39,7 @@ def test_output_of_python_is_not_kept_back(
     assert make_command(["engine"], given).env["PYTHONUNBUFFERED"] == seen
 
 
+@pytest.mark.usefixtures("nothing_left")
 def test_shown_command_can_be_typed() -> None:
     command = make_command(["printenv", "GREETING"], {"GREETING": "it's\na $HOME `id`", "GONE": None})
     shown = str(command)

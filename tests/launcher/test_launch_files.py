@@ -18,6 +18,7 @@ from pytest_infserver.launcher.launch_files import environment_text, write_launc
 SECRET = "s3cret-value-of-a-token"
 
 
+@pytest.mark.usefixtures("nothing_left")
 def test_the_environment_is_sorted_and_a_shell_can_read_it() -> None:
     env = {"B": "two words", "A": "1", "C": "it's\nmore", "EMPTY": "", "HF_TOKEN": ""}
     text = environment_text(env, frozenset())

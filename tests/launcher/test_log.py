@@ -134,6 +134,7 @@ def test_log_that_cannot_be_made(tmp_path: Path) -> None:
         ServerLog(tmp_path, "server").open()
 
 
+@pytest.mark.usefixtures("nothing_left")
 def test_log_of_a_gigabyte_costs_no_memory(tmp_path: Path) -> None:
     """Sparse on disk; in a process of its own, whose peak tells."""
     code = """

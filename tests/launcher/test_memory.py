@@ -31,6 +31,7 @@ def test_the_memory_of_processes_is_summed_up() -> None:
     assert both > one + SIZE
 
 
+@pytest.mark.usefixtures("nothing_left")
 def test_a_process_that_is_gone_uses_none() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait(20)

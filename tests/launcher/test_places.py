@@ -101,6 +101,7 @@ def test_file_in_place_of_the_shared_folder(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("take", [take_lock, take_shared_lock])
+@pytest.mark.usefixtures("nothing_left")
 def test_second_locker_is_refused_until_the_first_lets_go(take: object, shared: Path) -> None:
     assert callable(take)
     path = shared / "x.lock"

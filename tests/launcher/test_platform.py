@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.usefixtures("nothing_left")
 def test_windows_is_refused_with_one_line() -> None:
     code = """
 import sys, pytest_infserver.errors

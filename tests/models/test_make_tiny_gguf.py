@@ -24,6 +24,7 @@ def reader() -> Any:
     return gguf.GGUFReader(TINY)
 
 
+@pytest.mark.usefixtures("nothing_left")
 def test_that_the_script_writes_the_same_bytes_again(tmp_path: Path) -> None:
     out = tmp_path / "again.gguf"
     done = subprocess.run(

@@ -186,7 +186,7 @@ def write_project(folder: Path, **files: str) -> None:
 
 
 @pytest.fixture(scope="module", params=[(), ("-p", "xdist", "-n2")], ids=["alone", "n2"])
-def looked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Looked:
+def looked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, shared_project: object) -> Looked:
     if request.param:
         pytest.importorskip("xdist")
     folder = tmp_path_factory.mktemp("project")
@@ -274,6 +274,8 @@ def test_of_a_client_the_test_has_an_error_with_the_users_traceback(looked) -> N
 
 @pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n2")], ids=["alone", "n2"])
 @pytest.mark.parametrize("moment", ["started", "stopped"])
+@pytest.mark.run
+@pytest.mark.usefixtures("nothing_left")
 def test_pytest_exit_in_a_hook_ends_the_run_in_order(tmp_path: Path, moment: str, workers: tuple[str, ...]) -> None:
     if workers:
         pytest.importorskip("xdist")
@@ -287,6 +289,8 @@ def test_pytest_exit_in_a_hook_ends_the_run_in_order(tmp_path: Path, moment: str
 
 
 @pytest.mark.parametrize("config", [(), ("--infserver-config", "servers.yaml")], ids=["lazily", "configured"])
+@pytest.mark.run
+@pytest.mark.usefixtures("nothing_left")
 def test_a_hook_that_raises_only_in_workers_costs_the_tests_that_want_servers(tmp_path: Path, config) -> None:
     pytest.importorskip("xdist")
     hook = """

@@ -445,7 +445,7 @@ def test_a_lease_that_a_worker_cannot_take_comes_back(pool, join, monkeypatch) -
     ("error", "ends"),
     [
         (pytest.exit.Exception("enough"), True),
-        (SystemExit("enough"), True),
+        (SystemExit("enough"), False),
         (pytest.fail.Exception("enough"), False),
         (ValueError("enough"), False),
     ],

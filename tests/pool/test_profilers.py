@@ -68,6 +68,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return asked
 
 
+@pytest.mark.usefixtures("nothing_left")
 def test_a_server_is_started_for_what_its_tests_ask_for(checked: list[tuple[str, str]]) -> None:
     choice = Choice(a=None, b={"tool": "pytorch", "on_demand": True}, c=None)
     tools = choice.plan(

@@ -612,6 +612,7 @@ def test_threads_take_turns(listen: Callable[..., Listener], metrics: EngineMetr
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+@pytest.mark.usefixtures("nothing_left")
 def test_a_fork_has_a_connection_of_its_own(listen: Callable[..., Listener], metrics: EngineMetrics) -> None:
     listener = listen(answering(http_answer(LLAMA)))
     server = server_at(listener.url, "llamacpp", model="m")
@@ -652,6 +653,7 @@ def test_a_prometheus_client_that_cannot_be_imported_makes_no_difference(monkeyp
     assert difference(counters(LLAMA), counters(LLAMA)) is None
 
 
+@pytest.mark.usefixtures("nothing_left")
 def test_neither_the_plugin_nor_a_reading_imports_prometheus_client() -> None:
     code = """
 import sys, pytest_infserver.plugin, pytest_infserver

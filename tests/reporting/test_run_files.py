@@ -108,6 +108,7 @@ def test_the_files_of_an_earlier_run_go_when_a_run_begins(tmp_path: Path) -> Non
     assert sorted(os.listdir(tmp_path)) == [".run.lock", "other.json"]
 
 
+@pytest.mark.usefixtures("nothing_left")
 def test_a_run_that_was_killed_does_not_hold_its_name(tmp_path: Path) -> None:
     code = f"""
 import os, pathlib

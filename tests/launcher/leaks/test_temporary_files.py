@@ -169,6 +169,7 @@ def test_what_cannot_be_removed_is_said(public: Path, ordinary_user: AnotherUser
 
 
 @root_only
+@pytest.mark.usefixtures("nothing_left")
 def test_what_is_mounted_in_it_is_not_temporary(tmp_path: Path) -> None:
     """Not even where it is a folder of the same file system."""
     precious = tmp_path / "precious"
