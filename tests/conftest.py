@@ -57,11 +57,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its tier, and keep those together that look at the same run."""
+    """Mark each test with its tier."""
     for item in items:
         item.add_marker(tier_of(item))
-        if "shared_project" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -70,6 +68,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     if config.args and all(".py" in argument for argument in config.args):
         return 0
     return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep tests together that share a fixture of their module."""
+    if config.getoption("dist") != "loadscope":
+        return None
+    from together import Together
+
+    return Together(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)

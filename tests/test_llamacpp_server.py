@@ -119,7 +119,7 @@ def run(*flags: str, path: Path | None = None) -> subprocess.CompletedProcess[st
     )
 
 
-pytestmark = [pytest.mark.usefixtures("nothing_left"), pytest.mark.xdist_group("test_llamacpp_server")]
+pytestmark = [pytest.mark.usefixtures("nothing_left")]
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,6 @@ from pytest_infserver import (
 pytestmark = [
     pytest.mark.skipif(os.environ.get("SKIP_INTEGRATION_TESTS") == "1", reason="SKIP_INTEGRATION_TESTS=1 is set"),
     pytest.mark.usefixtures("nothing_left"),
-    pytest.mark.xdist_group("test_server_integration"),
 ]
 
 

@@ -53,8 +53,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             left_out = sample.get(item.function)
             if left_out is None or any(words in item.name for words in left_out):
                 item.add_marker(pytest.mark.nightly)
-        if "ray_nodes" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("cluster"))
 
 
 @pytest.fixture

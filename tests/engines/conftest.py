@@ -58,10 +58,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if HERE not in item.path.parents:
             continue
-        server = _shared(item)
-        if server is not None:
-            # Several workers would take it from each other.
-            item.add_marker(pytest.mark.xdist_group(f"shared {server}"))
         engines = _engines(item)
         problem = missing(*engines) if engines else None
         if problem is None:

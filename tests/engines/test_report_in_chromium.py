@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .browser import Watched
 
-pytestmark = [pytest.mark.engine("chromium"), pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.engine("chromium")]
 
 BAD = ("failed", "error")
 ATTACKS = (

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .perfetto import Perfetto
 
-pytestmark = [pytest.mark.engine("chromium"), pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.engine("chromium")]
 
 PROFILE = """
 import sys, time, torch

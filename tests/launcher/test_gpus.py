@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from fake_driver import Driver, run_python
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 READ = """
 from pytest_infserver.launcher.gpus import NoTelemetry, read_gpus
-
-pytestmark = pytest.mark.usefixtures("nothing_left")
 
 def gpus():
     try:

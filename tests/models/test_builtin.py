@@ -25,6 +25,8 @@ import pytest
 from pytest_infserver.models import builtin
 from pytest_infserver.models.builtin import ModelFetchError, builtin_path, cache_dir, ensure_builtin, is_builtin
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 ROOT = Path(builtin.__file__).parents[2]
 MODEL = "builtin:smollm2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -52,8 +54,6 @@ sys.exit(plan["status"])
 DRIVER = """
 import json, sys
 from pytest_infserver.models import builtin
-
-pytestmark = pytest.mark.usefixtures("nothing_left")
 plan, source = sys.argv[1:3]
 builtin._SOURCES["smollm2"] = builtin._Source(**json.loads(source))
 pip = json.loads(plan)["pip"]
