@@ -8,9 +8,11 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 HARD_LIMIT = 120.0
 """Seconds after which a test, or a run of pytest inside of one, counts as hung."""
@@ -70,3 +72,10 @@ def in_a_thread(test: Callable[..., None]) -> Callable[..., None]:
             pool.shutdown(wait=False)
 
     return run
+
+
+def own_state_dir(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Give a test a state folder of its own, and ports: it does not see there which ones others were promised."""
+    monkeypatch.setenv("INFSERVER_STATE_DIR", str(folder))
+    first = 10_000 + os.getpid() % 200 * 50
+    monkeypatch.setattr("pytest_infserver.launcher.ports._SEARCH", range(first, first + 50))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from isolation import own_state_dir
 
 from pytest_infserver import CommandServer
 from pytest_infserver.cli import main
@@ -160,7 +161,7 @@ KEEP = 55.0
 
 @pytest.fixture
 def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_left: None, hard_limit: None) -> Iterator[None]:
-    monkeypatch.setenv("INFSERVER_STATE_DIR", str(tmp_path / "state"))
+    own_state_dir(monkeypatch, tmp_path / "state")
     yield
     for server in all_servers():
         server.stop(0)

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from isolation import in_a_thread
+from isolation import in_a_thread, own_state_dir
 from sampling import sampled
 
 from pytest_infserver import CommandServer, ServerState
@@ -273,7 +273,7 @@ def stop_kept_ones() -> None:
 @in_a_thread
 def test_interrupt_at_any_line_of_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int) -> None:
     """Afterwards it is either kept, or its owner's, which can stop it."""
-    monkeypatch.setenv("INFSERVER_STATE_DIR", str(tmp_path / "state"))
+    own_state_dir(monkeypatch, tmp_path / "state")
     for number in range(first, 200, STRIDE):
         server = server_of(tmp_path).start()
         with Interrupt(number) as interrupt, contextlib.suppress(KeyboardInterrupt):
@@ -293,7 +293,7 @@ def test_interrupt_at_any_line_of_keep(tmp_path: Path, monkeypatch: pytest.Monke
 @in_a_thread
 def test_interrupt_at_any_line_of_take_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int) -> None:
     """Afterwards it is still kept, or the new owner's, or it ends."""
-    monkeypatch.setenv("INFSERVER_STATE_DIR", str(tmp_path / "state"))
+    own_state_dir(monkeypatch, tmp_path / "state")
     for number in range(first, 200, STRIDE):
         assert server_of(tmp_path).start().keep(600)
         server = server_of(tmp_path)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 from fake_driver import Driver
-from isolation import in_a_thread
+from isolation import in_a_thread, own_state_dir
 
 from pytest_infserver import ServerStartupError, create_server
 from pytest_infserver.launcher.devices import (
@@ -46,7 +46,7 @@ Machine = Callable[..., None]
 @pytest.fixture
 def own_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("INFSERVER_DEVICE_LOCKS")
-    monkeypatch.setenv("INFSERVER_STATE_DIR", str(tmp_path / "state"))
+    own_state_dir(monkeypatch, tmp_path / "state")
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+from isolation import own_state_dir
 
 from pytest_infserver import CommandServer, InferenceServerError, ServerState
 from pytest_infserver.launcher import door as door_module
@@ -40,7 +41,7 @@ KEEP = 120.0
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "state"
-    monkeypatch.setenv("INFSERVER_STATE_DIR", str(folder))
+    own_state_dir(monkeypatch, folder)
     return folder
 
 
