@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +38,8 @@ def every_day(way: Any) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("run", [way, nightly], indirect=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave to .ci/nightly what a module that repeats tests does not run every day; give the cluster to one worker.
+    """Leave to .ci/nightly what a module that repeats tests does not run every day.
 
     Such a module has `EVERY_DAY`: the tests, each with what in its name makes it one of a kind that is left out.
     """
@@ -93,12 +91,6 @@ def on_cluster(ray_nodes: RayNodes, monkeypatch: pytest.MonkeyPatch, clean_envir
     monkeypatch.setenv("INFSERVER_CLUSTER", ray_nodes.address)
     yield ray_nodes
     await_nothing_left(ray_nodes)
-
-
-@pytest.fixture(scope="module")
-def shared_project(project_of_one_machine: Callable[..., Project], ray_nodes: RayNodes) -> Callable[..., Project]:
-    """Make projects for runs that many tests look at, whose servers run on the cluster."""
-    return partial(project_of_one_machine, INFSERVER_CLUSTER=ray_nodes.address)
 
 
 def await_nothing_left(nodes: RayNodes, limit: float = 60.0) -> None:
