@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib
 import os
 import pkgutil
@@ -18,6 +19,7 @@ import pytest
 
 from pytest_infserver.launcher.backends import registry
 
+_FILES = "open files"
 _LIMIT = 10.0
 """Seconds in which threads end that a run has told to."""
 _PACKAGES = ("config", "launcher", "models", "pool", "reporting")
@@ -54,6 +56,8 @@ def load_all() -> None:
 @contextlib.contextmanager
 def no_trace_left() -> Iterator[None]:
     """Fail if what is done meanwhile changes this process: a run in it must end as if the process had."""
+    # An unclosed file of an earlier test must not be this run's warning.
+    gc.collect()
     before = _state()
     threads = set(threading.enumerate())
     yield
@@ -63,8 +67,10 @@ def no_trace_left() -> Iterator[None]:
     deadline = time.monotonic() + _LIMIT
     while (after := _state()) != before and time.monotonic() < deadline:
         time.sleep(0.05)
+    # What earlier tests have left open may be collected meanwhile.
+    after[_FILES] |= before[_FILES]
     for what, value in before.items():
-        assert after[what] == value, f"{what} was changed"
+        assert after[what] == value, f"{what} was changed: {after[what]} was {value}"
 
 
 def _state() -> dict[str, Any]:
@@ -79,7 +85,7 @@ def _state() -> dict[str, Any]:
         "sys.modules": (modules, set(sys.modules)),
         "sys.path": list(sys.path),
         "the standard files": [id(file) for file in (sys.stdin, sys.stdout, sys.stderr)],
-        "open files": _open_files(),
+        _FILES: _open_files(),
     }
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pytest_infserver.errors import ConfigError, InferenceServerError
+from pytest_infserver.system.environment import environment
 
 _CONNECT_LIMIT = 60.0
 _CLOSE_LIMIT = 15.0
@@ -320,7 +321,7 @@ class _Answer:
 
 def _environment(address: str) -> dict[str, str]:
     """Return the environment of the agent; Ray reads some of it when it is imported."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)}
+    env = {**environment(), "PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)}
     if address == "local":
         env["RAY_USAGE_STATS_ENABLED"] = "0"
         if "RAY_AUTH_MODE" not in env:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pytest_infserver.errors import ServerStartupError
+from pytest_infserver.system.environment import environment
 from pytest_infserver.system.secrets import find_secrets
 from pytest_infserver.system.text import clean
 
@@ -55,7 +56,7 @@ def make_command(argv: Sequence[str], env_vars: Mapping[str, str | None]) -> Com
         argv: The words.
         env_vars: Laid over this process's environment; None unsets a variable.
     """
-    env = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_SERVERS}
+    env = {name: value for name, value in environment().items() if name not in _NOT_FOR_SERVERS}
     # A file is no terminal: without this a Python server's last words stay in its buffer when it dies.
     env.setdefault("PYTHONUNBUFFERED", "1")
     for name, value in env_vars.items():

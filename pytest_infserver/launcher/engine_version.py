@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pytest_infserver.launcher.child_group import kill_group
+from pytest_infserver.system.environment import environment
 
 _LIMIT = 10.0
 _HEAD = 4096
@@ -144,7 +145,7 @@ def _answer(python: str, packages: tuple[str, ...], pythonpath: str | None) -> t
     if python == sys.executable and pythonpath == os.environ.get("PYTHONPATH"):
         # Nobody else needs to be started for that.
         return _own_answer(packages)
-    env = dict(os.environ)
+    env = environment()
     env.pop("PYTHONPATH", None)
     if pythonpath is not None:
         env["PYTHONPATH"] = pythonpath

@@ -16,6 +16,7 @@ from typing import IO
 from pytest_infserver.launcher.bounded_run import run_bounded
 from pytest_infserver.launcher.processes import Process, command_line, descendants, read_file
 from pytest_infserver.launcher.ptrace import ADVICE
+from pytest_infserver.system.environment import environment
 from pytest_infserver.system.text import clean, clean_part
 
 LIMIT = 20.0
@@ -228,7 +229,7 @@ def _write_output(report: _Report, command: list[str], deadline: float) -> bytes
     if left <= 0:
         report.write("left out: the time is up\n")
         return b""
-    output = run_bounded(command, min(_COMMAND_LIMIT, left), _MAX_OUTPUT, {**os.environ, **_NO_BACKTRACE})
+    output = run_bounded(command, min(_COMMAND_LIMIT, left), _MAX_OUTPUT, {**environment(), **_NO_BACKTRACE})
     report.write(output.data.rstrip(b"\n"))
     report.write("\n")
     if output.problem is not None:

@@ -23,6 +23,7 @@ from pytest_infserver.launcher.ends import Survivor as Survivor
 from pytest_infserver.launcher.ends import survivors
 from pytest_infserver.launcher.foreign import ForeignProcess, leave_behind, reap_left_behind
 from pytest_infserver.launcher.processes import kill_session, signal_process
+from pytest_infserver.system.environment import environment
 
 _NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
 _JOIN_LIMIT = 2.0
@@ -144,7 +145,7 @@ class ServerProcess:
                 home = supervisor.__file__.rpartition("/pytest_infserver/")[0]
                 self._supervisor = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-c", supervisor.PROGRAM, str(handles[0]), str(os.getpid()), *debug],
-                    env={**os.environ, supervisor.HOME_VARIABLE: home},
+                    env={**environment(), supervisor.HOME_VARIABLE: home},
                     stdin=subprocess.DEVNULL,
                     stdout=launch.log_fd,
                     stderr=launch.log_fd,

@@ -107,6 +107,7 @@ class RunReport:
             notes: What belongs to no test, and the records of all servers.
         """
         if not isinstance(self._run.member, LocalMember) or not notes.servers:
+            self._files.close()
             return
         from pytest_infserver.reporting.timeline.html import render_html
         from pytest_infserver.reporting.timeline.trace_events import trace_text

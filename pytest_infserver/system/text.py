@@ -25,6 +25,7 @@ _SEVEN_BITS = (
 )
 _ESCAPE = re.compile(rf"{_SEVEN_BITS}|\x9b[0-?]*[ -/]*(?:[@-~]|\Z)|[\x90\x98\x9d-\x9f][^\x07\x1b\x9c\n]*(?:\x07|\x9c)")
 _ESCAPE_IN_BYTES = re.compile(_SEVEN_BITS.encode())
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _LONE = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
 _HIDDEN = "\ufdd0"
 """Stands for a secret while escape sequences are removed: it is no character, so that no text has it."""
@@ -215,7 +216,8 @@ def _shown(char: str) -> str:
 
 def legible(text: str) -> str:
     """Return a clean text with what could not be decoded replaced, so that it can be encoded."""
-    return text if text.isprintable() else _encoded(text).decode("utf-8", "replace")
+    # Each by itself: decoded together, bytes could become a character that were apart before something was removed.
+    return text if text.isprintable() else _SURROGATE.sub("\ufffd", text)
 
 
 def _encoded(text: str | bytes) -> bytes:

@@ -32,7 +32,7 @@ REPEATED = b"abc-abc-abcdef"
         ("a\0b\x07c\u202ed\u00a0e\u202ff", "ab c d\u00a0e\u202ff"),
         (f"{COLOUR}red\x1b[0m \x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\ \x1b]0;title\x07\x9b31mx\x1b(B", "red link x"),
         ("caf\udce9 \ud800", "caf\udce9  "),
-        (b"caf\xe9 \xe2\x82", "caf\ufffd \ufffd"),
+        (b"caf\xe9 \xe2\x82", "caf\ufffd \ufffd\ufffd"),
         (f"title \x1b]0;{SECRET}\x07 end", "title  end"),
         (f"\x1b{SECRET}", " ********"),
         (f"{SECRET[:9]}\n{SECRET[9:]}", "********"),
@@ -169,6 +169,11 @@ def test_control_characters_are_gone_and_a_progress_bar_is_lines() -> None:
     assert lines[0] == "red\tbell  back   del "
     assert [line for line in lines if "%" in line] == [" 10%", " 20%", " 30%"]
     assert lines[-1].startswith("nuls   bidi")
+
+
+@pytest.mark.parametrize("apart", [b"\0", b"\x1b[0m", b"\x1b]0;x\x07"])
+def test_bytes_do_not_become_a_character_because_of_what_was_between_them(apart: bytes) -> None:
+    assert clean_part(b"", b"a\xc2" + apart + b"\x9b31mb", frozenset()) in ("a\ufffd\ufffd31mb", "a\ufffdb")
 
 
 def test_random_bytes_of_all_kinds_are_survived_quickly() -> None:

@@ -26,6 +26,7 @@ from pytest_infserver.launcher.profiling.profiler import ASK_LIMIT, Place, Profi
 from pytest_infserver.launcher.profiling.tool_arguments import grouped, name_of, value_of
 from pytest_infserver.launcher.profiling.traces import held_open
 from pytest_infserver.launcher.user_code import asked
+from pytest_infserver.system.environment import environment
 
 _SESSION_LIMIT = 30.0
 """Seconds until the launched session must be known to nsys."""
@@ -229,7 +230,7 @@ class Nsys(Profiler):
     def _run(self, words: Sequence[str], place: Place, waiting: Waiting) -> Output:
         """Run an nsys command, again if nobody was asked."""
         for tries_left in reversed(range(_TRIES)):
-            output = _run([self.binary, *words], {**os.environ, "TMPDIR": place.scratch}, waiting)
+            output = _run([self.binary, *words], {**environment(), "TMPDIR": place.scratch}, waiting)
             if not tries_left or output.problem is None or _UNSENT not in output.data:
                 break
             time.sleep(_STEP)

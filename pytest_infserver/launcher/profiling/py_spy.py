@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from pytest_infserver.launcher.profiling.profiler import NothingSeenError, Place
 from pytest_infserver.launcher.profiling.tool_arguments import grouped, name_of, value_of
 from pytest_infserver.launcher.ptrace import may_trace
 from pytest_infserver.launcher.user_code import asked
+from pytest_infserver.system.environment import environment
 
 _SUFFIXES = {"flamegraph": ".svg", "speedscope": ".speedscope.json", "chrometrace": ".trace.json", "raw": ".txt"}
 _BEGIN_LIMIT = 30.0
@@ -72,7 +72,7 @@ class PySpy(Profiler):
         notes = _notes(target)
         command = [self.binary, "record", "--subprocesses", *self._args, "-o", str(target), "-p", str(pid)]
         # Without the stack of py-spy itself below its errors.
-        env = {**os.environ, "RUST_BACKTRACE": "0", "RUST_LIB_BACKTRACE": "0"}
+        env = {**environment(), "RUST_BACKTRACE": "0", "RUST_LIB_BACKTRACE": "0"}
         process = None
         try:
             with notes.open("wb") as output, _signals_unblocked():

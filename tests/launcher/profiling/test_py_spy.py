@@ -221,7 +221,7 @@ def test_killed_py_spy_is_missed(profiled: Profiled) -> None:
 def test_server_without_python_code_is_explained(profiled: Profiled) -> None:
     with profiled(None, "--idle-first-thread") as server:
         # What it still does for its first health check is seen, or not.
-        time.sleep(0.3)
+        time.sleep(2)
         server.start_profile("a")
         with pytest.raises(ProfileError, match=r"saw no Python code run;.*args: \[--idle\]"):
             server.stop_profile()
