@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from plugin.conftest import Project as Project
-from plugin.conftest import inline_project as inline_project
 from plugin.conftest import project as project
 from plugin.conftest import quiet_fixture as quiet_fixture
 from plugin.conftest import run as run
@@ -83,6 +82,19 @@ def fragile_nodes(tmp_path: Path) -> Iterator[Callable[..., RayNodes]]:
     yield make
     for nodes in made:
         nodes.close()
+
+
+@pytest.fixture
+def inline_project(project: Project) -> Project:
+    """A project as on one machine; its runs are processes, since Ray leaves threads behind in one."""
+    return project
+
+
+@pytest.fixture(params=["alone", "n2"])
+def twin_project(request: pytest.FixtureRequest, project: Project) -> Project:
+    """A project whose runs are alone, and in a second test on two workers."""
+    project.on_workers = request.param == "n2"
+    return project
 
 
 @pytest.fixture
