@@ -23,7 +23,7 @@ class Process(NamedTuple):
         start: When it began: clock ticks after the boot on Linux, ps's words elsewhere.
         zombie: Whether it has ended and only waits to be reaped.
         group: Its process group.
-        session: Its session; 0 where the system does not tell.
+        session: Its session; -1 where the system does not tell.
     """
 
     pid: int
@@ -70,7 +70,7 @@ def _list_processes_by_ps() -> list[Process]:
         output = ps.communicate()[0]
     rows = [line.split(None, 4) for line in output.decode("utf-8", "replace").splitlines()]
     found = [
-        Process(int(row[0]), int(row[1]), row[4], row[3].startswith("Z"), int(row[2]), 0)
+        Process(int(row[0]), int(row[1]), row[4], row[3].startswith("Z"), int(row[2]), -1)
         for row in rows
         if len(row) == 5
     ]
@@ -140,7 +140,7 @@ def _is_its_own(pid: int, start: str) -> bool:
         return leader.start == start
     # Nobody gets the number while the group has members. A group that has it by chance is hardly in a session of that
     # number, too.
-    return any(process.group == pid and process.session in (pid, 0) for process in processes)
+    return any(process.group == pid and process.session in (pid, -1) for process in processes)
 
 
 def wait_until_stopped(processes: Iterable[Process], limit: float) -> None:
