@@ -5,11 +5,11 @@ Unknown arguments are accepted, as if the engine knew them; ``/argv`` gives all 
 """
 
 import argparse
-import http.server
 import json
 import os
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -100,28 +100,35 @@ KEPT = []
 """Mappings and sockets, which would be closed if nobody held them."""
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(socketserver.StreamRequestHandler):
+    """HTTP/1.0 by hand: the imports of http.server would take longer than all the rest of a start."""
+
     options = None
     ready_at = 0.0
     sick = False
     trace_folder = None
     in_range = False
 
-    def log_message(self, *_):
-        pass
+    def handle(self):
+        method, self.path, *_ = [*self.rfile.readline().decode("latin-1").split(), "", ""]
+        self.headers = {}
+        while line := self.rfile.readline().decode("latin-1").strip():
+            name, _, value = line.partition(":")
+            self.headers[name.lower()] = value.strip()
+        if method == "GET":
+            self.do_GET()
+        elif method == "POST":
+            self.do_POST()
 
     def reply(self, status, body):
         data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        head = f"HTTP/1.0 {status} -\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        self.wfile.write(head.encode() + data)
 
     def do_GET(self):
         parts = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(parts.query))
-        if self.options.need_key and self.headers.get("Authorization") != f"Bearer {self.options.need_key}":
+        if self.options.need_key and self.headers.get("authorization") != f"Bearer {self.options.need_key}":
             self.reply(401, {})
         elif parts.path == "/health":
             loading = time.monotonic() < Handler.ready_at
@@ -167,7 +174,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.reply(404, {})
 
     def do_POST(self):
-        length = int(self.headers.get("Content-Length", 0))
+        length = int(self.headers.get("content-length", 0))
         body = json.loads(self.rfile.read(length) or b"{}")
         if self.path == "/v1/completions":
             self.reply(200, {"choices": [{"text": body.get("prompt", "")[::-1]}]})
@@ -233,6 +240,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 file.write(data[:10])
                 time.sleep(self.options.trace_delay)
                 file.write(data[10:])
+
+
+class Server(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    allow_reuse_address = True
 
 
 def note(event):
@@ -524,9 +536,9 @@ def main():
         bad_listener(options)
     Handler.ready_at = time.monotonic() + options.loading
     if ":" in options.host:
-        http.server.ThreadingHTTPServer.address_family = socket.AF_INET6
+        Server.address_family = socket.AF_INET6
     try:
-        server = http.server.ThreadingHTTPServer((options.host, options.port), Handler)
+        server = Server((options.host, options.port), Handler)
     except OSError:
         tidy_up()
         raise
@@ -535,7 +547,8 @@ def main():
     if options.idle_first_thread:
         for _ in range(4):
             threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        # It looks up for nothing but a request: py-spy shall find all of its threads idle.
+        threading.Thread(target=server.serve_forever, args=(600,), daemon=True).start()
         signal.pause()
     server.serve_forever()
 
