@@ -179,6 +179,8 @@ def make_server(tmp_path: Path, no_engine_left: None) -> Iterator[Callable[..., 
         values: dict[str, Any] = {"output_dir": str(tmp_path / "server_logs"), **overrides}
         values["config"] = {key: {**one_rank, **(arguments or {})}}
         values["env_vars"] = {**variables, **overrides.get("env_vars", {})}
+        if "profile" in overrides:
+            values["profile"] = {"on_demand": False, "args": [], **overrides["profile"]}
         config = load_server_config(SERVERS, NAMES[engine], overrides=values)
         server = create_from_config(config if "profile" in overrides else dataclasses.replace(config, profile=None))
         made.append(server)

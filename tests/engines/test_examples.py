@@ -1,6 +1,6 @@
 """The examples for engines run as they stand; what a machine without a GPU needs is in the environment.
 
-The one with all engines runs every day, those with one of them nightly.
+That with the engine which starts soonest runs in .ci/run, the others in .ci/nightly.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ class TestExamples:
     def test_sglang_with_stubbed_kernels(self, tmp_path: Path, sglang: Path) -> None:
         assert "4 passed" in run_example("sglang", "tiny", tmp_path, sglang)[-1]
 
-    @pytest.mark.nightly
     @pytest.mark.engine("transformers")
     def test_transformers(self, tmp_path: Path) -> None:
         assert "3 passed" in run_example("transformers", "tiny", tmp_path)[-1]
 
+    @pytest.mark.nightly
     @pytest.mark.engine("vllm", "sglang", "transformers")
     def test_all_engines_give_the_same_answers(self, tmp_path: Path, sglang: Path) -> None:
         """SGLang runs with stubbed kernels; its share of the arithmetic is PyTorch's."""

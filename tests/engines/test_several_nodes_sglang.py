@@ -72,6 +72,7 @@ def schedulers(nodes: RayNodes) -> dict[str, int]:
     return found
 
 
+@pytest.mark.nightly
 def test_two_ranks_answer_together_and_stop_together(server: InferenceServer, nodes: RayNodes) -> None:
     server.start()
     assert sorted(schedulers(nodes)) == ["scheduler_TP0", "scheduler_TP1"]

@@ -29,6 +29,7 @@ Make = Callable[..., InferenceServer]
 TWO_RANKS = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
 
 
+@pytest.mark.nightly
 def test_plain_api_without_metrics_and_a_kill_of_the_main_process(make_server: Make) -> None:
     phases: list[str] = []
     server = make_server("sglang", {"enable-metrics": False})
@@ -70,7 +71,11 @@ def test_kill_of_the_scheduler_fails_the_test_that_runs(run_project: Callable[..
     ("arguments", "cause"),
     [
         ({"no-such-flag": True}, "error: unrecognized arguments: --no-such-flag"),
-        ({"mem-fraction-static": 0.0001}, "ValueError: Loaded weights leave no GPU memory for the KV cache"),
+        pytest.param(
+            {"mem-fraction-static": 0.0001},
+            "ValueError: Loaded weights leave no GPU memory for the KV cache",
+            marks=pytest.mark.nightly,
+        ),
     ],
 )
 def test_a_start_that_fails_names_the_cause(make_server: Make, arguments: dict[str, object], cause: str) -> None:
@@ -89,6 +94,7 @@ def test_a_missing_model(make_server: Make) -> None:
     assert "a path that does not exist on this machine: /no/such/model" in str(caught.value)
 
 
+@pytest.mark.nightly
 def test_a_port_that_is_taken_while_it_boots(make_server: Make) -> None:
     server = make_server("sglang", port=8990)
     with occupied_while_booting(server), pytest.raises(PortInUseError) as caught:

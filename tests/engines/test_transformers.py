@@ -69,7 +69,8 @@ def test_a_port_of_our_choice_that_is_taken_while_it_boots_is_exchanged(make_ser
     server.on_wait = lambda one: phases.append(one.phase) if one.phase not in phases else None
     with occupied_while_booting(server) as blocked:
         server.start()
-        assert phases[0] == "importing"
+        # The second launch begins anew; of the first one is seen what its silent port lets through.
+        assert "importing" in phases
         assert server.launches == 2
         assert server.port != blocked[0].getsockname()[1]
         assert server.check_health()

@@ -55,7 +55,13 @@ def test_plain_api_and_a_kill_of_the_main_process(make_server: Make) -> None:
     [
         ({"no-such-flag": True}, {}, [2], "vllm: error: unrecognized arguments: --no-such-flag"),
         # It ends by itself some 5 s after the fatal line, which is as long as it is given.
-        ({}, {"VLLM_CPU_KVCACHE_SPACE": "4000"}, [None, 1], "ERROR {} ValueError: Available memory on node 0"),
+        pytest.param(
+            {},
+            {"VLLM_CPU_KVCACHE_SPACE": "4000"},
+            [None, 1],
+            "ERROR {} ValueError: Available memory on node 0",
+            marks=pytest.mark.nightly,
+        ),
     ],
 )
 def test_a_start_that_fails_names_the_cause(
