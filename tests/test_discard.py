@@ -33,7 +33,7 @@ def test_what_is_written_gets_lost_and_nothing_stays_open(broken: TextIO) -> Non
     for _ in range(3):
         discard(broken)
         print("nobody reads this", file=broken, flush=True)
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_lines_of_servers_without_a_reader(broken: TextIO, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +45,7 @@ def test_lines_of_servers_without_a_reader(broken: TextIO, monkeypatch: pytest.M
     for _ in range(3):
         output.line("a | nobody reads this")
     assert told == ["gone"]
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_a_command_without_a_reader(broken: TextIO, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,4 +55,4 @@ def test_a_command_without_a_reader(broken: TextIO, monkeypatch: pytest.MonkeyPa
     before = open_descriptors()
     assert cli.main(["schema"]) == 0
     assert asked == [broken]
-    assert open_descriptors() == before
+    assert open_descriptors() <= before

@@ -74,7 +74,7 @@ OPTION_OF = {"model": "model", "startup_timeout": "startup-timeout", "debug_mode
 
 @pytest.mark.parametrize("sources", range(1, 6), ids=["ini", "defaults", "server", "environment", "command line"])
 @pytest.mark.parametrize("row", SOURCES, ids=[row[0] for row in SOURCES])
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
 def test_the_strongest_source_counts(pytester: pytest.Pytester, row: tuple[Any, ...], sources: int) -> None:
     key, ini, default, server, variable, arguments, last = row
     option = next(one for one in OPTIONS if one.name == OPTION_OF.get(key, "set"))
@@ -184,7 +184,7 @@ infserver_set = port=8001
         *(pytest.param(f, marks=NATIVE_TOML) for f in ("native", "pytest.toml")),
     ],
 )
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
 def test_every_kind_of_ini_file(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
     (pytester.path / "pyproject.toml" if file == "native" else pytester.path / file).write_text(INI_FILES[file])
     (pytester.path / "sub").mkdir()

@@ -231,7 +231,7 @@ def test_supervisor_that_does_not_answer_is_killed_with_its_tree(
     launch: MakeProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pytest_infserver.launcher.supervisor.KILL_LIMIT", 0)
-    monkeypatch.setattr("pytest_infserver.launcher.supervisor.DRAIN_GRACE", 0)
+    monkeypatch.setattr("pytest_infserver.launcher.process._GRACES", 0)
     monkeypatch.setattr("pytest_infserver.launcher.process._ANSWER_LIMIT", 0.2)
     process = launch("sleep", "100")
     os.kill(process.supervisor_pid or 0, signal.SIGSTOP)

@@ -85,7 +85,7 @@ def test_a_server_that_does_not_run_has_no_points(fake_server: Callable[..., Com
 
 
 @pytest.mark.usefixtures("hard_limit")
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
 def test_a_look_that_fails_is_followed_by_others(
     fake_server: Callable[..., CommandServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,8 @@ class Server(SimpleNamespace):
 
 
 @pytest.fixture
-def config(pytester: pytest.Pytester) -> pytest.Config:
+def config(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Config:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     return pytester.parseconfigure()
 
 

@@ -20,10 +20,10 @@ pytestmark = pytest.mark.usefixtures("hard_limit")
 
 
 class Pipe(Tty):
-    """A file that is no terminal; it is read on a very large one."""
+    """A file that is no terminal; it is read on a very wide one."""
 
     def __init__(self) -> None:
-        super().__init__(200, 200)
+        super().__init__(200, 4)
 
     def isatty(self) -> bool:
         return False

@@ -197,7 +197,7 @@ def test_it_is_as_if_the_lines_had_never_been_there(
 @pytest.mark.parametrize(
     ("arguments", "columns", "lines"),
     [
-        pytest.param(["-n2"], 80, 40, marks=pytest.mark.promise),
+        (["-n2"], 80, 40),
         (["-n2"], 80, 7),
         (["-n2", "-v"], 80, 40),
         (["-n2", "-v"], 60, 10),

@@ -288,8 +288,8 @@ def test_sockets_that_cannot_be_seen_are_not_checked_and_none_is_removed(
     if not later:
         restrict()
     tracker = track(os.getpid(), "/tmp" if len(str(tmp_path)) > 60 else tmp_path)
-    server = start(f"import socket\nunix = socket.socket(socket.AF_UNIX)\nunix.bind({f'/tmp/{tmp_path.name}.s'!r})")
-    path = Path(f"/tmp/{tmp_path.name}.s")
+    path = Path(f"/tmp/infs-{os.getpid()}-{name}-{later}")
+    server = start(f"import socket\nunix = socket.socket(socket.AF_UNIX)\nunix.bind({str(path)!r})")
     tracker.look([server.process])
     if later:
         restrict()

@@ -105,13 +105,15 @@ def test_path_that_an_old_socket_has_lost_to_somebody_else(start: Start, shm: st
 @pytest.mark.parametrize("moved", [False, True])
 def test_relative_path(start: Start, folder: Path, moved: bool) -> None:
     watch = UnixSockets()
-    server = start(BIND + ("os.chdir('/')" if moved else ""), "s", cwd=str(folder))
+    # A name that no other test has at this moment: relative ones cannot be told apart.
+    name = f"s{os.getpid()}"
+    server = start(BIND + ("os.chdir('/')" if moved else ""), name, cwd=str(folder))
     watch.look([server.holdings], None)
     server.end()
     # Where it was bound is not known any more once the process has moved.
-    assert [finding.name for finding in left(watch, folder)] == ([] if moved else [f"{folder}/s"])
+    assert [finding.name for finding in left(watch, folder)] == ([] if moved else [f"{folder}/{name}"])
     if moved:
-        (folder / "s").unlink()
+        (folder / name).unlink()
 
 
 def test_relative_path_of_a_process_whose_folder_is_gone(start: Start, folder: Path) -> None:

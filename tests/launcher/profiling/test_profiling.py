@@ -569,6 +569,12 @@ def test_profiled_server_is_not_kept(profiled: Profiled, nsys: FakeNsys) -> None
 # Several processes.
 
 
+@pytest.fixture
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for a second instead of 30 while another process makes a profile."""
+    monkeypatch.setattr("pytest_infserver.launcher.profiling.profiling._HANDOVER_LIMIT", 1.0)
+
+
 def profile_once(server: InferenceServer, pipe: Any) -> None:
     with server.profiling("theirs") as files:
         pipe.send(server.pid)
@@ -582,7 +588,7 @@ def profile_for_ever(server: InferenceServer, pipe: Any) -> None:
     time.sleep(600)
 
 
-def test_other_process_makes_its_own_profile(profiled: Profiled, nsys: FakeNsys) -> None:
+def test_other_process_makes_its_own_profile(profiled: Profiled, nsys: FakeNsys, short_turns: None) -> None:
     with profiled("nsys") as server:
         with follower(server, profile_once) as other:
             assert other.hear() == server.pid
@@ -705,7 +711,7 @@ def test_block_waits_for_that_of_another_process(profiled: Profiled, nsys: FakeN
     assert [path.name for path in files] == ["ours.nsys-rep"]
 
 
-def test_race_for_a_profile_has_one_winner(profiled: Profiled, nsys: FakeNsys) -> None:
+def test_race_for_a_profile_has_one_winner(profiled: Profiled, nsys: FakeNsys, short_turns: None) -> None:
     def race(server: InferenceServer, pipe: Any) -> None:
         pipe.recv()
         try:
