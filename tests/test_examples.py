@@ -42,7 +42,6 @@ def run_example(folder: str, output_dir: Path, *arguments: str, **env: str) -> l
 
 
 @pytest.mark.run
-@pytest.mark.promise
 def test_quickstart(tmp_path: Path, nothing_left: None) -> None:
     lines = run_example("quickstart", tmp_path)
     assert "infserver: servers.yaml: smollm2 (llamacpp)" in lines

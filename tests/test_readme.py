@@ -73,6 +73,7 @@ def test_commands_without_a_file(first_test: Path) -> None:
     assert "2 passed" in result.stdout, result.stdout + result.stderr
 
 
+@pytest.mark.promise
 def test_attaching_without_a_file(run_inline: RunInline, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(one_block("python", "def test_completion"))
     _, attached = map(shlex.split, one_block("bash", "--infserver-url").splitlines())
@@ -115,6 +116,7 @@ def test_launch_argument_table(tmp_path: Path) -> None:
             assert VLLMServer.from_config(config).server_args() == expected, spelling
 
 
+@pytest.mark.promise
 def test_marker_block(pytester: pytest.Pytester, run_inline: RunInline) -> None:
     (pytester.path / "test_markers.py").write_text(one_block("python", "@pytest.mark.backend"))
     (pytester.path / "servers.yaml").write_text(one_block("yaml", "llama-tp2"))
@@ -146,6 +148,7 @@ def test_needs_and_exclusive_block(tmp_path: Path, nothing_left: None) -> None:
     assert "3 passed" in result.stdout, result.stdout + result.stderr
 
 
+@pytest.mark.promise
 def test_too_few_gpus_block(pytester: pytest.Pytester, run_inline: RunInline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     (pytester.path / "test_tp.py").write_text("def test_large(inference_server): pass\n")
@@ -237,6 +240,7 @@ def test_python_api_block(first_test: Path) -> None:
     assert "'chat': 'http://127.0.0.1:" in result.stdout
 
 
+@pytest.mark.promise
 def test_own_backend_block(tmp_path: Path, nothing_left: None) -> None:
     (tmp_path / "mine.py").write_text(one_block("python", "class MyBackendServer"))
     (tmp_path / "servers.yaml").write_text("backend: mine:MyBackendServer\nmodel: m\nport: 9\n")
@@ -244,6 +248,7 @@ def test_own_backend_block(tmp_path: Path, nothing_left: None) -> None:
     assert result.stdout == "mybackend: my-backend-binary --model m --port 9\n", result.stderr
 
 
+@pytest.mark.promise
 def test_config_error_block(pytester: pytest.Pytester, run_inline: RunInline) -> None:
     (pytester.path / "servers.yaml").write_text("servers:\n llama:\n  modle: x\n")
     result = run_inline("--infserver-config", "servers.yaml")

@@ -15,7 +15,7 @@ TESTS = Path(__file__).parent
 TIERS = {
     "pure": "runs in this process alone",
     "process": "starts processes",
-    "run": "runs a whole pytest in a subprocess",
+    "run": "runs a whole pytest, in a subprocess or in this process",
     "engine": "engine(*names): needs these of the engines of tests/engines/provision.py",
     "cluster": "needs a Ray cluster",
     "faults": "breaks things: kills, floods, full disks",
@@ -27,7 +27,7 @@ CHOICES = {
 }
 
 _RAY = ("ray_nodes", "fragile_nodes", "on_cluster", "own_ray")
-_RUN = ("run_pytest", "shared_project", "run_project", "start_on_terminal")
+_RUN = ("run_pytest", "run_inline", "twin_project", "shared_project", "run_project", "arguments_for")
 _PROCESS = ("nothing_left", "no_engine_left")
 _SPAWNS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "pty.spawn"})
 

@@ -157,9 +157,7 @@ def inline_project(pytester: pytest.Pytester, run_inline: Callable[..., pytest.R
     return Project(pytester.path, run_inline)
 
 
-@pytest.fixture(
-    params=[pytest.param("alone", marks=pytest.mark.process), pytest.param("n2", marks=pytest.mark.run)], ids=str
-)
+@pytest.fixture(params=[pytest.param("alone", marks=pytest.mark.promise), "n2"], ids=str)
 def twin_project(request: pytest.FixtureRequest) -> Project:
     """A project whose runs are in this process, and in a second test processes of their own, on two workers."""
     if request.param == "alone":

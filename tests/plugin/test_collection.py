@@ -32,6 +32,7 @@ def engine() -> str:
     return str(Path(__file__).parent.parent / "fake_engine.py")
 
 
+@pytest.mark.promise
 def test_no_configuration_shows_the_three_ways(inline_project, quiet) -> None:
     inline_project.files(
         test_simple="""
@@ -50,6 +51,7 @@ def test_no_configuration_shows_the_three_ways(inline_project, quiet) -> None:
         assert way in text
 
 
+@pytest.mark.promise
 @pytest.mark.parametrize("arguments", [(), ("--collect-only",), ("--infserver-dry-run",), ("--setup-plan",)])
 def test_configuration_errors_are_exit_status_4_in_one_paragraph(inline_project, quiet, arguments) -> None:
     (inline_project.path / "servers.yaml").write_text(BROKEN)
@@ -120,6 +122,7 @@ def test_collect_only_setup_plan_and_dry_run_start_nothing(inline_project, serve
     assert not (inline_project.path / "server_logs").exists()
 
 
+@pytest.mark.promise
 def test_a_url_attaches_with_and_without_a_file(inline_project, servers_yaml, fake_server) -> None:
     running = fake_server().start()
     inline_project.files(
@@ -149,6 +152,7 @@ def test_a_url_attaches_with_and_without_a_file(inline_project, servers_yaml, fa
     assert "pytest_infserver/" not in result.stdout.str()
 
 
+@pytest.mark.promise
 @pytest.mark.parametrize(
     "hook",
     [
@@ -173,6 +177,7 @@ def test_a_backend_of_the_project_runs_without_a_file(inline_project, engine, ho
     dry.stdout.fnmatch_lines(["mine: *--model my-model"])
 
 
+@pytest.mark.promise
 def test_skipped_and_deselected_tests_start_no_server(inline_project, servers_yaml) -> None:
     servers_yaml(a=[], b=[], c=[])
     inline_project.files(
@@ -212,6 +217,7 @@ def test_skipped_and_deselected_tests_start_no_server(inline_project, servers_ya
     result.stdout.fnmatch_lines(["*1 passed, *"])
 
 
+@pytest.mark.promise
 def test_a_server_stops_after_its_last_running_test(inline_project, servers_yaml) -> None:
     servers_yaml(a=[], b=[])
     inline_project.files(

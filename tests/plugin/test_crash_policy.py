@@ -33,7 +33,7 @@ def result(shared):
     return shared[1]
 
 
-@pytest.mark.parametrize("workers", [(), pytest.param(("-n2",), marks=pytest.mark.promise)], ids=["alone", "n2"])
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "n2"])
 def test_fail_fails_the_later_tests_at_once(project, workers) -> None:
     if workers:
         pytest.importorskip("xdist")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 
+
+@pytest.mark.promise
 def test_servers_by_name_keywords_and_mapping_are_stopped_with_the_test(inline_project, servers_yaml) -> None:
     servers_yaml(a=["--said", "by-a"], b=[])
     inline_project.files(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 
+@pytest.mark.promise
 def test_dependent_fixtures_are_finished_while_the_server_runs(inline_project, servers_yaml) -> None:
     servers_yaml(a=[], b=[])
     inline_project.files(
@@ -99,6 +100,7 @@ def test_dependents_are_finished_before_the_stop_when_the_run_ends_early(inline_
     assert inline_project.events() == ["started a", "test test_1[a]", "finished", "stopping a", "stopped a gone"]
 
 
+@pytest.mark.promise
 def test_dynamic_requests_get_the_only_server_until_the_end(inline_project, servers_yaml) -> None:
     servers_yaml(a=[])
     inline_project.files(
@@ -146,6 +148,7 @@ def test_several_servers_and_a_dynamic_request_or_a_testcase_give_a_clear_error(
     inline_project.run("--infserver-server", "a").assert_outcomes(passed=2, skipped=2)
 
 
+@pytest.mark.promise
 def test_a_testcase_works_with_one_server_and_its_dependents_are_finished_in_time(inline_project, servers_yaml) -> None:
     servers_yaml(a=[])
     inline_project.files(
@@ -282,6 +285,7 @@ def test_a_server_that_a_test_names_itself_must_be_configured(inline_project, se
     assert "no server is called 'zz'; configured: a" in quiet(result)
 
 
+@pytest.mark.promise
 def test_client(inline_project, servers_yaml, monkeypatch) -> None:
     pytest.importorskip("openai")
     servers_yaml({"config": {"server_args": ["--api-key", "very-secret-1"]}}, a=[])

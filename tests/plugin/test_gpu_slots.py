@@ -78,7 +78,6 @@ def check_that_nobody_shares(events: list[str]) -> None:
     assert not held, events
 
 
-@pytest.mark.promise
 def test_no_device_is_given_out_twice(twin_project, gpu_servers) -> None:
     sizes = {"one": 1, "two": 2, "four": 4, "other": 1}
     gpu_servers(**sizes)

@@ -137,6 +137,7 @@ def test_the_error_stands_at_the_last_test_that_used_the_server_though_it_stops_
     part(result, "test_uses_it").fnmatch_lines(lines)
 
 
+@pytest.mark.promise
 def test_what_is_allowed_is_a_note_in_the_summary(inline_project) -> None:
     inline_project.servers(leaky=ALLOWED)
     inline_project.files(test_1=TESTS)
@@ -147,6 +148,7 @@ def test_what_is_allowed_is_a_note_in_the_summary(inline_project) -> None:
     result.stdout.no_fnmatch_line("*What to do*")
 
 
+@pytest.mark.promise
 def test_without_debug_mode_survivors_are_a_note(inline_project) -> None:
     words = ["--daemon", "--children", "1", "--forget-children", "--stubborn-children"]
     inline_project.servers({"stop_timeout": 1}, leaky=words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import yaml
 
 
@@ -23,6 +24,7 @@ def collected(result: Any) -> list[str]:
     return sorted(line.split("::", 1)[1] for line in result.outlines if "::" in line)
 
 
+@pytest.mark.promise
 def test_each_test_runs_once_per_server_grouped_and_each_server_starts_once(inline_project, servers_yaml) -> None:
     servers_yaml(a=[], b=[])
     inline_project.files(
@@ -69,6 +71,7 @@ def test_each_test_runs_once_per_server_grouped_and_each_server_starts_once(inli
     assert events[13:] == ["stopping b", "stopped b gone"]
 
 
+@pytest.mark.promise
 def test_marks_choose_the_servers(inline_project) -> None:
     write_four(inline_project)
     inline_project.files(
@@ -134,6 +137,7 @@ NO_SERVER = """
 """
 
 
+@pytest.mark.promise
 def test_no_server_left_is_a_skip_that_names_what_was_asked_and_what_is_configured(
     inline_project, servers_yaml
 ) -> None:
@@ -147,6 +151,7 @@ def test_no_server_left_is_a_skip_that_names_what_was_asked_and_what_is_configur
     assert inline_project.events() == []
 
 
+@pytest.mark.promise
 def test_strict_makes_it_fail(inline_project, servers_yaml, quiet) -> None:
     servers_yaml(a=[])
     inline_project.files(test_marks=NO_SERVER)
@@ -156,6 +161,7 @@ def test_strict_makes_it_fail(inline_project, servers_yaml, quiet) -> None:
     assert inline_project.events() == []
 
 
+@pytest.mark.promise
 def test_arguments_without_a_meaning_are_errors_that_name_the_mark_and_the_test(
     inline_project, servers_yaml, quiet
 ) -> None:

@@ -141,7 +141,6 @@ def test_factory(twin_project, servers_yaml) -> None:
     assert twin_project.events("started") == ["started a"]
 
 
-@pytest.mark.promise
 def test_alone_a_test_may_stop_kill_and_start_its_server(twin_project, servers_yaml) -> None:
     servers_yaml(a=[])
     text = """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 
-@pytest.mark.promise
 def test_tests_without_a_server_run_while_the_first_one_boots(twin_project, servers_yaml) -> None:
     # It boots for as long as there is such a test.
     servers_yaml({"startup_timeout": 100}, a=["--until=done"])

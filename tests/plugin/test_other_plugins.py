@@ -73,6 +73,7 @@ def test_xdist_and_a_configuration_that_is_wrong(inline_project, quiet) -> None:
     assert "unknown backend 'nosuch'" in quiet(result)
 
 
+@pytest.mark.promise
 def test_randomly_keeps_the_tests_of_a_server_together(inline_project) -> None:
     pytest.importorskip("pytest_randomly")
     inline_project.servers(a=[], b=[])
@@ -130,7 +131,6 @@ def test_fails_once(dependent):
 """
 
 
-@pytest.mark.promise
 def test_rerunfailures_gets_a_living_server(beside) -> None:
     pytest.importorskip("pytest_rerunfailures")
     project, _ = beside

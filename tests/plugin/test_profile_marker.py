@@ -410,6 +410,7 @@ def check_the_option(project, *arguments: str, **more: Any) -> None:
     assert traces(project) == set(summary(result))
 
 
+@pytest.mark.promise
 def test_the_option_profiles_every_server_also_one_of_a_factory(inline_project) -> None:
     check_the_option(inline_project)
 

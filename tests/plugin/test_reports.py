@@ -308,6 +308,7 @@ def test_a_hung_server_is_killed_and_its_test_fails(everything, result) -> None:
     part(result, "test_hung").fnmatch_lines([words])
 
 
+@pytest.mark.promise
 def test_errors_in_hooks_and_backends_of_the_project_are_errors_of_the_tests(inline_project) -> None:
     inline_project.servers(a=[], b=[])
     inline_project.conftest(

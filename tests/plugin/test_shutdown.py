@@ -18,6 +18,7 @@ SHM = Path("/dev/shm")
 LEAKY = ["--children", "1", "--stubborn-children", "--forget-children"]
 
 
+@pytest.mark.promise
 def test_stop_of_a_shared_server_is_refused(inline_project, servers_yaml) -> None:
     servers_yaml(a=[])
     inline_project.files(
@@ -59,6 +60,7 @@ def test_a_leak_is_an_extra_error_of_the_last_test_and_of_no_other(inline_projec
     assert inline_project.events().count("started leaky") == 1
 
 
+@pytest.mark.promise
 def test_a_leak_at_an_early_end_is_shown_and_a_leak_without_debug_mode_is_none(inline_project, servers_yaml) -> None:
     servers_yaml({"stop_timeout": 1}, leaky=LEAKY)
     inline_project.files(
