@@ -79,6 +79,7 @@ def test_profiling(tmp_path: Path, nothing_left: None) -> None:
     ]
 
 
+@pytest.mark.nightly
 @pytest.mark.cluster
 def test_cluster(tmp_path: Path, nothing_left: None) -> None:
     pytest.importorskip("ray")

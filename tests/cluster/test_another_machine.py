@@ -75,6 +75,8 @@ def test_a_death_is_put_down_to_the_test_that_it_happened_in(project, servers_ya
         def test_dies(inference_server):
             get(inference_server, "/say?text=last-words")
             kill(inference_server)
+            # The news comes from the node.
+            assert inference_server.wait_death(30)
         """,
         test_3="""
         import pytest

@@ -1067,6 +1067,7 @@ def test_a_process_that_a_test_has_forked_does_not_end_the_connection(ray_nodes:
         connection.close()
 
 
+@pytest.mark.nightly
 def test_a_question_that_nobody_takes_off_the_line_is_not_waited_for_without_end(ray_nodes: RayNodes) -> None:
     connection = ClusterConnection(ray_nodes.address)
     try:

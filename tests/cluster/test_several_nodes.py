@@ -308,6 +308,7 @@ def test_one_gpu_on_each_of_two_nodes(on_cluster: RayNodes, project: Project, vl
     assert len(found) == len(set(found)) == 2
 
 
+@pytest.mark.nightly
 def test_a_lost_node_with_workers_is_named(
     project: Project, fragile_nodes: Callable[..., RayNodes], vllm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

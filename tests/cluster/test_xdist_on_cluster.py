@@ -11,7 +11,6 @@ pytestmark = pytest.mark.usefixtures("on_cluster", "hard_limit")
 
 EVERY_DAY = {
     tests.test_a_server_starts_once_for_all_workers_and_ends_after_its_last_test: ("True", "loadscope", "each"),
-    tests.test_an_idle_server_is_evicted_rather_than_a_test_blocked: (),
     tests.test_a_crash_of_a_worker_costs_one_test: (),
     tests.test_ctrl_c_ends_all: ("controller", "test-group"),
 }

@@ -1233,7 +1233,7 @@ def test_stop_command_runs_when_the_start_fails(tmp_path: Path, traces: Traces) 
         stop_command=["/bin/sh", "-c", docker.stop],
         own_listener=False,
         output_dir=tmp_path,
-        startup_timeout=2,
+        startup_timeout=4,
         stop_timeout=STOP_TIMEOUT,
     )
     try:

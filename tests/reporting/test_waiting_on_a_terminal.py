@@ -197,10 +197,8 @@ def test_it_is_as_if_the_lines_had_never_been_there(
 @pytest.mark.parametrize(
     ("arguments", "columns", "lines"),
     [
-        (["-n2"], 80, 40),
         (["-n2"], 80, 7),
-        (["-n2", "-v"], 80, 40),
-        (["-n2", "-v"], 60, 10),
+        *(pytest.param(*row, marks=pytest.mark.nightly) for row in [(["-n2"], 80, 40), (["-n2", "-v"], 60, 10)]),
     ],
     ids=names_of,
 )

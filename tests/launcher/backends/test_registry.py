@@ -72,6 +72,19 @@ def test_a_backend_beside_the_yaml_file(folder: Path, monkeypatch: pytest.Monkey
     assert server.get_launch_command() == ["my-binary", "--model", "m", "--port", "8000"]
 
 
+def test_a_working_directory_that_is_gone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a worker one of whose tests has removed it."""
+    (folder / "s.yaml").write_text("model: m\nbackend: beside_mod:MyServer\noutput_dir: logs\n")
+    monkeypatch.chdir(folder)
+    (config,) = load_server_configs("s.yaml")
+    create_from_config(config)
+    gone = folder / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert create_from_config(config).output_dir == folder / "logs"
+
+
 def test_an_import_path_in_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert create_server("beside_mod:MyServer", "m").get_backend_name() == "beside"
