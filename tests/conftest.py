@@ -245,7 +245,9 @@ def run_inline(
     pytester.makeini("[pytest]\n")
 
     def run(*arguments: str | Path) -> pytest.RunResult:
-        chosen = ("-p", "pytest_infserver.plugin", "-p", "no:cacheprovider")
+        # pytest 8.4 warns of a plugin that this process has imported already.
+        quiet = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
+        chosen = ("-p", "pytest_infserver.plugin", "-p", "no:cacheprovider", "-W", quiet)
         with without_a_trace():
             return pytester.runpytest_inprocess(*chosen, *arguments, no_reraise_ctrlc=True)
 

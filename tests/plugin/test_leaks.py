@@ -43,7 +43,8 @@ def shared(request, shared_project, tmp_path_factory):
         tidy=fake_block(**DEBUG),
         leaky=LEAKY,
         tidy_too=fake_block(**DEBUG),
-        dying=fake_block("--leak-shm", project.shm, **DEBUG),
+        # What it holds is looked at twice a second.
+        dying=fake_block("--leak-shm", project.shm, "--delay", "1.5", **DEBUG),
         made=LEAKY,
         late=LEAKY,
     )
@@ -98,7 +99,8 @@ DYING = """
 import pytest
 from helpers import kill
 @pytest.mark.infserver("dying")
-def test_dying(inference_server): kill(inference_server)
+def test_dying(inference_server):
+    kill(inference_server)
 """
 
 

@@ -343,7 +343,8 @@ def test_a_flood_of_output_stays_whole(start_on_terminal: Start, pytester: pytes
     pytester.makepyfile(test_suite=flood)
     run = start_on_terminal("-s")
     assert run.finish() == 0
-    assert any("loading weights 43 %" in frame for frame in run.frames)
+    # It was shown, if only until the next word of the flood.
+    assert b"loading weights 43 %" in run.raw
     for name in ("out", "err"):
         # Words of two threads may share a line, but none is lost, and nothing of ours is among them.
         assert [int(number) for number in re.findall(rf"{name} (\d+)", run.text)] == list(range(3000))

@@ -76,10 +76,11 @@ def ask(server: InferenceServer, path: str) -> Any:
 
 
 def work(server: InferenceServer, seconds: float = 0.3) -> None:
-    """Have the engine run Python code for a sampler to see."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    """Have the engine run Python code for a sampler to see, also where others take the processor."""
+    end, answers = time.monotonic() + seconds, 0
+    while time.monotonic() < end or answers < 100:
         ask(server, "/argv")
+        answers += 1
 
 
 def wait_for(condition: Callable[[], object]) -> None:
