@@ -431,16 +431,17 @@ class InferenceServer(ConfiguredServer):
 
     def why_died(self) -> str | None:
         """Return how and why the server died, or None if it did not."""
-        if self.state is not ServerState.DIED or self._process is None:
+        # Another thread may start it again meanwhile.
+        process = self._process
+        if self.state is not ServerState.DIED or process is None:
             return None
         finding = self._memory_finding()
         cause = launching.root_cause(self)
         self._note_death(cause)
-        return messages.death(str(self), self._how_died(), cause, self.log_path, self.secrets, finding)
+        return messages.death(str(self), self._how_died(process), cause, self.log_path, self.secrets, finding)
 
-    def _how_died(self) -> str:
-        assert self._process is not None
-        how, finding = self._process.exit, self._memory_finding()
+    def _how_died(self, process: ServerProcess) -> str:
+        how, finding = process.exit, self._memory_finding()
         words = self._why_killed or str(how)
         return words if finding is None else finding.end(words, None if how is None or self._why_killed else how.code)
 
@@ -572,7 +573,7 @@ class InferenceServer(ConfiguredServer):
             state=state,
             seconds=None if begin is None else max(0.0, end - begin),
             dead_seconds=now - end if died else None,
-            how=self._how_died() if died and process is not None else None,
+            how=self._how_died(process) if died and process is not None else None,
             pulse=None if heartbeat is None else heartbeat.pulse(),
             log_end=self.log_size if died else None,
             node=self.node,
@@ -712,7 +713,7 @@ class InferenceServer(ConfiguredServer):
             return
         if self._keeper is None and os.getpid() == self._owner:
             self._death_noted = process
-            how = self._how_died()
+            how = self._how_died(process)
             max_rss = 0 if process.exit is None else process.exit.max_rss
             ago = 0.0 if process.exit_at is None else time.monotonic() - process.exit_at
             self.journal.note("died", time.time() - ago, how=how, cause=cause, max_rss_bytes=max_rss or None)

@@ -30,6 +30,7 @@ from pytest_infserver import (
     ServerState,
     VLLMServer,
 )
+from pytest_infserver.launcher import launching
 from pytest_infserver.launcher.phases import Phase
 from pytest_infserver.launcher.process import ServerProcess
 
@@ -706,6 +707,30 @@ def test_a_stop_for_somebody_else_is_a_death_that_says_who(fake_server: FakeServ
         assert server.check_health()
         assert server.why_died() is None
         assert not server.last_exit[0]
+
+
+def test_what_is_said_of_a_death_while_another_thread_starts_the_server_again(
+    fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = fake_server().start()
+    os.kill(server.pid or 0, signal.SIGKILL)
+    assert server.wait_death(30)
+    process = server._process
+
+    class Replaced:
+        """Its successor comes when somebody asks when it ended."""
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "exit_at":
+                server._process = None
+            return getattr(process, name)
+
+    server._process = Replaced()  # type: ignore[assignment]
+    assert server.view().how == "was killed by SIGKILL"
+    server._process = process
+    monkeypatch.setattr(launching, "root_cause", lambda one: setattr(one, "_process", None))
+    assert "was killed by SIGKILL" in str(server.why_died())
+    server._process = process
 
 
 def test_a_stop_for_somebody_else_ends_a_start_too(fake_server: FakeServer) -> None:
