@@ -121,6 +121,7 @@ def test_an_option_of_the_seed_that_sglang_never_had(make_server: Make) -> None:
     assert server.launches == 0
 
 
+@pytest.mark.nightly
 def test_the_ports_of_data_parallel_are_those_that_are_kept_free(make_server: Make) -> None:
     """SGLang 0.5.23 cannot run data parallel attention on a CPU, but it binds its ports before it finds that out."""
     arguments = {"tp": 2, "dp": 2, "enable-dp-attention": True}
