@@ -148,6 +148,11 @@ class Handler(socketserver.StreamRequestHandler):
         elif parts.path == "/leak-shm":
             KEPT.append(map_shm(query["name"], os.O_RDWR | os.O_CREAT | os.O_EXCL))
             self.reply(200, {})
+        elif parts.path == "/work":
+            end = time.thread_time() + float(query["seconds"])
+            while time.thread_time() < end:
+                pass
+            self.reply(200, {})
         elif parts.path == "/eat":
             KEPT.append(bytearray(int(query["bytes"])))
             self.reply(200, {})

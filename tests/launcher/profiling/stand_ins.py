@@ -75,12 +75,9 @@ def ask(server: InferenceServer, path: str) -> Any:
         return json.load(answer)
 
 
-def work(server: InferenceServer, seconds: float = 0.3) -> None:
-    """Have the engine run Python code for a sampler to see, also where others take the processor."""
-    end, answers = time.monotonic() + seconds, 0
-    while time.monotonic() < end or answers < 100:
-        ask(server, "/argv")
-        answers += 1
+def work(server: InferenceServer, seconds: float = 0.2) -> None:
+    """Have the engine run Python code for so long, where others take the processor too, for a sampler to see."""
+    ask(server, f"/work?seconds={seconds}")
 
 
 def wait_for(condition: Callable[[], object]) -> None:
