@@ -19,7 +19,7 @@ import yaml
 from pytest_infserver.cli import main
 from pytest_infserver.launcher.kept import all_servers
 
-KEEP = "--infserver-keep=60s"
+KEEP = "--infserver-keep=10m"
 TEST = """
 import pytest
 from helpers import get, note
