@@ -51,6 +51,10 @@ def load_all() -> None:
                 importlib.import_module(module.name)
     importlib.import_module("pytest_infserver.settings")
     importlib.import_module("pytest_infserver.client")
+    for module in ("httpx", "httpcore", "httpx2", "httpcore2"):
+        # openai loads the second of each pair only when it needs it, and keeps its classes of errors.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
 
 
 @contextlib.contextmanager
