@@ -299,7 +299,8 @@ def test_start(inference_server): pass
 def test_a_server_that_does_not_start_is_recorded(everything, record, result) -> None:
     assert everything.outcomes("test_bad") == {"passed": 1, "errors": 1}
     server = server_of(record, "bad")
-    [life] = server["lives"]
+    # One more for each time that somebody else has taken its port.
+    life = server["lives"][-1]
     assert (life["end"], life["ready"], server["ready_seconds"]) == ("failed", None, None)
     assert "7" in life["how"]
     assert [row[3] for row in table(result) if row[0] == "bad"] == ["never"]
