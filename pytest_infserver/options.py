@@ -86,6 +86,13 @@ OPTIONS = (
         "WHEN",
     ),
     Option(
+        "order",
+        "Order of the tests: servers (default; those of each server together, classes and modules whole) or source.",
+        "value",
+        "",
+        "WHAT",
+    ),
+    Option(
         "cluster",
         "Run the servers on a Ray cluster: its HOST:PORT, auto (the one of this machine), or local (one for this run).",
         metavar="ADDRESS",

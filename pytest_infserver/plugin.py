@@ -186,24 +186,27 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(FIXTURE, parameters, indirect=True)
 
 
-def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
-    """Leave out and skip what the marks on single parameters and on unittest methods say."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> Generator[None, object, object]:
+    """Put the tests of each server together, before anybody else orders them; leave out and skip what marks say."""
     if RUN not in session.config.stash:
-        return
-    items[:], left_out = session.config.stash[RUN].choice.choose(items)
+        return (yield)
+    with session.config.stash[RUN].collecting(session.config, items) as left_out:
+        result = yield
     if left_out:
         session.config.hook.pytest_deselected(items=left_out)
+    return result
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Put the tests of each server together, after everybody else who orders them, and start what they need."""
+    """Start what the tests need, in their order."""
     option = session.config.option
     # Where something cannot be collected pytest is about to give up; xdist's workers go on.
     goes_on = option.continue_on_collection_errors or hasattr(session.config, "workerinput")
     gives_up = session.testsfailed and not goes_on
     if RUN in session.config.stash and not option.collectonly and not gives_up:
-        session.config.stash[RUN].plan(session.items)
+        session.config.stash[RUN].plan(session.config, session.items)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -322,7 +325,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from pytest_infserver.pool.affinity import ServerAffinity
 
     desk = config.stash[DESK]
-    return ServerAffinity(config, log, desk.servers_of, desk.is_ready)
+    return ServerAffinity(config, log, desk.servers_of, desk.is_ready, desk.in_order)
 
 
 @pytest.hookimpl(optionalhook=True)

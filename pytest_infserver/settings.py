@@ -46,6 +46,7 @@ class Settings:
         on_crash: ``restart`` or ``fail``.
         cluster: The Ray cluster that the servers run on: an address, ``auto`` or ``local``; None for this machine.
         summary: When the table of servers is shown: ``auto``, ``always`` or ``never``.
+        order: ``servers`` puts the tests of each server together, ``source`` moves none.
         overrides: Server settings from environment and command line, each with the option it came from; a later
             one counts more.
         defaults: Server settings from the ini file, likewise.
@@ -63,6 +64,7 @@ class Settings:
     on_crash: str = "restart"
     cluster: str | None = None
     summary: str = "auto"
+    order: str = "servers"
     overrides: tuple[Layer, ...] = ()
     defaults: tuple[Layer, ...] = ()
 
@@ -87,6 +89,7 @@ def read_settings(config: pytest.Config, environ: Mapping[str, str] | None = Non
         on_crash=reader.one_of("on-crash", ("restart", "fail")),
         cluster=reader.get("cluster"),
         summary=reader.one_of("summary", ("auto", "always", "never")),
+        order=reader.one_of("order", ("servers", "source")),
         overrides=reader.overrides(),
         defaults=reader.defaults(),
     )

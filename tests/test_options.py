@@ -434,6 +434,7 @@ OFF: dict[str, tuple[str, list[str], list[str]]] = {
     "keep": ("30m", [f"--infserver-keep={value}" for value in ("", "0", "0s", "off")], ["0", "0m", "off"]),
     "on-crash": ("fail", ["--infserver-on-crash=", "--infserver-on-crash=restart"], ["restart"]),
     "summary": ("never", ["--infserver-summary=", "--infserver-summary=auto"], ["auto"]),
+    "order": ("source", ["--infserver-order=", "--infserver-order=servers"], ["servers"]),
     "cluster": ("auto", ["--infserver-cluster=", "--infserver-cluster=off"], ["off"]),
     "strict": ("true", ["--no-infserver-strict"], ["0", "no"]),
 }

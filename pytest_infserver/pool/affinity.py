@@ -28,6 +28,7 @@ class ServerAffinity(LoadScheduling):
         log: Any,
         servers_of: Callable[[str], Sequence[str]],
         is_ready: Callable[[str], bool],
+        in_order: Callable[[], bool] = lambda: False,
     ) -> None:
         """Make a scheduler.
 
@@ -36,8 +37,10 @@ class ServerAffinity(LoadScheduling):
             log: xdist's own log.
             servers_of: Returns the servers that a test (node id) needs.
             is_ready: Tells whether a server runs now.
+            in_order: Tells, once all tests are known, whether they are given out in the order in which they stand.
         """
         super().__init__(config, log)
+        self._in_order = in_order
         self._servers_of = servers_of
         self._is_ready = is_ready
         self.collection: list[str] | None = None
@@ -78,11 +81,17 @@ class ServerAffinity(LoadScheduling):
             # At the beginning, and when a worker has crashed and its tests have come back.
             self._order = Order(self.pending, self._needs)
         for _ in range(min(num, len(self.pending))):
+            if self._in_order():
+                self._send(node, self.pending[0])
+                continue
             others = [self._last.get(other, ()) for other in self.nodes if other is not node]
             index, self._last[node] = self._order.pop(self._last.get(node, ()), self._is_ready, others)
-            self.pending.remove(index)
-            self.node2pending[node].append(index)
-            node.send_runtest_some([index])
+            self._send(node, index)
+
+    def _send(self, node: WorkerController, index: int) -> None:
+        self.pending.remove(index)
+        self.node2pending[node].append(index)
+        node.send_runtest_some([index])
 
     def _needs(self, index: int) -> Group:
         assert self.collection is not None

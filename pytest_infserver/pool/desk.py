@@ -61,6 +61,7 @@ class Desk:
         self._waiting = waiting
         self._progress = progress
         self._planners: set[str] = set()
+        self._keeps_order = False
         self._bereft = 0
         self.refusal: str | None = None
         self._news: dict[str, Connection[Any, Any]] = {}
@@ -81,6 +82,10 @@ class Desk:
     def is_ready(self, name: str) -> bool:
         """Tell whether a server runs now."""
         return self._pool.is_ready(name)
+
+    def in_order(self) -> bool:
+        """Tell whether the tests run in the order in which the workers have them."""
+        return self._keeps_order
 
     def wind_up(self) -> None:
         """Let nobody wait for a start any more."""
@@ -186,8 +191,11 @@ class Desk:
 
     # What a worker may ask.
 
-    def _do_plan(self, client: str, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str]) -> None:
+    def _do_plan(
+        self, client: str, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str], in_order: bool
+    ) -> None:
         with self._lock:
+            self._keeps_order |= in_order
             # Whoever comes in the place of a worker that has crashed runs what that one would have run.
             first = not self._planners and not self._bereft
             counts = first or (self._each and not self._bereft)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -64,28 +64,6 @@ def markers(node: pytest.Item | Any) -> list[pytest.Mark]:
 def needs(item: pytest.Item) -> list[pytest.Mark]:
     """Return the marks that name servers which a test needs together."""
     return list(item.iter_markers(NEEDS))
-
-
-def grouped(
-    items: Iterable[pytest.Item], servers_of: Callable[[pytest.Item], Sequence[str]], *, others_first: bool
-) -> list[pytest.Item]:
-    """Return the tests with those of the same servers together, where the first of them stood.
-
-    Args:
-        items: The tests.
-        servers_of: Returns the servers that a test uses.
-        others_first: Whether those without a server come first, to run while one is started; else each keeps its
-            place.
-    """
-    groups: dict[object, list[pytest.Item]] = {}
-    others: list[pytest.Item] = []
-    for item in items:
-        servers = tuple(servers_of(item))
-        if servers or not others_first:
-            groups.setdefault(servers or item, []).append(item)
-        else:
-            others.append(item)
-    return others + [item for group in groups.values() for item in group]
 
 
 def will_run(item: pytest.Item) -> bool:

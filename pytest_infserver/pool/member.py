@@ -31,8 +31,16 @@ class Member(Protocol):
     def servers(self) -> list[InferenceServer]:
         """Return the handles of all servers that were wanted so far."""
 
-    def plan(self, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str] | None = None) -> None:
-        """Say which servers each test is going to need, in order, and for which profilers they are started."""
+    def plan(
+        self, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str] | None = None, *, in_order: bool = False
+    ) -> None:
+        """Say which servers each test is going to need, and for which profilers they are started.
+
+        Args:
+            tests: Node id to servers, in the order of the tests.
+            profilers: Name of a server to the profiler for which it has to be started.
+            in_order: Whether the tests run in exactly that order.
+        """
 
     def is_ready(self, name: str) -> bool:
         """Tell whether a server runs now."""
@@ -96,7 +104,9 @@ class LocalMember:
         """Return the handles of all servers that were wanted so far."""
         return self.pool.servers
 
-    def plan(self, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str] | None = None) -> None:
+    def plan(
+        self, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str] | None = None, *, in_order: bool = False
+    ) -> None:
         """Say which servers each test is going to need."""
         self.pool.join(CLIENT)
         self.pool.plan(tests, profilers)

@@ -61,30 +61,40 @@ class Order(Generic[Test]):
 
 
 class Rearranged(Generic[Test]):
-    """A list of tests that somebody runs from its beginning, rearranged a little ahead of where that is."""
+    """A list of tests that somebody runs from its beginning, whose units are rearranged a little ahead of that."""
 
-    def __init__(self, tests: list[Test], servers_of: Callable[[Test], Group]) -> None:
+    def __init__(self, tests: list[Test], units: Sequence[tuple[Group, Sequence[Test]]]) -> None:
         """Begin with the list as it is.
 
         Args:
             tests: The list; its last part changes.
-            servers_of: Returns the servers that a test needs.
+            units: What stays together, in the order of the list: the servers that it needs, and its tests.
         """
         self._tests = tests
-        self._servers_of = servers_of
-        self._order = Order(tests[2:], servers_of)
+        self._units = units
         self._at = 0
+        self._last: Group = ()
+        settled = self._settled = 0
+        # The first two tests are known to whoever runs them before anything is ready.
+        while self._settled < 2 and settled < len(units):
+            self._last, unit = units[settled]
+            self._settled += len(unit)
+            settled += 1
+        self._left = list(range(settled, len(units)))
+        self._order = Order(self._left, lambda number: units[number][0])
 
     def begin(self, test: Test, is_ready: Callable[[str], bool]) -> None:
-        """Note that a test begins, and decide which one comes after the next.
+        """Note that a test begins, and decide which unit follows where the one of the next test ends with it.
 
-        The next one itself stands: what the fixtures of the two have in common is kept for it.
+        The next test itself stands: what the fixtures of the two have in common is kept for it.
         """
-        tests, at = self._tests, self._at
-        if at >= len(tests) or tests[at] is not test:
+        if self._at >= len(self._tests) or self._tests[self._at] is not test:
             # Somebody runs them in another way.
             return
         self._at += 1
-        if at + 2 < len(tests) and len(self._order):
-            chosen, _ = self._order.pop(self._servers_of(tests[at + 1]), is_ready)
-            tests.insert(at + 2, tests.pop(tests.index(chosen, at + 2)))
+        while self._left and self._settled < self._at + 2:
+            number, self._last = self._order.pop(self._last, is_ready)
+            self._left.remove(number)
+            following = [number, *self._left]
+            self._tests[self._settled :] = [test for each in following for test in self._units[each][1]]
+            self._settled += len(self._units[number][1])

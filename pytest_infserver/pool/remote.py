@@ -84,12 +84,14 @@ class RemoteMember(Keeper):
         """Return the handles of all servers that were wanted so far."""
         return list(self._servers.values())
 
-    def plan(self, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str] | None = None) -> None:
+    def plan(
+        self, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str] | None = None, *, in_order: bool = False
+    ) -> None:
         """Say which servers each test is going to need."""
         profilers = dict(profilers or {})
         for name, tool in profilers.items():
             self.server(name).use_profiler(tool)
-        self._ask("plan", tests=dict(tests), profilers=profilers)
+        self._ask("plan", tests=dict(tests), profilers=profilers, in_order=in_order)
 
     def is_ready(self, name: str) -> bool:
         """Tell whether a server ran when it was leased last."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_infserver.errors import InferenceServerError, ProfileError
-from pytest_infserver.pool.items import grouped, will_run
+from pytest_infserver.pool.arrangement import Arrangement
+from pytest_infserver.pool.items import will_run
 from pytest_infserver.pool.late import LateReports
 from pytest_infserver.pool.lease import Problem
 from pytest_infserver.pool.order import Rearranged
@@ -82,14 +83,36 @@ class Run:
         self._planned: set[str] = set()
         self._no_lease: str | None = None
         self._next: pytest.Item | None = None
+        self._arrangement = Arrangement(choice, settings)
         self._rearranged: Rearranged[pytest.Item] | None = None
         self._extra: list[InferenceServer] = []
         self._profiles_seen: Counter[InferenceServer] = Counter()
         self._reported: set[tuple[InferenceServer, int]] = set()
         self._dependents: tuple[str, Callable[[], object]] | None = None
 
-    def plan(self, items: list[pytest.Item]) -> None:
-        """Put the tests of each server together, and say what the run is going to want.
+    @contextlib.contextmanager
+    def collecting(self, config: pytest.Config, items: list[pytest.Item]) -> Iterator[list[pytest.Item]]:
+        """Put the tests of each server together, before anybody else orders or chooses among them.
+
+        Args:
+            config: pytest's configuration.
+            items: The tests as they were collected; they are moved in place.
+
+        Yields:
+            A list that gets, at the end, the tests which are left out because they run on other servers.
+        """
+        left_out: list[pytest.Item] = []
+        with self._arrangement.put_together(config, items):
+            yield left_out
+        # Last: whoever adds a mark does so in a hook of collection.
+        items[:], left_out[:] = self.choice.choose(items)
+
+    def plan(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Say what the run is going to want.
+
+        Args:
+            config: pytest's configuration.
+            items: The tests in the order in which they are going to run.
 
         Raises:
             pytest.UsageError: A test wants more than there is.
@@ -97,18 +120,15 @@ class Run:
         running = [item for item in items if will_run(item)]
         # First: it refuses tests, which then want no server.
         profilers = wanted_profilers(running, self.choice)
-        wanted = {item: self.choice.servers(item) for item in running}
-        boots = {name for names in wanted.values() for name in names if self.choice.configs[name].url is None}
-        others_first = bool(boots) and self.settings.prelaunch
-        if others_first or len(self.choice.candidates) > 1:
-            items[:] = grouped(items, self.choice.servers, others_first=others_first)
-        tests = {item.nodeid: wanted[item] for item in items if wanted.get(item)}
+        wanted = {item.nodeid: self.choice.servers(item) for item in running}
+        tests = {test: names for test, names in wanted.items() if names}
         self._planned = set(tests)
-        if others_first and self.member.alone:
-            self._rearranged = Rearranged(items, self.choice.servers)
+        self._arrangement.stands(config, items)
+        if self.member.alone:
+            self._rearranged = self._arrangement.rearranged(items)
         if tests:
             try:
-                self.member.plan(tests, profilers)
+                self.member.plan(tests, profilers, in_order=not self._arrangement.is_ours)
             except InferenceServerError as error:
                 raise pytest.UsageError(str(error)) from None
 

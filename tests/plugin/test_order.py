@@ -13,7 +13,6 @@ def test_tests_without_a_server_run_while_the_first_one_boots(twin_project, serv
         import pathlib, time
         import pytest
         from helpers import EVENTS, note
-        def test_with(inference_server): note("with", inference_server.name)
         @pytest.mark.parametrize("n", range(5))
         def test_without(n):
             time.sleep(0.05)
@@ -22,7 +21,11 @@ def test_tests_without_a_server_run_while_the_first_one_boots(twin_project, serv
         """
         for n in (1, 2)
     }
-    twin_project.files(**files)
+    with_one = """
+        from helpers import note
+        def test_with(inference_server): note("with", inference_server.name)
+        """
+    twin_project.files(test_0=with_one, test_3=with_one, **files)
     result = twin_project.run()
     result.assert_outcomes(passed=12)
     events = twin_project.events("started", "without", "with")

@@ -74,11 +74,11 @@ def test_xdist_and_a_configuration_that_is_wrong(inline_project, quiet) -> None:
 
 
 @pytest.mark.promise
-def test_randomly_keeps_the_tests_of_a_server_together(inline_project) -> None:
+def test_randomly_shuffles_and_each_server_starts_once(inline_project) -> None:
     pytest.importorskip("pytest_randomly")
     inline_project.servers(a=[], b=[])
     inline_project.files(test_1=TESTS, test_2=TESTS)
-    result = inline_project.run(plugins=("pytest_randomly",))
+    result = inline_project.run("--infserver-max-servers=2", plugins=("pytest_randomly",))
     result.assert_outcomes(passed=20)
     assert len(inline_project.events("started")) == len(inline_project.events("stopped")) == 2
 

@@ -58,9 +58,19 @@ class Boots:
         return self.now >= self.moments[name]
 
 
-def run(tests: list[str], boots: Boots) -> list[str]:
+def units(tests: list[str], size: int = 1) -> list[tuple[Group, list[str]]]:
+    """Cut tests into units of one server and this size."""
+    found: list[tuple[Group, list[str]]] = []
+    for test in tests:
+        if not found or found[-1][0] != servers_of(test) or len(found[-1][1]) == size:
+            found.append((servers_of(test), []))
+        found[-1][1].append(test)
+    return found
+
+
+def run(tests: list[str], boots: Boots, size: int = 1) -> list[str]:
     """Run tests as pytest does: the next one is known when a test begins, and stands."""
-    rearranged, found = Rearranged(tests, servers_of), []
+    rearranged, found = Rearranged(tests, units(tests, size)), []
     announced = tests[0]
     for at, test in enumerate(tests):
         assert test == announced
@@ -77,18 +87,28 @@ def test_a_server_s_tests_run_when_it_is_ready_and_the_others_fill_the_time() ->
     assert found == ["-0", "-1", "-2", "-3", "a0", "a1", "a2", "-4", "-5", "-6", "-7", "b0", "b1", "b2", "-8"]
 
 
+def test_a_unit_is_not_left_before_its_end() -> None:
+    tests = names(("-", 9), ("a", 6))
+    found = run(tests, Boots(a=1), size=3)
+    assert found == ["-0", "-1", "-2", *names(("a", 6)), "-3", "-4", "-5", "-6", "-7", "-8"]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_every_test_runs_once_whenever_what_is_ready(seed) -> None:
     draw = random.Random(seed)
     tests = names(("-", draw.randrange(8)), ("a", draw.randrange(8)), ("b", draw.randrange(4)), ("ab", 2))
-    found = run(list(tests), Boots(a=draw.randrange(12), b=draw.randrange(12)))
+    size = 1 + seed % 4
+    found = run(list(tests), Boots(a=draw.randrange(12), b=draw.randrange(12)), size)
     assert sorted(found) == sorted(tests)
+    for _, unit in units(tests, size):
+        at = found.index(unit[0])
+        assert found[at : at + len(unit)] == unit
 
 
 def test_somebody_who_runs_them_in_another_way_is_left_alone() -> None:
     tests = names(("-", 4), ("a", 4))
     before = list(tests)
-    rearranged = Rearranged(tests, servers_of)
+    rearranged = Rearranged(tests, units(tests))
     for test in reversed(before):
         rearranged.begin(test, lambda name: True)
     assert sorted(tests) == sorted(before)

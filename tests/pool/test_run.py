@@ -82,17 +82,6 @@ def test_whose_fixture_it_is() -> None:
     assert not items.reaches_ours(None)
 
 
-@pytest.mark.parametrize(
-    ("others_first", "expected"),
-    [(False, ["a1", "a2", "a3", "-", "b1", "b2", "+"]), (True, ["-", "+", "a1", "a2", "a3", "b1", "b2"])],
-)
-def test_items_of_a_server_come_together_where_its_first_one_stood(others_first, expected) -> None:
-    order: Any = ["a1", "-", "b1", "a2", "b2", "+", "a3"]
-    servers: Any = {"a": ("a",), "b": ("b",)}
-    found = items.grouped(order, lambda one: servers.get(one[0], ()), others_first=others_first)  # type: ignore[index]
-    assert found == expected
-
-
 def test_parameters(choice) -> None:
     assert choice.parameters([]) == ["a", "b", "v"]
     assert choice.parameters([mark.backend("command").mark, mark.infserver("b", "v").mark]) == ["b"]
@@ -227,7 +216,10 @@ class Member:
     def servers(self) -> Any:
         return list(self.made.values())
 
-    def plan(self, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str] | None = None) -> None:
+    def plan(
+        self, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str] | None = None, *, in_order: bool = False
+    ) -> None:
+        self.in_order = in_order
         if self.plan_error is not None:
             raise self.plan_error
         self.planned, self.profilers = tests, profilers
@@ -277,6 +269,11 @@ def member() -> Member:
     return Member()
 
 
+CONFIG: Any = SimpleNamespace(
+    getoption=lambda name, default=None: default, pluginmanager=SimpleNamespace(get_plugins=set)
+)
+
+
 @pytest.fixture
 def reports() -> list[pytest.TestReport]:
     return []
@@ -289,34 +286,26 @@ def run(member: Member, reports: list[Any], monkeypatch: pytest.MonkeyPatch) -> 
     return Run(Settings(), make_choice(), member, LateReports(config))
 
 
-def test_the_plan_says_who_needs_what_and_puts_together_what_belongs_together(run, member) -> None:
+def test_the_plan_says_who_needs_what_in_the_order_in_which_the_tests_stand(run, member) -> None:
     one, two, three = item("1", param="a"), item("2", param="b"), item("3", param="a")
     plain, skipped = item("plain", ours=False), item("skipped", param="v")
-    order = [one, two, plain, three, skipped]
-    run.plan(order)
-    assert [each.nodeid for each in order] == ["plain", "1", "3", "2", "skipped"]
+    run.plan(CONFIG, [one, two, plain, three, skipped])
     assert member.planned == {"1": ("a",), "3": ("a",), "2": ("b",)}
-    assert list(member.planned) == ["1", "3", "2"]
-
-
-def test_the_order_of_others_is_left_alone_where_nothing_boots(run, member) -> None:
-    for config in run.choice.configs.values():
-        config.url = "http://127.0.0.1:9"
-    order = [item("1", param="a"), item("plain", ours=False), item("2", param="a")]
-    run.plan(order)
-    assert [each.nodeid for each in order] == ["1", "2", "plain"]
+    assert list(member.planned) == ["1", "2", "3"]
+    # Nobody has put these tests together: they run as they stand.
+    assert member.in_order
 
 
 @pytest.mark.parametrize("error", [ConfigError("too much"), UserCodeError("too much")])
 def test_a_plan_that_cannot_be_is_a_usage_error(run, member, error) -> None:
     member.plan_error = error
     with pytest.raises(pytest.UsageError, match="too much"):
-        run.plan([item("1", param="a")])
+        run.plan(CONFIG, [item("1", param="a")])
 
 
 def test_a_test_has_its_servers_from_beginning_to_end(run, member) -> None:
     one, two = item("1", param="a"), item("2", param="b")
-    run.plan([one, two])
+    run.plan(CONFIG, [one, two])
     with run.test(one, two):
         assert run.item is one
         run.before_setup(one)
@@ -346,7 +335,7 @@ def test_a_test_that_is_skipped_or_uses_no_server_gets_none(run, member) -> None
 
 def test_servers_that_are_needed_together_are_asked_for_together_and_given_back_once(run, member) -> None:
     both = item("1", mark.infserver_needs("a", "b"), mark.infserver(exclusive=True), ours=False, several=True)
-    run.plan([both])
+    run.plan(CONFIG, [both])
     with run.test(both, item("2")):
         run.before_setup(both)
         assert dict(run.needed(both)) == {name: member.server(name) for name in "ab"}
@@ -356,7 +345,7 @@ def test_servers_that_are_needed_together_are_asked_for_together_and_given_back_
 def test_a_test_whose_server_could_not_be_had_fails_in_its_setup(run, member) -> None:
     member.errors["a"] = InferenceServerError("it did not start")
     one = item("1", param="a")
-    run.plan([one])
+    run.plan(CONFIG, [one])
     with run.test(one, item("2")):
         with pytest.raises(pytest.fail.Exception, match="it did not start"):
             run.before_setup(one)
@@ -375,7 +364,7 @@ def test_a_test_that_is_refused_fails_in_its_setup_without_a_server(run, member)
 
 def test_a_rerun_that_finds_its_server_dead_gets_it_again_and_the_test_counts_once(run, member) -> None:
     one = item("1", param="a")
-    run.plan([one])
+    run.plan(CONFIG, [one])
     with run.test(one, item("2")):
         run.before_setup(one)
         member.server("a").die()
@@ -397,7 +386,7 @@ def test_a_server_that_nobody_knew_of_is_leased_on_the_spot_and_stays(run, membe
 
 def test_a_death_fails_its_test_once(run, member, reports) -> None:
     one = item("1", param="a")
-    run.plan([one])
+    run.plan(CONFIG, [one])
     with run.test(one, item("2")):
         server = member.server("a")
         assert run.death(server) is None
@@ -409,7 +398,7 @@ def test_a_death_fails_its_test_once(run, member, reports) -> None:
 
 def test_a_death_that_shows_after_the_last_phase_is_an_error_at_the_tests_teardown(run, member, reports) -> None:
     one = item("1", param="a")
-    run.plan([one])
+    run.plan(CONFIG, [one])
     with run.test(one, item("2")):
         member.deaths["a", 1] = "a died"
     (report,) = reports
@@ -419,7 +408,7 @@ def test_a_death_that_shows_after_the_last_phase_is_an_error_at_the_tests_teardo
 
 def test_a_test_that_has_its_server_alone_may_kill_it(run, member, reports) -> None:
     one = item("1", mark.infserver(exclusive=True), param="a")
-    run.plan([one])
+    run.plan(CONFIG, [one])
     with run.test(one, item("2")):
         member.deaths["a", 1] = "a died"
         assert run.death(member.server("a")) is None
@@ -444,7 +433,7 @@ def test_a_server_of_the_factory_that_dies_is_told_of_with_its_test(run, member)
 
 def test_problems_at_stops_go_to_who_used_the_server_last(run, member, reports) -> None:
     one = item("1", param="a")
-    run.plan([one])
+    run.plan(CONFIG, [one])
     with run.test(one, item("2")):
         run.late_errors.append("of the factory")
         member.problems = [Problem("a left something", "1"), Problem("b left something", None)]
@@ -472,7 +461,7 @@ def test_a_test_fails_in_its_setup_where_nobody_can_say_how_its_server_is(run, m
         raise InferenceServerError("the controller is gone")
 
     one = item("1", param="a")
-    run.plan([one])
+    run.plan(CONFIG, [one])
     monkeypatch.setattr(member, "acquire", acquire)
     with run.test(one, item("2")), pytest.raises(pytest.fail.Exception, match="the controller is gone"):
         run.before_setup(one)
@@ -516,7 +505,7 @@ def test_pause_reaches_all_servers_and_is_undone(run, member) -> None:
 
 def test_an_error_in_a_test_gives_its_servers_back(run, member) -> None:
     one = item("1", param="a")
-    run.plan([one])
+    run.plan(CONFIG, [one])
     with pytest.raises(KeyboardInterrupt), run.test(one, item("2")):
         raise KeyboardInterrupt
     assert member.calls == ["acquire a for 1", "release 1 done 1"]
@@ -524,7 +513,7 @@ def test_an_error_in_a_test_gives_its_servers_back(run, member) -> None:
 
 def test_a_server_of_which_nobody_can_tell_whether_it_died_is_given_back(run, member, monkeypatch) -> None:
     one = item("1", param="a")
-    run.plan([one])
+    run.plan(CONFIG, [one])
 
     def death(lease: Lease) -> str:
         raise ValueError("users bug")
