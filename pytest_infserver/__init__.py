@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+pytest_plugins = ("pytest_infserver.plugin",)
+"""For ``-p pytest_infserver``."""
+
 _HOMES = {
     "CommandServer": "launcher.backends.command",
     "ConfigError": "errors",

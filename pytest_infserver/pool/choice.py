@@ -10,6 +10,7 @@ import pytest
 from pytest_infserver.pool.items import (
     SEVERAL,
     Unmatched,
+    is_of_unittest,
     markers,
     needs,
     parameter,
@@ -37,9 +38,19 @@ this test needs an inference server, and none is configured. Give one in one of 
   pytest --infserver-backend llamacpp --infserver-model builtin:tiny      one server, started for this run
   pytest --infserver-url http://127.0.0.1:8000      a server that runs already"""
 
-NOT_PARAMETRISED = (
-    "unittest.TestCase methods and request.getfixturevalue cannot be parametrised over several servers ({names}):"
-    " keep one with --infserver-server NAME, or write a plain test function that takes 'inference_server'"
+LOOKED_FOR = """
+pytest took {rootdir} for rootdir and {inifile} for its ini file. It looks for them beside each path that stands behind
+an option which it does not know yet: write a path outside of the project with '=', as in --infserver-output-dir=PATH"""
+OF_UNITTEST = (
+    "{test} is a method of a unittest.TestCase, which cannot be parametrised over several servers ({names}):"
+    ' name one by @pytest.mark.infserver("{first}") on the method or class, keep one with --infserver-server NAME,'
+    " or write a plain test function that takes 'inference_server'"
+)
+TOO_LATE = (
+    "{test} asks for 'inference_server' only while it runs (getfixturevalue, a lazy fixture, a step of pytest-bdd),"
+    " when it can no longer be parametrised over several servers ({names}): have it run on each by"
+    ' @pytest.mark.usefixtures("inference_server"), name one by @pytest.mark.infserver("{first}"), or keep one with'
+    " --infserver-server NAME"
 )
 NO_NEEDS = f'\'{SEVERAL}\' gives the servers that @pytest.mark.infserver_needs("a", "b") names: add that mark'
 
@@ -52,14 +63,22 @@ class Choice:
         candidates: The same, as far as marks look at them.
     """
 
-    def __init__(self, configs: Mapping[str, ServerConfig], candidates: Sequence[Candidate], strict: bool) -> None:
+    def __init__(
+        self,
+        configs: Mapping[str, ServerConfig],
+        candidates: Sequence[Candidate],
+        strict: bool,
+        looked_for: str = "",
+    ) -> None:
         """Begin.
 
         Args:
             configs: The servers by name.
             candidates: The same, as far as marks look at them.
             strict: Whether a test that no server fits fails instead of being skipped.
+            looked_for: Where a configuration was looked for, for those who miss theirs.
         """
+        self._no_configuration = NO_CONFIGURATION + looked_for
         self.configs = configs
         self.candidates = list(candidates)
         self._strict = strict
@@ -138,10 +157,12 @@ class Choice:
         if name is not None and (not isinstance(name, str) or name not in self.configs):
             pytest.fail(f"no server is called {name!r}; configured: {known or 'none'}", pytrace=False)
         if not self.candidates:
-            pytest.fail(NO_CONFIGURATION, pytrace=False)
+            pytest.fail(self._no_configuration, pytrace=False)
         only = str(name) if name is not None else self.only(item)
         if only is None:
-            pytest.fail(NOT_PARAMETRISED.format(names=known), pytrace=False)
+            form = OF_UNITTEST if is_of_unittest(item) else TOO_LATE
+            test = "a test" if item is None else item.nodeid
+            pytest.fail(form.format(test=test, names=known, first=next(iter(self.configs))), pytrace=False)
         return only
 
     def only(self, item: pytest.Item | None) -> str | None:
@@ -182,7 +203,7 @@ class Choice:
             self._refusals[item.nodeid] = str(error)
             return
         if not self.candidates:
-            self._refusals[item.nodeid] = NO_CONFIGURATION
+            self._refusals[item.nodeid] = self._no_configuration
         elif not marks:
             self._refusals[item.nodeid] = NO_NEEDS
         elif missing:

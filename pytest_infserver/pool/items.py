@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,6 +83,13 @@ def will_run(item: pytest.Item) -> bool:
         # A condition that cannot be evaluated: pytest reports it in the setup, without a server.
         return False
     return xfail is None or xfail.run or bool(item.config.getoption("runxfail", False))
+
+
+def is_of_unittest(item: pytest.Item | None) -> bool:
+    """Return whether a test is a method of a `unittest.TestCase`."""
+    # Where nobody has imported it there is none; it takes longer than the rest of this plugin.
+    case = getattr(sys.modules.get("unittest"), "TestCase", None)
+    return case is not None and issubclass(getattr(item, "cls", None) or object, case)
 
 
 def unittest_skip(item: pytest.Item) -> str | None:

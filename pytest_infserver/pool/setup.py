@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_infserver.errors import ConfigError
-from pytest_infserver.pool.choice import Choice
+from pytest_infserver.pool.choice import LOOKED_FOR, Choice
 from pytest_infserver.pool.configured import backend_of, check_command, configured_servers
 from pytest_infserver.pool.desk import INPUT, Desk
 from pytest_infserver.pool.late import LateReports
@@ -53,7 +53,8 @@ def load_run(
     if cluster is not None:
         configs = {name: cluster.with_api_key(one) for name, one in configs.items()}
     candidates = [Candidate(name, backend_of(one)) for name, one in configs.items()]
-    choice = Choice(configs, candidates, settings.strict)
+    looked_for = LOOKED_FOR.format(rootdir=config.rootpath, inifile=config.inipath or "nothing")
+    choice = Choice(configs, candidates, settings.strict, looked_for)
     late = LateReports(config)
     member: Member
     if INPUT in worker:

@@ -49,6 +49,9 @@ def test_no_configuration_shows_the_three_ways(inline_project, quiet) -> None:
     text = quiet(result)
     for way in ("--infserver-config servers.yaml", "--infserver-backend llamacpp", "--infserver-url http"):
         assert way in text
+    # What pytest has made of the command line, for those who have given one.
+    assert f"pytest took {inline_project.path} for rootdir and {inline_project.path / 'tox.ini'} for its ini" in text
+    assert "write a path outside of the project with '='" in text
 
 
 @pytest.mark.promise

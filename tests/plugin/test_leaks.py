@@ -52,7 +52,9 @@ def shared(request, shared_project, tmp_path_factory):
         test_a=MANY, test_b=MANY.replace("test_", "test_b_"), test_dying=DYING, test_made=MADE, test_used_late=LATE
     )
     # With room for all nobody makes way, whose leaks would come twice.
-    result = project.run("-v", "--infserver-max-servers=8", *request.param, plugins=("xdist.plugin",) if request.param else ())
+    result = project.run(
+        "-v", "--infserver-max-servers=8", *request.param, plugins=("xdist.plugin",) if request.param else ()
+    )
     assert list(folder.glob("infserver-*")) == []
     return project, result
 

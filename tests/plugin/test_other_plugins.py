@@ -245,6 +245,37 @@ def test_without_some_of_pytests_own_plugins_and_with_other_imports(inline_proje
 LATE = ("requests", "yaml", "psutil", "openai")
 
 
+WAYS = ["", "-p infserver", "-p pytest_infserver", "-p pytest_infserver.plugin", "conftest", "its package", "variable"]
+
+
+@pytest.mark.parametrize("autoload", [True, False], ids=["autoload", "by hand"])
+@pytest.mark.parametrize("way", WAYS)
+def test_however_often_it_is_loaded_it_is_one_plugin(project, monkeypatch, way, autoload) -> None:
+    monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+    words = way.split() if way.startswith("-p") else []
+    if not autoload:
+        words += ["--disable-plugin-autoload", *(() if way else ("-p", "infserver"))]
+    if way == "variable":
+        monkeypatch.setenv("PYTEST_PLUGINS", "pytest_infserver.plugin")
+    named = {"conftest": "pytest_infserver.plugin", "its package": "pytest_infserver"}.get(way)
+    (project.path / "conftest.py").write_text(f"pytest_plugins = [{named!r}]\n" if named else "")
+    project.servers(a=[])
+    project.files(test_1="def test_1(inference_server): assert inference_server.check_health()\n")
+    command = [sys.executable, "-m", "pytest", "-p", "no:asyncio", *words, "--infserver-config=servers.yaml"]
+    done = subprocess.run(command, cwd=project.path, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+
+
+def test_it_can_be_left_out(project, monkeypatch) -> None:
+    monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+    project.files(test_1="def test_1(): pass\n")
+    command = [sys.executable, "-m", "pytest", "-p", "no:infserver", "-p", "no:asyncio", "--help"]
+    done = subprocess.run(command, cwd=project.path, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0
+    assert "--infserver" not in done.stdout
+
+
 def test_the_plugin_loads_without_what_it_needs_later(nothing_left) -> None:
     code = f"import sys, pytest_infserver.plugin; print(*[name for name in {LATE} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
