@@ -76,3 +76,8 @@ def _plugins(config: pytest.Config) -> set[str]:
     plugins = config.pluginmanager.get_plugins()
     names = (getattr(plugin, "__name__", None) or type(plugin).__module__ for plugin in plugins)
     return {str(name).partition(".")[0] for name in names}
+
+
+def reruns_on_change(config: pytest.Config) -> bool:
+    """Return whether this is a run inside of xdist's ``-f``, as its `WorkerFailSession` tells (xdist 3.6 to 3.8)."""
+    return any(type(plugin).__name__ == "WorkerFailSession" for plugin in config.pluginmanager.get_plugins())

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from pytest_infserver.compat import reruns_on_change
 from pytest_infserver.config.paths import absolute, resolve_paths
 from pytest_infserver.options import OPTIONS, Option, raw_ini
 
@@ -165,7 +166,9 @@ class _Reader:
         return (*self._layers(self.environment), *self._layers(self.command_line))
 
     def defaults(self) -> tuple[Layer, ...]:
-        logs = {"output_dir": str(self.config.rootpath / "server_logs")}
+        # xdist's `-f` runs again when a file of the project changes whose name does not begin with a dot.
+        name = ".server_logs" if reruns_on_change(self.config) else "server_logs"
+        logs = {"output_dir": str(self.config.rootpath / name)}
         return (("rootdir", logs), *self._layers(self.ini))
 
     def _label(self, option: Option, source: Callable[[str], Any]) -> str:

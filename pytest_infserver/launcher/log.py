@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from pytest_infserver.launcher.places import take_lock
+from pytest_infserver.system.folders import make_output_folder
 
 MAX_READ = 64 * 1024
 """Bytes that are read when nobody says how many."""
@@ -59,7 +60,7 @@ class ServerLog:
         others = [self._output_dir / f"{self._name}-{number}" for number in range(2, _MAX_FOLDERS)]
         # The last one first: a restart goes on in the same file.
         for folder in (self.path.parent, self._output_dir / self._name, *others):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_output_folder(self._output_dir, folder.name)
             lock = take_lock(folder / ".lock")
             if lock is not None:
                 return folder, lock

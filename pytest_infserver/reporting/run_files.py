@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_infserver.launcher.places import take_lock
+from pytest_infserver.system.folders import make_output_folder
 
 if TYPE_CHECKING:
     from pytest_infserver.config.model import ServerConfig
@@ -60,7 +61,7 @@ class RunFiles:
     def _claimed(self) -> str:
         """Take the first name that no other run has; return what makes it different from the usual one."""
         with contextlib.suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_output_folder(self.folder)
             for number in range(1, _MAX_RUNS):
                 suffix = "" if number == 1 else f"-{number}"
                 self._lock = take_lock(self.folder / f".run{suffix}.lock")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -296,3 +299,35 @@ def pytest_unconfigure():
     project.files(test_1="def test_1(): pass")
     assert project.bare().ret == 0
     assert project.events("loaded") == ["loaded"]
+
+
+def test_looponfail_waits_for_a_change_of_the_user(project, nothing_left) -> None:
+    pytest.importorskip("xdist")
+    project.servers(a=[])
+    # The project notes in files of its own what happens, which would be changes.
+    project.files(test_1="def test_1(inference_server): assert 0\n", conftest="")
+    output = project.path.with_name(f"{project.path.name}-output")
+    words = ["-p", "pytest_infserver.plugin", "-p", "xdist.looponfail", "-p", "xdist", "-p", "no:cacheprovider", "-f"]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    with output.open("w") as file:
+        command = [sys.executable, "-m", "pytest", *words, "--infserver-config=servers.yaml"]
+        run = subprocess.Popen(
+            command,
+            cwd=project.path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while "waiting for changes" not in output.read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        # It looks every two seconds.
+        time.sleep(5)
+        assert output.read_text().count("waiting for changes") == 1, output.read_text()
+        assert (project.path / ".server_logs" / "a" / "server.log").exists()
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()

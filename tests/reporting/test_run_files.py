@@ -42,7 +42,7 @@ def test_a_file_replaces_that_of_an_earlier_run(tmp_path: Path) -> None:
         assert files.write("run.json", lambda text=text: text) == tmp_path / "logs" / "run.json"  # type: ignore[misc]
         files.close()
     assert (tmp_path / "logs" / "run.json").read_text() == "two"
-    assert sorted(os.listdir(tmp_path / "logs")) == [".run.lock", "run.json"]
+    assert sorted(os.listdir(tmp_path / "logs")) == [".gitignore", ".run.lock", "CACHEDIR.TAG", "run.json"]
 
 
 def test_runs_at_the_same_time_do_not_overwrite_each_other(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pytest_infserver.launcher.profiling.ledger import Entry, Ledger, Stretch, t
 from pytest_infserver.launcher.profiling.profiler import NothingSeenError, Place, Profiler, Waiting
 from pytest_infserver.launcher.profiling.tools import TOOLS
 from pytest_infserver.launcher.state import ServerState
+from pytest_infserver.system.folders import make_output_folder
 from pytest_infserver.system.text import clean
 
 if TYPE_CHECKING:
@@ -279,7 +280,7 @@ class Profiling:
     def _make_folder(self) -> None:
         folder = self._server.profile_dir
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_output_folder(folder.parent, folder.name)
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(f"{folder} cannot be written")
         except OSError as error:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
+from pytest_infserver.system.folders import make_output_folder
+
 _MAX_NAME = 120
 
 
@@ -34,7 +36,7 @@ def claim(folder: Path, name: str, suffix: str) -> Path:
     Raises:
         OSError: It cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_output_folder(folder.parent, folder.name)
     stem = stem_of(name)
     for number in itertools.count(1):
         path = folder / f"{stem}{'' if number == 1 else f'-{number}'}{suffix}"
