@@ -419,28 +419,3 @@ def test_an_indirect_parameter_that_is_no_name(inline_project) -> None:
     result = inline_project.run()
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*no server is called *'a'*"])
-
-
-@pytest.mark.parametrize(
-    ("option", "order"),
-    [
-        ("--infserver-prelaunch", ["test_2", "test_1", "test_3"]),
-        ("--no-infserver-prelaunch", ["test_1", "test_2", "test_3"]),
-    ],
-)
-def test_only_what_needs_no_server_leaves_its_place(inline_project, option, order) -> None:
-    inline_project.servers(a=[])
-    inline_project.files(
-        test_1="""
-        def test_3(inference_server): pass
-        def test_2(): pass
-        def test_1(inference_server): pass
-        """,
-        order="""
-        import pytest
-        @pytest.hookimpl(trylast=True)
-        def pytest_collection_modifyitems(items): items.sort(key=lambda item: item.name)
-        """,
-    )
-    inline_project.run("-p", "order", option).assert_outcomes(passed=3)
-    assert [line.split()[1][:6] for line in inline_project.events("test")] == order
