@@ -26,7 +26,7 @@ from pytest_infserver.errors import (
     UserCodeError,
 )
 from pytest_infserver.launcher import handover, launching, messages, ports
-from pytest_infserver.launcher.attach import wait_for_url
+from pytest_infserver.launcher.attach import handle, wait_for_url
 from pytest_infserver.launcher.configured import ConfiguredServer
 from pytest_infserver.launcher.devices import DeviceClaim
 from pytest_infserver.launcher.endpoints import existing
@@ -147,6 +147,17 @@ class InferenceServer(ConfiguredServer):
             ConfigError: The configuration does not fit this backend; it points into the YAML file.
         """
         return cls(**config.keywords(), backend=config.backend, origins=config.origins)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Give another process, as one of multiprocessing, a server that is attached to this one as it runs now."""
+        config = dataclasses.replace(self.settings, url=self.server_url, profile=None)
+        return handle, (type(self), config, self.api_key)
+
+    def __copy__(self: Self) -> Self:
+        """Return a copy in this process, which is no such handle."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
 
     def list_endpoints(self) -> dict[str, str]:
         """Return name to URL of the endpoints; while the server runs only of those that exist."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -68,3 +72,41 @@ def test_attached_server_keeps_its_backend(
         assert server.why_died() is None
     assert running.check_health()
     assert not server.log_path.parent.exists()
+
+
+IN_ANOTHER_PROCESS = """
+import pickle, sys
+from pytest_infserver import InferenceServerError
+server = pickle.load(sys.stdin.buffer)
+try:
+    server.stop()
+except InferenceServerError as error:
+    print(error)
+print(server.check_health(), server.name, server.get_backend_name(), server.url_for("/health"))
+"""
+
+
+def test_another_process_gets_a_handle(fake_server: FakeServer) -> None:
+    """As those of multiprocessing, which get what is pickled."""
+    key = "sk-0123456789"
+    with fake_server("--need-key", key, "--api-key", key, name="one") as server:
+        command = [sys.executable, "-c", IN_ANOTHER_PROCESS]
+        done = subprocess.run(command, input=pickle.dumps(server), capture_output=True, timeout=60, check=True)
+        refusal, found = done.stdout.decode().splitlines()
+        assert refusal == "this process has only a handle of the server: stop it in the one that has started it"
+        assert found == f"True one command {server.server_url}/health"
+        # It runs on, and the one here is still its owner.
+        assert server.check_health()
+
+
+def test_a_handle_of_a_server_that_does_not_run_answers_that_it_does_not(fake_server: FakeServer) -> None:
+    server = fake_server()
+    with server:
+        text = pickle.dumps(server)
+    assert not pickle.loads(text).check_health()
+
+
+def test_a_copy_in_the_same_process_is_no_handle(fake_server: FakeServer) -> None:
+    server = fake_server()
+    twin = copy.copy(server)
+    assert (type(twin), twin.attached, twin.log_path) == (type(server), False, server.log_path)
