@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
+from fake_servers import fake_block
 
 
 def test_tests_without_a_server_run_while_the_first_one_boots(twin_project, servers_yaml) -> None:
@@ -125,7 +128,11 @@ def test_only_what_failed_last_time_wants_starts(project, servers_yaml) -> None:
 
 
 def test_a_failed_start_is_tried_once_and_fails_every_test_at_once(twin_project, servers_yaml, quiet) -> None:
-    servers_yaml(bad=["--say=no such weights", "--delay=1", "--exit=7"], good=[])
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        # A port of ours that somebody else took meanwhile would be another try.
+        port = one.getsockname()[1]
+    servers_yaml(bad=fake_block("--say=no such weights", "--delay=1", "--exit=7", port=port), good=[])
     twin_project.files(
         test_1="""
         import pytest

@@ -75,7 +75,7 @@ class Seed:
     def traces(self) -> list[Path]:
         """Return the files in the folder for traces, relative to that."""
         folder = self.folder / "profiles"
-        return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        return sorted(path.relative_to(folder) for path in folder.glob("*/**/*") if path.is_file())
 
     def _execute(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
         env = {
