@@ -583,7 +583,7 @@ class Life:
         files = [
             (path, size, mode)
             for path, size, mode in self.ask("files", _SLACK)
-            if PurePosixPath(path).parts[0] == "profiles" and path not in self._brought and size
+            if _is_trace(path) and path not in self._brought and size
         ]
         brought: dict[str, Path] = {}
         try:
@@ -638,6 +638,12 @@ def _keywords(server: InferenceServer, demand: Demand) -> Mapping[str, Any]:
     if profile is not None:
         values["profile"] = dataclasses.asdict(profile)
     return values
+
+
+def _is_trace(path: str) -> bool:
+    """Return whether a file of a node is one of a server's traces: ``profiles/NAME/TRACE``, and folders in it."""
+    parts = PurePosixPath(path).parts
+    return parts[0] == "profiles" and len(parts) > 2
 
 
 def _by_trace(files: Sequence[tuple[str, int, int]]) -> dict[str, list[tuple[str, int, int]]]:
