@@ -44,31 +44,30 @@ def unsorted(items: Iterable[pytest.Item], fixture: str | None = None) -> Iterat
 
 
 _ORDERING_OPTIONS = ("stepwise", "failedfirst", "newfirst", "lf")
-_ORDERING_PLUGINS = {
-    "pytest_order",
-    "pytest_dependency",
-    "pytest_randomly",
-    "random_order",
-    "pytest_random_order",
-    "pytest_split",
-    "pytest_django",
-}
-"""Top-level modules of plugins that order tests, or that need them in an order."""
+_ORDERING_MARKS = ("order", "dependency")
+"""Those of pytest-order and pytest-dependency."""
 
 
-def somebody_orders(config: pytest.Config) -> bool:
-    """Return whether an option or a plugin of this run orders tests, or needs them in an order."""
-    return any(config.getoption(name, None) for name in _ORDERING_OPTIONS) or bool(_plugins(config) & _ORDERING_PLUGINS)
+def somebody_orders(config: pytest.Config, items: Iterable[pytest.Item]) -> bool:
+    """Return whether an option, a plugin or a mark on a test orders the tests, or needs them in an order."""
+    options = any(config.getoption(name, None) for name in _ORDERING_OPTIONS)
+    return options or _is_shuffled(config) or _is_marked(items, *_ORDERING_MARKS)
 
 
-def must_stay(config: pytest.Config) -> bool:
+def must_stay(config: pytest.Config, items: Iterable[pytest.Item]) -> bool:
     """Return whether tests must stay where they are, because a plugin has put them there before or relies on it.
 
     pytest-randomly shuffles tests in the first hook of all; pytest-dependency needs them in the order of the source.
     """
-    plugins = _plugins(config)
-    shuffled = "pytest_randomly" in plugins and config.getoption("randomly_reorganize", False)
-    return "pytest_dependency" in plugins or bool(shuffled)
+    return _is_shuffled(config) or ("pytest_dependency" in _plugins(config) and _is_marked(items, "dependency"))
+
+
+def _is_shuffled(config: pytest.Config) -> bool:
+    return "pytest_randomly" in _plugins(config) and bool(config.getoption("randomly_reorganize", False))
+
+
+def _is_marked(items: Iterable[pytest.Item], *names: str) -> bool:
+    return any(mark.name in names for item in items for mark in item.iter_markers())
 
 
 def _plugins(config: pytest.Config) -> set[str]:

@@ -50,7 +50,7 @@ class Arrangement:
             # As without this plugin: our own parameter moves nothing.
             with unsorted(items, FIXTURE):
                 items[:] = sorted_by_parameters(items)
-            if not must_stay(config):
+            if not must_stay(config, items):
                 self._group(items)
         with unsorted(items):
             yield
@@ -66,7 +66,7 @@ class Arrangement:
         self._units = [Unit(unit.servers, [test for test in unit.tests if test in left]) for unit in self._units]
         self._units = [unit for unit in self._units if unit.tests]
         as_put = [test for unit in self._units for test in unit.tests]
-        self.is_ours = as_put == list(items) and not somebody_orders(config)
+        self.is_ours = as_put == list(items) and not somebody_orders(config, items)
 
     def rearranged(self, items: list[pytest.Item]) -> Rearranged[pytest.Item] | None:
         """Return what moves the tests that need no server to where one is started, or None if nothing is to move."""

@@ -154,6 +154,12 @@ def test_pytest_dependency(suite, prelaunch) -> None:
     assert ran(suite) == BY_SOURCE
 
 
+def test_a_plugin_that_is_there_and_not_used_changes_nothing(suite) -> None:
+    plugins = needed("pytest_dependency", "random_order.plugin", "pytest_split.plugin", "pytest_django.plugin")
+    suite.run(plugins=plugins).assert_outcomes(passed=4)
+    assert ran(suite) == OURS
+
+
 @PRELAUNCH
 @pytest.mark.parametrize(
     ("module", "arguments"),
