@@ -77,13 +77,14 @@ class ServerAffinity(LoadScheduling):
             node.shutdown()
 
     def _send_tests(self, node: WorkerController, num: int) -> None:
+        if self._in_order():
+            for index in self.pending[:num]:
+                self._send(node, index)
+            return
         if len(self._order) != len(self.pending):
             # At the beginning, and when a worker has crashed and its tests have come back.
             self._order = Order(self.pending, self._needs)
         for _ in range(min(num, len(self.pending))):
-            if self._in_order():
-                self._send(node, self.pending[0])
-                continue
             others = [self._last.get(other, ()) for other in self.nodes if other is not node]
             index, self._last[node] = self._order.pop(self._last.get(node, ()), self._is_ready, others)
             self._send(node, index)

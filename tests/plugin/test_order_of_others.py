@@ -164,15 +164,14 @@ def test_a_plugin_that_is_there_and_not_used_changes_nothing(suite) -> None:
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
-        ("pytest_randomly", ("-p", "randomly_seed=3")),
+        ("pytest_randomly", ()),
         ("random_order.plugin", ("--random-order-seed=3",)),
         ("pytest_split.plugin", ("--splits=1", "--group=1")),
     ],
 )
 def test_what_a_plugin_has_ordered_is_what_runs(suite, module, arguments, prelaunch) -> None:
     suite.conftest(NOTE + AT_THE_END)
-    seed = () if arguments[0] == "-p" else arguments
-    suite.run(prelaunch, *seed, plugins=needed(module)).assert_outcomes(passed=4)
+    suite.run(prelaunch, *arguments, plugins=needed(module)).assert_outcomes(passed=4)
     (ordered,) = suite.events("ordered")
     assert ran(suite) == ordered.split()[1:]
 
