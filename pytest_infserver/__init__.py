@@ -5,12 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pytest_infserver.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from pytest_infserver.config.model import ProfileConfig, ServerConfig
     from pytest_infserver.errors import (
         ConfigError,
         InferenceServerError,
         LeakError,
+        LogTimeoutError,
         PortInUseError,
         ProfileError,
         ServerDiedError,
@@ -33,8 +36,7 @@ if TYPE_CHECKING:
     )
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.launcher.state import ServerState
-
-__version__ = "0.1.0"
+    from pytest_infserver.pool.collection.variants import variant
 
 pytest_plugins = ("pytest_infserver.plugin",)
 """For ``-p pytest_infserver``."""
@@ -46,7 +48,9 @@ _HOMES = {
     "InferenceServerError": "errors",
     "LeakError": "errors",
     "LlamaCppServer": "launcher.backends.llamacpp",
+    "LogTimeoutError": "errors",
     "PortInUseError": "errors",
+    "variant": "pool.collection.variants",
     "ProfileConfig": "config.model",
     "ProfileError": "errors",
     "RemoteServer": "launcher.backends.remote",
@@ -85,6 +89,7 @@ __all__ = [
     "InferenceServerError",
     "LeakError",
     "LlamaCppServer",
+    "LogTimeoutError",
     "PortInUseError",
     "ProfileConfig",
     "ProfileError",
@@ -103,4 +108,5 @@ __all__ = [
     "load_server_configs",
     "register_backend",
     "start_server_from_config",
+    "variant",
 ]

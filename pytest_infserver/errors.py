@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_infserver.system.text import clean
+
 if TYPE_CHECKING:
-    from pytest_infserver.launcher.leaks.finding import Finding
+    from pytest_infserver.leak_finding import Finding
 
 
 class InferenceServerError(Exception):
-    """Base of every error raised by this package."""
+    """Base of every error raised by this package; its text has no escape sequences, wherever its parts come from."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(clean(one) if isinstance(one, str) else one for one in args))
 
 
 class ConfigError(InferenceServerError):
@@ -21,11 +26,19 @@ class ConfigError(InferenceServerError):
         file: The YAML file or the option that holds the mistake; None for keyword arguments.
         line: 1-based line in ``file``, or None.
         column: 1-based column in ``file``, or None.
+        of_block: Whether it is the mistake of a whole server or file, such as a missing key, and not of one value.
     """
 
     def __init__(
-        self, message: str, *, file: str | None = None, line: int | None = None, column: int | None = None
+        self,
+        message: str,
+        *,
+        file: str | None = None,
+        line: int | None = None,
+        column: int | None = None,
+        of_block: bool = True,
     ) -> None:
+        self.of_block = of_block
         self.file = file
         self.line = line
         self.column = column
@@ -33,7 +46,7 @@ class ConfigError(InferenceServerError):
         super().__init__(f"{place}: {message}" if place else message)
 
 
-class ServerStartupError(InferenceServerError):
+class ServerStartupError(InferenceServerError, RuntimeError):
     """A server that did not become ready.
 
     Attributes:
@@ -57,6 +70,10 @@ class PortInUseError(ServerStartupError):
 
 class ServerDiedError(InferenceServerError):
     """A server that was ready and then ended by itself, or hung and was killed."""
+
+
+class LogTimeoutError(InferenceServerError, TimeoutError):
+    """Nothing in a server's log has matched what was waited for."""
 
 
 class LeakError(InferenceServerError):

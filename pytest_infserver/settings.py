@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +14,8 @@ import pytest
 from pytest_infserver.compat import reruns_on_change
 from pytest_infserver.config.paths import absolute, resolve_paths
 from pytest_infserver.options import OPTIONS, Option, raw_ini
+from pytest_infserver.pool.collection.durations import DEFAULT_NAME
+from pytest_infserver.pool.collection.shards import Shard, parse_shard
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off", ""}
@@ -39,15 +41,23 @@ class Settings:
         servers: Globs of server names to keep; empty keeps all.
         backends: Names of backends to keep; empty keeps all.
         url: Server to attach to, or None.
-        url_is_default: Whether a server's own ``url`` counts more than this one.
+        urls: Servers to attach to by their names.
+        url_is_default: Whether a server's own ``url`` counts more than these.
         strict: Whether a test without a fitting server fails.
         max_servers: How many servers without GPUs run at the same time, or None.
         prelaunch: Whether servers are started before a test asks for them.
         keep: Seconds that servers live on after their last use, or None.
         on_crash: ``restart`` or ``fail``.
         cluster: The Ray cluster that the servers run on: an address, ``auto`` or ``local``; None for this machine.
+        log: ``live`` shows servers' logs as they are written, ``failed`` only in the reports of failed tests.
+        log_lines: How many lines of a log stand in such a report, or None for the built-in number.
+        fresh_on_rerun: Whether a test that is repeated gets its servers started anew.
         summary: When the table of servers is shown: ``auto``, ``always`` or ``never``.
         order: ``servers`` puts the tests of each server together, ``source`` moves none.
+        shard: Which job's share of the tests runs, or None for all.
+        durations: The file with what tests and starts took.
+        save_durations: Whether that is written anew.
+        optional_names: Globs of names in marks that need not be configured.
         overrides: Server settings from environment and command line, each with the option it came from; a later
             one counts more.
         defaults: Server settings from the ini file, likewise.
@@ -57,6 +67,7 @@ class Settings:
     servers: tuple[str, ...] = ()
     backends: tuple[str, ...] = ()
     url: str | None = None
+    urls: Mapping[str, str] = field(default_factory=dict)
     url_is_default: bool = False
     strict: bool = False
     max_servers: int | None = None
@@ -64,8 +75,15 @@ class Settings:
     keep: float | None = None
     on_crash: str = "restart"
     cluster: str | None = None
+    log: str = "failed"
+    log_lines: int | None = None
+    fresh_on_rerun: bool = False
     summary: str = "auto"
     order: str = "servers"
+    shard: Shard | None = None
+    durations: Path = Path(DEFAULT_NAME)
+    save_durations: bool = False
+    optional_names: tuple[str, ...] = ()
     overrides: tuple[Layer, ...] = ()
     defaults: tuple[Layer, ...] = ()
 
@@ -81,7 +99,7 @@ def read_settings(config: pytest.Config, environ: Mapping[str, str] | None = Non
         config_files=reader.paths("config"),
         servers=tuple(reader.get("server") or ()),
         backends=tuple(reader.get("backend") or ()),
-        url=reader.get("url"),
+        **reader.urls(),
         url_is_default=reader.command_line("url") is None and reader.environment("url") is None,
         strict=bool(reader.get("strict")),
         max_servers=reader.count("max-servers"),
@@ -89,8 +107,14 @@ def read_settings(config: pytest.Config, environ: Mapping[str, str] | None = Non
         keep=reader.duration("keep") or None,
         on_crash=reader.one_of("on-crash", ("restart", "fail")),
         cluster=reader.get("cluster"),
+        log=reader.one_of("log", ("live", "failed") if reader.shows_output() else ("failed", "live")),
+        log_lines=reader.count("log-lines"),
+        fresh_on_rerun=bool(reader.get("fresh-on-rerun")),
         summary=reader.one_of("summary", ("auto", "always", "never")),
         order=reader.one_of("order", ("servers", "source")),
+        shard=reader.shard("shard"),
+        **reader.durations_file(),
+        optional_names=tuple(reader.get("optional-names") or ()),
         overrides=reader.overrides(),
         defaults=reader.defaults(),
     )
@@ -122,7 +146,7 @@ class _Reader:
         option, value = self.options[name], self.config.getoption(self.options[name].ini)
         if value is None:
             return None
-        if value == "" or (isinstance(value, list) and not any(value)):
+        if value == "" or (isinstance(value, list) and not any(value)) or (option.can_be_off and value == ["off"]):
             return _OFF
         return _parse(option, value, option.flag) if option.can_be_off or option.separators == "," else value
 
@@ -135,6 +159,10 @@ class _Reader:
         option = self.options[name]
         value = raw_ini(self.config, option)
         return None if value is None or value == "" else _parse(option, value, f"ini {option.ini}")
+
+    def shows_output(self) -> bool:
+        """Return whether what tests write is shown as it comes: ``-s``."""
+        return bool(self.config.getoption("capture", None) == "no")
 
     def count(self, name: str) -> int | None:
         value, label = self._with_label(name)
@@ -157,10 +185,44 @@ class _Reader:
             raise pytest.UsageError(f"{label}: expected {' or '.join(known)}, not '{value}'")
         return value or known[0]
 
+    def shard(self, name: str) -> Shard | None:
+        value, label = self._with_label(name)
+        try:
+            return None if value is None else parse_shard(value)
+        except ValueError:
+            raise pytest.UsageError(f"{label}: expected I/N with I from 1 to N, as in 1/3, not '{value}'") from None
+
+    def durations_file(self) -> dict[str, Any]:
+        value, label = self._with_label("save-durations")
+        word = str(value or "off").strip().lower()
+        save = word not in _FALSE
+        if save and word not in _TRUE and not word.endswith(".json"):
+            # The option stands before a test's path, which the command line takes for its value.
+            raise pytest.UsageError(f"{label}: expected a file that ends in .json, not '{value}'; write it after '='")
+        chosen = self.paths("durations") or (self.paths("save-durations") if word.endswith(".json") else ())
+        return {"durations": next(iter(chosen), self.config.rootpath / DEFAULT_NAME), "save_durations": save}
+
+    def urls(self) -> dict[str, Any]:
+        values, label = self._with_label("url")
+        named: dict[str, str] = {}
+        alone: list[str] = []
+        for value in values or ():
+            name, equals, url = value.partition("=")
+            if not equals or "/" in name:
+                alone.append(value)
+            elif not name or name in named:
+                raise pytest.UsageError(f"{label}: expected NAME=URL, each name once, not '{value}'")
+            else:
+                named[name] = url
+        if len(alone) > 1 or (alone and named):
+            raise pytest.UsageError(f"{label}: of several servers each needs its name: NAME={alone[0]}")
+        return {"url": alone[0] if alone else None, "urls": named}
+
     def paths(self, name: str) -> tuple[Path, ...]:
         from_ini = self.command_line(name) is None and self.environment(name) is None
         folder = self.ini_dir if from_ini else self.invocation_dir
-        return tuple(Path(absolute(item, folder)) for item in self.get(name) or ())
+        value = self.get(name) or ()
+        return tuple(Path(absolute(item, folder)) for item in ([value] if isinstance(value, str) else value))
 
     def overrides(self) -> tuple[Layer, ...]:
         return (*self._layers(self.environment), *self._layers(self.command_line))

@@ -17,11 +17,12 @@ import pytest
 from engines.provision import environment, models_dir
 from engines.recipes import ENGINES
 from fake_servers import FAKE_ENGINE, fake_command, write_servers
-from in_process import without_a_trace
+from in_process import load_all, without_a_trace
 from isolation import HARD_LIMIT, cleaned_environment, no_process_left
 from tiers import CHOICES, TIERS, SpawnWatch, tier_of
 
 from pytest_infserver import CommandServer
+from pytest_infserver.system.processes.own_cgroup import make_cgroup, remove_cgroup
 
 pytest_plugins = ["pytester"]
 
@@ -151,6 +152,15 @@ def nothing_left(hard_limit: None) -> Iterator[None]:
 
 
 @pytest.fixture
+def needs_cgroup() -> None:
+    """Skip where this user can make no cgroup."""
+    folder = make_cgroup()
+    if folder is None:
+        pytest.skip("this user can make no cgroup with cgroup.kill here")
+    assert remove_cgroup(folder)
+
+
+@pytest.fixture
 def fake_server(tmp_path: Path, nothing_left: None) -> Iterator[Callable[..., CommandServer]]:
     """Make servers that run the fake engine: ``fake_server("--delay", "1", startup_timeout=5)``."""
     made: list[CommandServer] = []
@@ -165,7 +175,7 @@ def fake_server(tmp_path: Path, nothing_left: None) -> Iterator[Callable[..., Co
 
     yield make
     for server in made:
-        server.refuse_stop(None)
+        server.runtime.stop_refusal = None
         server.stop()
 
 
@@ -211,16 +221,29 @@ def installed_vllm(tmp_path: Path, nothing_left: None) -> Path:
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     # Not the package itself: it must not be imported.
-    info = tmp_path / "site" / "vllm-0.32.0+cpu.dist-info"
+    info = tmp_path / "lib" / "python3.12" / "site-packages" / "vllm-0.32.0+cpu.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "site"} exec {sys.executable} "$@"\n')
+    (tmp_path / "pyvenv.cfg").write_text("version = 3.12.1\n")
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     command = tmp_path / "bin" / "vllm"
     run = f"sys.argv.remove('serve')\nrunpy.run_path({str(FAKE_ENGINE)!r}, run_name='__main__')"
     command.write_text(f"#!{python}\nimport runpy, sys\n{run}\n")
     command.chmod(0o755)
     return command
+
+
+@pytest.fixture(scope="session")
+def all_loaded() -> None:
+    """Load what runs of pytest in this process need."""
+    load_all()
+
+
+@pytest.fixture
+def pytester(all_loaded: None, pytester: pytest.Pytester) -> pytest.Pytester:
+    """Return pytest's own fixture: what it makes this process forget at its end was loaded before."""
+    return pytester
 
 
 @pytest.fixture

@@ -189,6 +189,14 @@ class Handler(socketserver.StreamRequestHandler):
             self.reply(
                 200, {"id": "1", "object": "chat.completion", "created": 1, "model": "fake", "choices": [choice]}
             )
+        elif self.path == "/reset":
+            note("POST /reset")
+            self.reply(200, {})
+        elif self.path.startswith(("/sleep?level=", "/wake_up", "/release_memory_", "/resume_memory_")):
+            note(f"POST {self.path}")
+            # As an engine without its memory it answers no health check.
+            Handler.sick = self.path.startswith(("/sleep", "/release"))
+            self.reply(200, {})
         elif self.path in ("/start_profile", "/stop_profile"):
             note(f"POST {self.path}")
             if self.path == self.options.refuse_profile:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import importlib
 import os
@@ -22,13 +21,12 @@ from pytest_infserver.launcher.backends import registry
 _FILES = "open files"
 _LIMIT = 10.0
 """Seconds in which threads end that a run has told to."""
-_PACKAGES = ("config", "launcher", "models", "pool", "reporting")
+_PACKAGES = ("config", "launcher", "models", "pool", "reporting", "system")
 
 
 @contextlib.contextmanager
 def without_a_trace() -> Iterator[None]:
     """Let pytest run in this process: fail if that changes it; what a run makes known to the plugin is forgotten."""
-    load_all()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "_registered", {})
         # A file that is written anew within a second must not be taken for the one before.
@@ -40,17 +38,17 @@ def without_a_trace() -> Iterator[None]:
             yield
 
 
-@functools.cache
 def load_all() -> None:
-    """Load what a run loads: pytester makes this process forget modules that a run was the first to need."""
+    """Load what a run loads, before pytester begins: it makes this process forget what was loaded meanwhile."""
     for package in _PACKAGES:
         folder = importlib.import_module(f"pytest_infserver.{package}")
         for module in pkgutil.walk_packages(folder.__path__, f"{folder.__name__}."):
-            # Those have a main program of their own, or an engine's packages.
-            if not module.name.endswith(("_in_group", "make_tiny_gguf")):
+            # Those have an engine's packages.
+            if not module.name.endswith("_in_group"):
                 importlib.import_module(module.name)
     importlib.import_module("pytest_infserver.settings")
-    importlib.import_module("pytest_infserver.client")
+    importlib.import_module("pytest_infserver.setup")
+    importlib.import_module("pytest_infserver.launcher.clients.openai_clients")
     for module in ("httpx", "httpcore", "httpx2", "httpcore2"):
         # openai loads the second of each pair only when it needs it, and keeps its classes of errors.
         with contextlib.suppress(ImportError):

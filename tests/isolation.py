@@ -21,7 +21,8 @@ HARD_LIMIT = 120.0
 def cleaned_environment() -> dict[str, str]:
     """Return this process's environment as tests shall have it."""
     kept = {name: value for name, value in os.environ.items() if not _is_our_setting(name)}
-    return {**kept, "NO_COLOR": "1", "INFSERVER_DEVICE_LOCKS": "0"}
+    # Stand-ins of engines take any option, and their tables would stay in the cache.
+    return {**kept, "NO_COLOR": "1", "INFSERVER_DEVICE_LOCKS": "0", "INFSERVER_CHECK_OPTIONS": "0"}
 
 
 def _is_our_setting(name: str) -> bool:
@@ -78,4 +79,4 @@ def own_state_dir(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Give a test a state folder of its own, and ports: it does not see there which ones others were promised."""
     monkeypatch.setenv("INFSERVER_STATE_DIR", str(folder))
     first = 10_000 + os.getpid() % 200 * 50
-    monkeypatch.setattr("pytest_infserver.launcher.ports._SEARCH", range(first, first + 50))
+    monkeypatch.setattr("pytest_infserver.launcher.startup.ports._SEARCH", range(first, first + 50))

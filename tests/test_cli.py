@@ -13,9 +13,9 @@ import pytest
 from isolation import own_state_dir
 
 from pytest_infserver import CommandServer
-from pytest_infserver.cli import main
-from pytest_infserver.launcher.kept import all_servers
-from pytest_infserver.reporting.server_table import as_duration, as_size, shown_command
+from pytest_infserver.cli.main import main
+from pytest_infserver.launcher.keeping.kept import all_servers
+from pytest_infserver.reporting.terminal.server_table import as_duration, as_size, shown_command
 
 FIRST = """\
 servers:
@@ -62,6 +62,37 @@ def test_check_says_what_is_wrong(tmp_path: Path, text: str, message: str, capsy
     assert (output.out, output.err) == ("", f"infserver: {path}{message}\n")
 
 
+def test_check_tells_all_mistakes_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("servers:\n  a: {backend: vlm}\n  b: {backend: vllm, modle: m}\n")
+    assert main(["check", str(path)]) == 4
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.splitlines() == [
+        f"infserver: {path}:2:7: server 'a': unknown backend 'vlm'; did you mean 'vllm'?",
+        f"infserver: {path}:3:22: server 'b': unknown key 'modle'; did you mean 'model'?",
+    ]
+
+
+def test_check_says_that_a_backend_leaves_configured_arguments_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "forgetful_backend.py").write_text(
+        "from pytest_infserver import CommandServer\n"
+        "class Forgetful(CommandServer):\n"
+        "    def get_launch_command(self): return ['run', str(self.port)]\n"
+    )
+    path = tmp_path / "s.yaml"
+    text = (
+        "backend: forgetful_backend:Forgetful\nlaunch_command: [run]\nport: 9\nconfig: {server_args: {ctx-size: 5}}\n"
+    )
+    path.write_text(text)
+    assert main(["check", str(path)]) == 0
+    command, note = capsys.readouterr().out.splitlines()
+    assert command == "command: run 9"
+    assert note.startswith("  note: its command has nothing of --ctx-size, which is configured: Forgetful.")
+
+
 def test_check_looks_at_all_files_together(first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     second = tmp_path / "second.yaml"
     second.write_text("backend: vllm\nname: a\nmodel: m\n")
@@ -98,7 +129,7 @@ def test_wrong_usage_is_told(arguments: list[str], capsys: pytest.CaptureFixture
 
 
 def test_the_console_script(first: Path, nothing_left: None) -> None:
-    command = [sys.executable, "-c", "import sys; from pytest_infserver.cli import main; sys.exit(main())"]
+    command = [sys.executable, "-c", "import sys; from pytest_infserver.cli.main import main; sys.exit(main())"]
     result = subprocess.run([*command, "check", f"{first}x"], capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stdout) == (4, "")
     assert result.stderr == f"infserver: {first}x: cannot read the configuration: No such file or directory\n"
@@ -147,7 +178,7 @@ def test_check_refuses_an_option_that_is_gone(
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(nothing_left: None) -> None:
-    code = "import sys; from pytest_infserver.cli import main; sys.exit(main(['schema']))"
+    code = "import sys; from pytest_infserver.cli.main import main; sys.exit(main(['schema']))"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.close()
@@ -263,3 +294,21 @@ def test_sizes() -> None:
 )
 def test_commands_of_users_are_short_and_without_secrets(words: list[str], text: str) -> None:
     assert shown_command(words) == text
+
+
+def test_check_asks_servers_that_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fake_server: Callable[..., CommandServer]
+) -> None:
+    server = fake_server().start()
+    path = tmp_path / "servers.yaml"
+    path.write_text(
+        f"servers:\n"
+        f"  there: {{backend: remote, url: '{server.server_url}'}}\n"
+        f"  wrong: {{backend: remote, url: '{server.server_url}', ready: {{http: /nothing}}}}\n"
+        f"  asleep: {{backend: command, launch_command: [run, '{{port}}']}}\n"
+    )
+    assert main(["check", "--probe", str(path)]) == 1
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    assert lines[0].startswith(f"there: {server.server_url}/health answered 200 in ")
+    assert lines[1] == f"wrong: {server.server_url}/nothing answered 404"
+    assert lines[2] == "asleep: does not run on this machine"

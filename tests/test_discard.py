@@ -10,9 +10,9 @@ from typing import TextIO
 import pytest
 from descriptors import open_descriptors
 
-from pytest_infserver import cli
-from pytest_infserver.discard import discard
-from pytest_infserver.foreground import _Output
+from pytest_infserver.cli import main as cli
+from pytest_infserver.cli.discard import discard
+from pytest_infserver.cli.foreground import _Output
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 

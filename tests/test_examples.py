@@ -131,7 +131,14 @@ def test_attach_without_a_server_says_so(
 
 def test_the_annotated_configuration_has_every_key() -> None:
     path = EXAMPLES / "example_server_config.yaml"
-    assert [config.name for config in load_server_configs(path)] == ["llama-tp2", "sgl", "mine", "staging"]
+    assert [config.name for config in load_server_configs(path)] == [
+        "llama-tp2",
+        "render",
+        "sgl",
+        "mine",
+        "staging",
+        "beside",
+    ]
     document = yaml.safe_load(path.read_text())
     blocks = [document["defaults"], *document["servers"].values()]
     assert {key for block in blocks for key in block} == set(keys(ServerConfig)) - {"name"}
@@ -140,5 +147,6 @@ def test_the_annotated_configuration_has_every_key() -> None:
 
 def test_the_annotated_configuration_shows_the_built_in_values() -> None:
     shown = yaml.safe_load((EXAMPLES / "example_server_config.yaml").read_text())["defaults"]
-    built_in = dataclasses.asdict(ServerConfig())
-    assert {key: value for key, value in shown.items() if value != built_in[key]} == {"debug_mode": True}
+    built_in, known = dataclasses.asdict(ServerConfig()), keys(ServerConfig)
+    read = {key: known[key].metadata["kind"].convert(value) for key, value in shown.items()}
+    assert {key: value for key, value in read.items() if value != built_in[key]} == {"debug_mode": True}

@@ -21,11 +21,11 @@ import psutil
 import pytest
 import yaml
 
-from pytest_infserver.launcher.log_follower import LogFollower
+from pytest_infserver.launcher.diagnosis.log_follower import LogFollower
 
 pytestmark = pytest.mark.usefixtures("hard_limit", "nothing_left")
 
-COMMAND = [sys.executable, "-c", "import sys; from pytest_infserver.cli import main; sys.exit(main())", "run"]
+COMMAND = [sys.executable, "-c", "import sys; from pytest_infserver.cli.main import main; sys.exit(main())", "run"]
 ENGINE = [sys.executable, "-S", str(Path(__file__).with_name("fake_engine.py")), "--port", "{port}"]
 READY = r"^(\w+): ready after [\d.]+ s: (http://\S+)$"
 

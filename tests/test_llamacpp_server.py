@@ -141,6 +141,13 @@ class TestServing:
         assert answer["choices"][0]["finish_reason"] == "length"
         assert answer["choices"][0]["text"].isprintable()
 
+    def test_a_chat_without_jinja(self, tmp_path: Path) -> None:
+        with serving(tmp_path, "--no-jinja") as server:
+            messages = [{"role": "user", "content": "Hello"}]
+            answer = server.post("/v1/chat/completions", messages=messages, max_tokens=8)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["choices"][0]["message"]["content"]
+
     def test_a_chat(self, server: Server) -> None:
         messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
         answer = server.post("/v1/chat/completions", messages=messages, max_tokens=8).json()

@@ -8,16 +8,22 @@ from typing import Any
 import pytest
 import yaml
 
+from pytest_infserver.config.model import ServerConfig
 from pytest_infserver.errors import ConfigError
 from pytest_infserver.options import OPTIONS
-from pytest_infserver.pool.configured import configured_servers
-from pytest_infserver.pool.setup import _cluster
+from pytest_infserver.pool.configured import all_servers, chosen_servers
 from pytest_infserver.settings import Settings, read_settings, seconds
+from pytest_infserver.setup import _cluster
 
 NATIVE_TOML = pytest.mark.skipif(
     int(pytest.__version__.split(".")[0]) < 9, reason="pytest's own TOML tables came with pytest 9"
 )
 NO_VARIABLES: Mapping[str, str] = {}
+
+
+def configured_servers(settings: Settings) -> dict[str, ServerConfig]:
+    """Return the servers of a run."""
+    return chosen_servers(all_servers(settings), settings)
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +38,29 @@ def settings_of(pytester: pytest.Pytester, *arguments: str, environ: Mapping[str
 
 
 ATTACHED = ["--infserver-url=http://127.0.0.1:9"]
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "url", "urls"),
+    [
+        (["http://h:1/v1?a=b"], {}, "http://h:1/v1?a=b", {}),
+        (["a=http://h:1", "b=http://h:2/?x=y"], {}, None, {"a": "http://h:1", "b": "http://h:2/?x=y"}),
+        ([], {"INFSERVER_URL": "a=http://h:1 b=http://h:2"}, None, {"a": "http://h:1", "b": "http://h:2"}),
+        (["off"], {"INFSERVER_URL": "a=http://h:1"}, None, {}),
+        (["http://h:3"], {"INFSERVER_URL": "a=http://h:1"}, "http://h:3", {}),
+    ],
+)
+def test_urls(pytester: pytest.Pytester, words: list[str], environ: dict[str, str], url: str, urls: object) -> None:
+    settings = settings_of(pytester, *(f"--infserver-url={word}" for word in words), environ=environ)
+    assert (settings.url, settings.urls) == (url, urls)
+
+
+@pytest.mark.parametrize(
+    "words", [["http://h:1", "http://h:2"], ["http://h:1", "a=http://h:2"], ["a=h", "a=i"], ["=h"]]
+)
+def test_urls_that_are_not_clear(pytester: pytest.Pytester, words: list[str]) -> None:
+    with pytest.raises(pytest.UsageError, match=r"^--infserver-url: .*NAME="):
+        settings_of(pytester, *(f"--infserver-url={word}" for word in words))
 
 
 def merged(settings: Settings) -> dict[str, Any]:
@@ -433,8 +462,15 @@ OFF: dict[str, tuple[str, list[str], list[str]]] = {
     "prelaunch": ("off", ["--infserver-prelaunch"], ["1", "on"]),
     "keep": ("30m", [f"--infserver-keep={value}" for value in ("", "0", "0s", "off")], ["0", "0m", "off"]),
     "on-crash": ("fail", ["--infserver-on-crash=", "--infserver-on-crash=restart"], ["restart"]),
+    "log": ("live", ["--infserver-log=", "--infserver-log=failed"], ["failed"]),
+    "log-lines": ("7", ["--infserver-log-lines="], []),
+    "fresh-on-rerun": ("true", ["--no-infserver-fresh-on-rerun"], ["0", "no"]),
     "summary": ("never", ["--infserver-summary=", "--infserver-summary=auto"], ["auto"]),
     "order": ("source", ["--infserver-order=", "--infserver-order=servers"], ["servers"]),
+    "shard": ("1/3", ["--infserver-shard=", "--infserver-shard=off"], ["off"]),
+    "durations": ("d.json", ["--infserver-durations="], []),
+    "save-durations": ("on", ["--infserver-save-durations=", "--infserver-save-durations=off"], ["off"]),
+    "optional-names": ("a*", ["--infserver-optional-names="], []),
     "cluster": ("auto", ["--infserver-cluster=", "--infserver-cluster=off"], ["off"]),
     "strict": ("true", ["--no-infserver-strict"], ["0", "no"]),
 }

@@ -102,7 +102,7 @@ def test_yaml_blocks_load(tmp_path: Path) -> None:
 def test_launch_argument_table(tmp_path: Path) -> None:
     rows = re.findall(r"^\| (`.*?)\s\| (`.*?`|nothing.*?)\s\|$", README, re.MULTILINE)
     rows = [row for row in rows if ": " in row[0]]
-    assert len(rows) == 5
+    assert len(rows) == 6
     for keys, words in rows:
         spellings = [f"{keys.split(': ')[0].strip('`')}: null"] if words.startswith("nothing") else []
         spellings += re.findall(r"`(.*?)`", keys)
@@ -136,6 +136,23 @@ servers:
   llama-tp2: {}
   llama-tp8: {gpus: 8}
 """
+
+
+@pytest.mark.promise
+def test_variants_block(pytester: pytest.Pytester, run_inline: RunInline) -> None:
+    block = one_block("python", "def test_small_context")
+    (pytester.path / "test_variants.py").write_text(
+        f"import pytest\nfrom pytest_infserver import variant\n{block}\ndef test_plain(inference_server): ...\n"
+    )
+    (pytester.path / "servers.yaml").write_text("servers:\n  llama: {backend: llamacpp, model: builtin:tiny}\n")
+    result = run_inline("--infserver-config", "servers.yaml", "--collect-only", "-q", "--strict-markers")
+    collected = re.findall(r"::test_(\w+\[.*\])", result.stdout.str())
+    assert sorted(collected) == [
+        "both[llama+extra_args=--no-mmap]",
+        "both[llama]",
+        "plain[llama]",
+        "small_context[llama]",
+    ]
 
 
 @pytest.mark.run
@@ -243,9 +260,10 @@ def test_python_api_block(first_test: Path) -> None:
 @pytest.mark.promise
 def test_own_backend_block(tmp_path: Path, nothing_left: None) -> None:
     (tmp_path / "mine.py").write_text(one_block("python", "class MyBackendServer"))
-    (tmp_path / "servers.yaml").write_text("backend: mine:MyBackendServer\nmodel: m\nport: 9\n")
+    text = "backend: mine:MyBackendServer\nmodel: m\nport: 9\nconfig: {server_args: {ctx-size: 5}}\n"
+    (tmp_path / "servers.yaml").write_text(text)
     result = run(["infserver", "check", "servers.yaml"], tmp_path)
-    assert result.stdout == "mybackend: my-backend-binary --model m --port 9\n", result.stderr
+    assert result.stdout == "mybackend: my-backend-binary --model m --port 9 --ctx-size 5\n", result.stderr
 
 
 @pytest.mark.promise
@@ -257,7 +275,7 @@ def test_config_error_block(pytester: pytest.Pytester, run_inline: RunInline) ->
 
 
 def test_option_table_is_complete() -> None:
-    documented = re.findall(r"^\| `(--infserver-[\w-]+)(?: [A-Z=]+)?` \| .+ \|$", README, re.MULTILINE)
+    documented = re.findall(r"^\| `(--infserver-[\w-]+)(?: [A-Z=/]+|\[=[A-Z]+\])?` \| .+ \|$", README, re.MULTILINE)
     assert documented == [option.flag for option in OPTIONS]
 
 
@@ -275,5 +293,6 @@ def test_every_python_block_is_covered() -> None:
         "infserver_profile",
         "start_server_from_config",
         "class MyBackendServer",
+        "def test_small_context",
     )
     assert all(any(words in text for words in covered) for text in blocks("python"))

@@ -25,7 +25,7 @@ def on_cluster(inference_server):
 
 def test_completion(inference_server, inference_client):
     """The same as on one machine: the client brings the API key along."""
-    answer = inference_client.completions.create(model=inference_server.model, prompt="Hello", max_tokens=4)
+    answer = inference_client.completions.create(model=inference_server.api_model, prompt="Hello", max_tokens=4)
     assert answer.usage.completion_tokens == 4
 
 

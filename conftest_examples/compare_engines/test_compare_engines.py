@@ -23,7 +23,7 @@ def answers():
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_same_answer_on_every_engine(inference_server, answers, question):
     body = {
-        "model": inference_server.model,
+        "model": inference_server.api_model,
         "messages": [{"role": "user", "content": QUESTIONS[question]}],
         "temperature": 0,
         "max_tokens": 20,

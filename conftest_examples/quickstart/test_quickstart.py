@@ -6,7 +6,7 @@ import requests
 
 
 def ask(server, question, **options):
-    body = {"model": server.model, "messages": [{"role": "user", "content": question}], "temperature": 0, **options}
+    body = {"model": server.api_model, "messages": [{"role": "user", "content": question}], "temperature": 0, **options}
     response = requests.post(server.url_for("/v1/chat/completions"), json=body, timeout=60)
     response.raise_for_status()
     return response.json()["choices"][0]["message"]["content"]
@@ -24,14 +24,14 @@ def test_chat_with_history(inference_server):
         {"role": "assistant", "content": "Paris."},
         {"role": "user", "content": "And of Italy?"},
     ]
-    body = {"model": inference_server.model, "messages": messages, "temperature": 0, "max_tokens": 20}
+    body = {"model": inference_server.api_model, "messages": messages, "temperature": 0, "max_tokens": 20}
     response = requests.post(inference_server.url_for("/v1/chat/completions"), json=body, timeout=60).json()
     assert "Rome" in response["choices"][0]["message"]["content"]
     assert response["usage"]["completion_tokens"] <= 20
 
 
 def test_stream(inference_server):
-    body = {"model": inference_server.model, "prompt": "Once upon a time", "max_tokens": 16, "stream": True}
+    body = {"model": inference_server.api_model, "prompt": "Once upon a time", "max_tokens": 16, "stream": True}
     url = inference_server.url_for("/v1/completions")
     with requests.post(url, json=body, stream=True, timeout=60) as response:
         events = [line.removeprefix(b"data: ") for line in response.iter_lines() if line.startswith(b"data: ")]
@@ -71,4 +71,4 @@ def test_what_is_listed_exists(inference_server):
     endpoints = inference_server.list_endpoints()
     assert {"health", "models", "chat", "completions"} <= set(endpoints)
     assert requests.get(endpoints["health"], timeout=10).status_code == 200
-    assert requests.get(endpoints["models"], timeout=10).json()["data"][0]["id"] == inference_server.model
+    assert requests.get(endpoints["models"], timeout=10).json()["data"][0]["id"] == inference_server.api_model

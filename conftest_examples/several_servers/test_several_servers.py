@@ -5,7 +5,7 @@ import requests
 
 
 def complete(server, prompt, **options):
-    body = {"model": server.model, "prompt": prompt, "max_tokens": 4, **options}
+    body = {"model": server.api_model, "prompt": prompt, "max_tokens": 4, **options}
     return requests.post(server.url_for("/v1/completions"), json=body, timeout=60)
 
 

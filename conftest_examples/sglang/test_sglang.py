@@ -14,7 +14,7 @@ def test_generate(inference_server):
 
 
 def test_completion(inference_server):
-    body = {"model": inference_server.model, "prompt": "Hello", "max_tokens": 8, "temperature": 0}
+    body = {"model": inference_server.api_model, "prompt": "Hello", "max_tokens": 8, "temperature": 0}
     answer = requests.post(inference_server.list_endpoints()["completions"], json=body, timeout=120).json()
     assert answer["usage"]["completion_tokens"] == 8
 

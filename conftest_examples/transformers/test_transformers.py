@@ -11,7 +11,7 @@ MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 def body_for(server, **options):
-    return {"model": server.model, "messages": MESSAGES, "max_tokens": 8, "temperature": 0, **options}
+    return {"model": server.api_model, "messages": MESSAGES, "max_tokens": 8, "temperature": 0, **options}
 
 
 def test_chat(inference_server):

@@ -10,7 +10,7 @@ import requests
 
 
 def complete(server, prompt, **options):
-    body = {"model": server.model, "prompt": prompt, "max_tokens": 8, "temperature": 0, **options}
+    body = {"model": server.api_model, "prompt": prompt, "max_tokens": 8, "temperature": 0, **options}
     response = requests.post(server.list_endpoints()["completions"], json=body, timeout=120)
     response.raise_for_status()
     return response.json()

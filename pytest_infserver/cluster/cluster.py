@@ -11,12 +11,12 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from pytest_infserver.cluster.demand import Demand, demand_on_cluster
+from pytest_infserver.cluster.placement.demand import Demand, demand_on_cluster
 from pytest_infserver.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pytest_infserver.cluster.connection import ClusterConnection
-    from pytest_infserver.cluster.keeper import ClusterKeeper
+    from pytest_infserver.cluster.connection.connection import ClusterConnection
+    from pytest_infserver.cluster.runtime.placements import Placements
     from pytest_infserver.config.model import ServerConfig
     from pytest_infserver.launcher.server import InferenceServer
 
@@ -47,10 +47,10 @@ class Cluster:
         self._failure: ConfigError | None = None
         self._failed_at = 0.0
         self._closed = False
-        self._keeper: ClusterKeeper | None = None
+        self._placements: Placements | None = None
         self._lock = threading.Lock()
         # One of its own: the pool asks for it under its lock, and connecting takes up to a minute.
-        self._keeper_lock = threading.Lock()
+        self._placements_lock = threading.Lock()
 
     @property
     def connection(self) -> ClusterConnection:
@@ -59,7 +59,7 @@ class Cluster:
         Raises:
             ConfigError: The cluster cannot be reached.
         """
-        from pytest_infserver.cluster.connection import ClusterConnection
+        from pytest_infserver.cluster.connection.connection import ClusterConnection
 
         with self._lock:
             if self._connection is not None and not self._connection.is_lost:
@@ -79,14 +79,20 @@ class Cluster:
             return self._connection
 
     @property
-    def keeper(self) -> ClusterKeeper:
-        """What runs this process's servers there."""
-        from pytest_infserver.cluster.keeper import ClusterKeeper
+    def placements(self) -> Placements:
+        """Where this process's servers are there."""
+        from pytest_infserver.cluster.runtime.placements import Placements
 
-        with self._keeper_lock:
-            if self._keeper is None:
-                self._keeper = ClusterKeeper(lambda: self.connection, self.demand)
-            return self._keeper
+        with self._placements_lock:
+            if self._placements is None:
+                self._placements = Placements(lambda: self.connection, self.demand)
+            return self._placements
+
+    def adopt(self, server: InferenceServer) -> None:
+        """Have a server run on the cluster from its next start on."""
+        from pytest_infserver.cluster.runtime.cluster_runtime import ClusterRuntime
+
+        server.runtime = ClusterRuntime(server.runtime, self.placements)
 
     def demand(self, server: InferenceServer) -> Demand:
         """Return what a server asks of it.
@@ -115,7 +121,7 @@ class Cluster:
 
     @property
     def _is_private(self) -> bool:
-        # On other systems Ray has only the machine's outer address; see `agent.local_options`.
+        # On other systems Ray has only the machine's outer address; see `compat.local_options`.
         return self.address == "local" and sys.platform == "linux"
 
     def close(self) -> None:

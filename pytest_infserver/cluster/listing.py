@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from pytest_infserver.cluster.connection import ActorLost, ClusterConnection, NoAnswer
+from pytest_infserver.cluster.connection.connection import ClusterConnection
+from pytest_infserver.cluster.connection.errors import ActorLost, NoAnswer
 from pytest_infserver.cluster.messages import Description
 from pytest_infserver.errors import ConfigError, InferenceServerError
 
@@ -54,7 +55,7 @@ class ClusterServer:
         return f"on {self.node}, {self.description.url}"
 
     def end(self) -> tuple[bool, str]:
-        """Stop it, also if somebody uses it; tell whether that went well, and how, in words.
+        """Stop it, also if somebody uses it; return whether that went well, and how, in words.
 
         An actor that does not answer is killed, and its supervisor stops the server.
         """

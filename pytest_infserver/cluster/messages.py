@@ -1,24 +1,26 @@
-"""What pytest and the node of a server tell each other. Pickled; both sides have the same version of this package."""
+"""What pytest and the node of a server tell each other; both sides have the same version of this package."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_infserver import errors
 from pytest_infserver.errors import InferenceServerError, LeakError, ServerStartupError
+from pytest_infserver.version import __version__
 
 if TYPE_CHECKING:
-    from pytest_infserver.launcher.ends import Exit, Survivor
-    from pytest_infserver.launcher.follower import View
-    from pytest_infserver.launcher.journal import Event
-    from pytest_infserver.launcher.leaks.finding import Finding
+    from pytest_infserver.launcher.diagnosis.journal import Event
     from pytest_infserver.launcher.leaks.report import LeakReport
+    from pytest_infserver.launcher.runtime.view import View
+    from pytest_infserver.launcher.supervision.exit import Exit, Survivor
+    from pytest_infserver.leak_finding import Finding
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Order:
         address: Where clients reach the node.
         port: The port that it had before, or None.
         user: Who uses it: the process that has ordered it, in words.
+        secret: What has to be said with each question of the run's.
     """
 
     version: str
@@ -44,6 +47,44 @@ class Order:
     address: str
     port: int | None
     user: str = ""
+    secret: str = field(default="", repr=False)
+
+    def as_json(self) -> bytes:
+        """Return the order as JSON: plain data, in which only the class of a backend of the user's is code.
+
+        Raises:
+            InferenceServerError: A setting is no plain data.
+        """
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        _require_names(self.keywords)
+        if self.backend_class is not None:
+            values["backend_class"] = self.backend_class.hex()
+        try:
+            return json.dumps(values, default=_plain).encode()
+        except (TypeError, ValueError) as error:
+            raise InferenceServerError(f"its settings cannot be told to a node: {error}") from None
+
+    @staticmethod
+    def secret_of(data: bytes) -> str:
+        """Return the secret in an order, of whichever version."""
+        return str(json.loads(data)["secret"])
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Order:
+        """Return the order that `as_json` has written.
+
+        Raises:
+            InferenceServerError: Another version of this package has.
+        """
+        values = json.loads(data)
+        if values["version"] != __version__:
+            raise InferenceServerError(
+                f"{values['node']} has pytest-infserver {__version__}, and this run {values['version']}: install the"
+                " same version on all nodes"
+            )
+        if values["backend_class"] is not None:
+            values["backend_class"] = bytes.fromhex(values["backend_class"])
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -108,6 +149,25 @@ class Hello:
     now: float
     machine: str
     node: str = ""
+
+
+def _require_names(value: object) -> None:
+    """Make sure that all mappings have names as keys: JSON has no others, and would change them."""
+    for one in value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ():
+        _require_names(one)
+    for key in value if isinstance(value, Mapping) else ():
+        if not isinstance(key, str):
+            raise InferenceServerError(f"its settings cannot be told to a node: write the key {key!r} as text")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is no plain value")
 
 
 def machine_id() -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_infserver.launcher.places import take_lock
+from pytest_infserver.system.disk.locks import take_lock
+from pytest_infserver.system.disk.removal import Seen
 
 _MIN_AGE = 60.0
 """Seconds after which a folder without a lock is not one that is just being made."""
@@ -31,7 +31,7 @@ def work_folder(prefix: str, longest: int | None = None) -> Path:
         with contextlib.suppress(OSError):
             status = left.lstat()
             if status.st_uid == os.getuid() and time.time() - status.st_mtime > _MIN_AGE and _is_left(left):
-                shutil.rmtree(left, ignore_errors=True)
+                Seen(str(left), status.st_dev, status.st_ino).remove()
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     # Held as long as this process lives.
     take_lock(folder / ".lock")

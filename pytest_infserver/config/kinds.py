@@ -12,7 +12,7 @@ from typing import Any
 from pytest_infserver.config.flags import ARGUMENT_KEYS
 
 # The name of a folder, short enough to leave room for the paths below it.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,99}\Z")
 # Thirty years: what is longer overflows the clocks of the operating system.
 _MAX_SECONDS = 1_000_000_000
 _MIN_AMOUNT, _MAX_AMOUNT = 0.0001, 1_000_000
@@ -20,6 +20,9 @@ _MIN_AMOUNT, _MAX_AMOUNT = 0.0001, 1_000_000
 _OWN_KEYS = ["CPU", "GPU"]
 _RAYS = ["memory", "object_store_memory"]
 _MAX_SHOWN = 80
+_SIZE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([KMGTkmgt][Bb])")
+_UNITS = {"KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
+_MAX_SIZE = 10**18
 
 
 class KindError(ValueError):
@@ -42,7 +45,8 @@ class Kind:
     schema: Mapping[str, Any]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as messages show it."""
     if isinstance(value, Mapping):
         return "a mapping" if value else "an empty mapping"
     if isinstance(value, (list, tuple)):
@@ -61,7 +65,7 @@ def _string(value: Any) -> str:
     if isinstance(value, str) and value:
         return _no_null(value)
     hint = "; put it in quotes" if isinstance(value, (bool, int, float)) else ""
-    raise KindError(f"expected a text, not {_shown(value)}{hint}")
+    raise KindError(f"expected a text, not {shown(value)}{hint}")
 
 
 def _path(value: Any) -> str:
@@ -72,28 +76,28 @@ def _name(value: Any) -> str:
     if isinstance(value, str) and _NAME.match(value):
         return value
     raise KindError(
-        "expected a name that can be a folder's: letters, digits, '.', '_' and '-', beginning with a letter or digit,"
-        f" at most 100; not {_shown(value)}"
+        "expected a name that can be a folder's: letters, digits and . _ - + = , beginning with a letter or digit,"
+        f" at most 100; not {shown(value)}"
     )
 
 
 def _url(value: Any) -> str:
     if isinstance(value, str) and re.match(r"https?://[^/\s]", value):
         return value.rstrip("/")
-    raise KindError(f"expected a URL that starts with http:// or https://, not {_shown(value)}")
+    raise KindError(f"expected a URL that starts with http:// or https://, not {shown(value)}")
 
 
 def _flag(value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    raise KindError(f"expected true or false, not {_shown(value)}{_unquote(value)}")
+    raise KindError(f"expected true or false, not {shown(value)}{_unquote(value)}")
 
 
 def _integer(low: int, high: int, what: str) -> Callable[[Any], int]:
     def convert(value: Any) -> int:
         if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
             return value
-        raise KindError(f"expected {what}, not {_shown(value)}{_unquote(value)}")
+        raise KindError(f"expected {what}, not {shown(value)}{_unquote(value)}")
 
     return convert
 
@@ -108,7 +112,25 @@ def _seconds(value: Any) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= _MAX_SECONDS:
         return value
     limit = f" up to {_MAX_SECONDS}" if isinstance(value, (int, float)) and value > _MAX_SECONDS else ""
-    raise KindError(f"expected a positive number of seconds{limit}, not {_shown(value)}{_unquote(value)}")
+    raise KindError(f"expected a positive number of seconds{limit}, not {shown(value)}{_unquote(value)}")
+
+
+def _wait(value: Any) -> float:
+    return 0.0 if value == 0 and not isinstance(value, bool) else _seconds(value)
+
+
+def _size(value: Any) -> int:
+    text = value.strip() if isinstance(value, str) else ""
+    match = _SIZE.fullmatch(text)
+    if match:
+        size = float(match[1]) * _UNITS[match[2].upper()]
+    elif isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    else:
+        size = -1
+    if 0 <= size <= _MAX_SIZE:
+        return int(size)
+    raise KindError(f"expected a size such as 10 GB or 500 MB, or 0 for no limit, not {shown(value)}{_unquote(value)}")
 
 
 def _command(value: Any) -> tuple[str, ...]:
@@ -122,21 +144,21 @@ def _strings(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         raise KindError("expected a list such as [a, b], not one text: nothing is passed to a shell")
     if not isinstance(value, (list, tuple)):
-        raise KindError(f"expected a list, not {_shown(value)}")
+        raise KindError(f"expected a list, not {shown(value)}")
     items = []
     for index, item in enumerate(value):
         if isinstance(item, bool) or not isinstance(item, (str, int, float)):
-            raise KindError(f"expected a text or a number, not {_shown(item)}", index)
+            raise KindError(f"expected a text or a number, not {shown(item)}", index)
         items.append(_no_null(str(item), index))
     return tuple(items)
 
 
 def _mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise KindError(f"expected a mapping of names to values, not {_shown(value)}")
+        raise KindError(f"expected a mapping of names to values, not {shown(value)}")
     for key in value:
         if not isinstance(key, str):
-            raise KindError(f"expected a text as key, not {_shown(key)}")
+            raise KindError(f"expected a text as key, not {shown(key)}")
     return dict(value)
 
 
@@ -144,7 +166,7 @@ def _environment(value: Any) -> dict[str, str | None]:
     result: dict[str, str | None] = {}
     for key, item in _mapping(value).items():
         if not key or "=" in key or "\0" in key:
-            raise KindError(f"{_shown(key)} cannot be the name of an environment variable")
+            raise KindError(f"{shown(key)} cannot be the name of an environment variable")
         if isinstance(item, bool) or not (item is None or isinstance(item, (str, int, float))):
             # The value is not shown: it may be a secret.
             raise KindError("expected a text, a number or null (which unsets it); put it in quotes", key)
@@ -157,7 +179,7 @@ def _amount(value: Any, *path: str | int) -> float:
     if is_number and (value == 0 or _MIN_AMOUNT <= value <= _MAX_AMOUNT):
         return float(value)
     expected = f"expected 0, or a number from {_MIN_AMOUNT} to {_MAX_AMOUNT}"
-    raise KindError(f"{expected}, not {_shown(value)}{_unquote(value)}", *path)
+    raise KindError(f"{expected}, not {shown(value)}{_unquote(value)}", *path)
 
 
 def _resources(value: Any) -> dict[str, float]:
@@ -181,7 +203,12 @@ def _endpoints(value: Any) -> dict[str, str]:
 def _endpoint(value: Any, *path: str | int) -> str:
     if isinstance(value, str) and value.startswith("/"):
         return value
-    raise KindError(f"expected a path that starts with '/', not {_shown(value)}", *path)
+    raise KindError(f"expected a path that starts with '/', not {shown(value)}", *path)
+
+
+def _paths(value: Any) -> tuple[str, ...]:
+    entries = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(_endpoint(entry, *([index] if entries is value else [])) for index, entry in enumerate(entries))
 
 
 LEAK_KINDS = ("process", "port", "shm", "semaphore", "sysv", "socket", "file", "gpu")
@@ -193,7 +220,7 @@ def _leaks(value: Any) -> tuple[str, ...]:
     for index, entry in enumerate(entries):
         kind, colon, glob = entry.partition(":")
         if not colon or not glob:
-            raise KindError(f"expected kind:pattern, such as shm:sglang_*, not {_shown(entry)}", index)
+            raise KindError(f"expected kind:pattern, such as shm:sglang_*, not {shown(entry)}", index)
         if kind not in LEAK_KINDS:
             near = get_close_matches(kind, LEAK_KINDS, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
@@ -207,7 +234,7 @@ def choice(*values: str) -> Kind:
     def convert(value: Any) -> str:
         if value in values:
             return str(value)
-        raise KindError(f"expected one of {', '.join(values)}; not {_shown(value)}")
+        raise KindError(f"expected one of {', '.join(values)}; not {shown(value)}")
 
     return Kind(convert, {"enum": list(values)})
 
@@ -238,6 +265,16 @@ RESOURCES = Kind(
     },
 )
 SECONDS = Kind(_seconds, {"type": "number", "exclusiveMinimum": 0, "maximum": _MAX_SECONDS})
+WAIT = Kind(_wait, {"type": "number", "minimum": 0, "maximum": _MAX_SECONDS})
+SIZE = Kind(
+    _size,
+    {
+        "anyOf": [
+            {"type": "integer", "minimum": 0, "maximum": _MAX_SIZE},
+            {"type": "string", "pattern": f"^ *{_SIZE.pattern} *$"},
+        ]
+    },
+)
 STRINGS = Kind(_strings, {"type": "array", "items": {"type": ["string", "number"]}})
 LEAKS = Kind(_leaks, {"type": "array", "items": {"type": "string", "pattern": f"^({'|'.join(LEAK_KINDS)}):.+"}})
 COMMAND = Kind(_command, {"type": "array", "minItems": 1, "items": {"type": ["string", "number"]}})
@@ -245,3 +282,4 @@ ENGINE = Kind(_mapping, {"type": "object", "properties": dict.fromkeys(ARGUMENT_
 ENVIRONMENT = Kind(_environment, {"type": "object", "additionalProperties": {"type": ["string", "number", "null"]}})
 ENDPOINT = Kind(_endpoint, {"type": "string", "pattern": "^/"})
 ENDPOINTS = Kind(_endpoints, {"type": "object", "additionalProperties": {"type": "string", "pattern": "^/"}})
+ENDPOINT_LIST = Kind(_paths, {"anyOf": [ENDPOINT.schema, {"type": "array", "items": ENDPOINT.schema}]})

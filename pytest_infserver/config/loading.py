@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_infserver.config.flags import ARGUMENT_KEYS, to_flag
-from pytest_infserver.config.model import ProfileConfig, ServerConfig, keys
+from pytest_infserver.config.matrix import KEY as MATRIX
+from pytest_infserver.config.matrix import expanded
+from pytest_infserver.config.merging import merge_server
+from pytest_infserver.config.model import ServerConfig, hidden, keys
 from pytest_infserver.config.paths import resolve_paths
 from pytest_infserver.config.tree import Origins, Tree, labelled
 from pytest_infserver.config.validation import build_config, nearest
@@ -31,7 +33,17 @@ def load_file(
     Raises:
         ConfigError: The file or a value in it is wrong, or it names no server.
     """
-    file = read_yaml(path)
+    return load_tree(read_yaml(path), path, base=base, overrides=overrides)
+
+
+def load_tree(
+    file: Tree, path: str | os.PathLike[str], *, base: Tree | None = None, overrides: Tree | None = None
+) -> list[ServerConfig]:
+    """Do the same for what stands in a file.
+
+    Raises:
+        ConfigError: A value is wrong, or it names no server.
+    """
     folder = Path(path).absolute().parent
     lower, upper = base or Tree({}), overrides or Tree({})
     configs = []
@@ -41,14 +53,6 @@ def load_file(
             raise config.error("'backend' is missing: vllm, sglang, llamacpp, ..., or several under 'servers:'")
         configs.append(config)
     return configs
-
-
-def merge_server(*layers: Tree) -> Tree:
-    """Return the settings of one server from several layers; a later one counts more."""
-    merged = Tree({})
-    for layer in layers:
-        merged = _spelled_like(layer, _retooled(layer, merged)).merged_under(layer)
-    return merged
 
 
 def build_server(settings: Mapping[str, Any], label: str) -> ServerConfig:
@@ -79,12 +83,13 @@ def choose(configs: list[ServerConfig], name: str | None, source: str) -> Server
     names = [config.name for config in configs]
     if name is None:
         if len(configs) > 1:
-            raise ConfigError(f"{len(configs)} servers ({', '.join(names)}): say which one with name=...", file=source)
+            message = f"{len(configs)} servers ({', '.join(names)}): say which one with name=..."
+            raise ConfigError(hidden(message, configs), file=source)
         return configs[0]
     for config in configs:
         if config.name == name:
             return config
-    raise ConfigError(f"no server is called '{name}'{nearest(name, names)}", file=source)
+    raise ConfigError(hidden(f"no server is called '{name}'{nearest(name, names)}", configs), file=source)
 
 
 def _servers(file: Tree) -> list[Tree]:
@@ -93,16 +98,29 @@ def _servers(file: Tree) -> list[Tree]:
         if key in keys(ServerConfig) and several:
             message = f"'{key}' beside 'servers:': move it under 'defaults:' or into one of the servers"
             raise file.origins.error(message, (key,))
-        if key not in keys(ServerConfig) and key not in _FORM_KEYS:
+        if key not in keys(ServerConfig) and key not in _FORM_KEYS and (several or key != MATRIX):
             hint = nearest(key, [*_FORM_KEYS, *(() if several else keys(ServerConfig))])
             raise file.origins.error(f"unknown key '{key}'{hint}", (key,))
     if not several:
-        return [file]
+        if file.data.get(MATRIX) is None:
+            return [file]
+        # Without a name the combinations are called after their backend.
+        name = str(file.data.get("name") or file.data.get("backend") or "server")
+        return [_named(server, one) for one, server in expanded(name, _unnamed(file))]
     defaults = file.below("defaults") if "defaults" in file.data else Tree({})
     if not file.data.get("servers"):
         raise file.origins.error("'servers:' names no server", ("servers",))
     servers = file.below("servers")
-    return [_named(merge_server(defaults, servers.below(name)), name) for name in servers.data]
+    found = [(name, merge_server(defaults, servers.below(name))) for name in servers.data]
+    expansions = [one for name, server in found for one in expanded(name, server)]
+    for index, (name, server) in enumerate(expansions):
+        if any(name == other for other, _ in expansions[:index]):
+            raise server.origins.error(f"the matrix makes two servers that are called '{name}'", ())
+    return [_named(server, name) for name, server in expansions]
+
+
+def _unnamed(server: Tree) -> Tree:
+    return Tree({key: value for key, value in server.data.items() if key != "name"}, server.origins)
 
 
 def _named(server: Tree, name: str) -> Tree:
@@ -113,50 +131,3 @@ def _named(server: Tree, name: str) -> Tree:
     if place is not None:
         places[("name",)] = place
     return Tree({**server.data, "name": name}, Origins(places))
-
-
-def _spelled_like(upper: Tree, lower: Tree) -> Tree:
-    """Return ``lower`` with the engine's arguments called as in ``upper``, so that they meet when merged."""
-    below, above = lower.data.get("config"), upper.data.get("config")
-    if not isinstance(below, Mapping) or not isinstance(above, Mapping):
-        return lower
-    for name, other in (ARGUMENT_KEYS, ARGUMENT_KEYS[::-1]):
-        if other in below and name not in below and name in above and other not in above:
-            lower = _renamed(lower, ("config",), {other: name})
-    for block in ARGUMENT_KEYS:
-        arguments, old = above.get(block), lower.data["config"].get(block)
-        if isinstance(arguments, Mapping) and isinstance(old, Mapping):
-            spelling = {to_flag(str(key)): str(key) for key in arguments}
-            names = {key: spelling[to_flag(key)] for key in map(str, old) if to_flag(key) in spelling}
-            lower = _renamed(lower, ("config", block), names)
-    return lower
-
-
-def _retooled(upper: Tree, lower: Tree) -> Tree:
-    """Return ``lower`` without what is about another profiler than the one that ``upper`` names."""
-    below, above = lower.data.get("profile"), upper.data.get("profile")
-    if not isinstance(below, Mapping) or not isinstance(above, Mapping) or "tool" not in above:
-        return lower
-    # null takes it back.
-    if (above["tool"] or ProfileConfig.tool) == (below.get("tool") or ProfileConfig.tool):
-        return lower
-    kept = {key: value for key, value in below.items() if key not in ("args", "binary_path")}
-    return Tree({**lower.data, "profile": kept}, lower.origins)
-
-
-def _renamed(tree: Tree, block: tuple[str, ...], names: Mapping[str, str]) -> Tree:
-    """Return the tree with some keys of the mapping at ``block`` called otherwise, their places too."""
-    size = len(block)
-    places = {}
-    for path, place in tree.origins.places.items():
-        if path[:size] == block and len(path) > size:
-            key = path[size]
-            path = (*block, names.get(str(key), key), *path[size + 1 :])
-        places[path] = place
-    return Tree(_with_names(tree.data, block, names), Origins(places))
-
-
-def _with_names(data: Mapping[str, Any], block: tuple[str, ...], names: Mapping[str, str]) -> dict[str, Any]:
-    if not block:
-        return {names.get(key, key): value for key, value in data.items()}
-    return {**data, block[0]: _with_names(data[block[0]], block[1:], names)}

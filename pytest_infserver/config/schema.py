@@ -5,41 +5,52 @@ from __future__ import annotations
 from typing import Any
 
 from pytest_infserver.config.kinds import NAME
-from pytest_infserver.config.model import PROFILE, ProfileConfig, ServerConfig, keys
+from pytest_infserver.config.model import BACKENDS, PROFILE, ProfileConfig, ServerConfig, keys
 
 _INTERPOLATED = {"type": "string", "pattern": r"\$\{"}
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of a server configuration file."""
-    server = {"type": "object", "properties": _properties(ServerConfig), "additionalProperties": False}
+    """Return the JSON Schema (draft 2020-12) of a server configuration file.
+
+    Which of the two forms a file has is asked first, so that a mistake has one message, at its key.
+    """
+    properties = _properties(ServerConfig)
+    properties["backend"]["anyOf"].insert(0, {"enum": list(BACKENDS)})
+    server = {"type": ["object", "null"], "properties": properties, "additionalProperties": False}
+    several = {"anyOf": [{"required": ["servers"]}, {"required": ["defaults"]}]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "pytest-infserver configuration",
-        "$defs": {"server": server, "optional": {"anyOf": [{"$ref": "#/$defs/server"}, {"type": "null"}]}},
-        "oneOf": [{"$ref": "#/$defs/server", "required": ["backend"]}, _several()],
+        "$defs": {"server": server},
+        "type": "object",
+        "if": several,
+        "then": _several(),
+        "else": {"allOf": [{"$ref": "#/$defs/server"}, _WITH_BACKEND]},
     }
 
 
+# A misspelt 'backend' is told as an unknown key, not as a missing one, too.
+_KNOWN_KEYS = {"propertyNames": {"enum": list(keys(ServerConfig))}}
+_WITH_BACKEND = {"if": _KNOWN_KEYS, "then": {"type": "object", "required": ["backend"]}}
+
+
 def _several() -> dict[str, Any]:
-    with_backend = {"type": "object", "required": ["backend"]}
+    gives_backend = {"type": "object", "anyOf": [{"required": ["backend"]}, {"not": _KNOWN_KEYS}]}
     return {
-        "type": "object",
         "properties": {
-            "defaults": {"$ref": "#/$defs/optional"},
+            "defaults": {"$ref": "#/$defs/server"},
             "servers": {
                 "type": "object",
                 "minProperties": 1,
                 "propertyNames": dict(NAME.schema),
-                "additionalProperties": {"$ref": "#/$defs/optional"},
+                "additionalProperties": {"$ref": "#/$defs/server"},
             },
         },
         "required": ["servers"],
         "additionalProperties": False,
-        "anyOf": [
-            {"properties": {"defaults": with_backend}, "required": ["defaults"]},
-            {"properties": {"servers": {"additionalProperties": with_backend}}},
-        ],
+        "if": {"not": {"properties": {"defaults": gives_backend}, "required": ["defaults"]}},
+        "then": {"properties": {"servers": {"additionalProperties": _WITH_BACKEND}}},
     }
 
 
@@ -59,4 +70,6 @@ def _properties(model: type[ServerConfig] | type[ProfileConfig]) -> dict[str, An
             "description": field.metadata["doc"],
             "anyOf": [value, _INTERPOLATED, {"type": "null"}],
         }
+        if isinstance(field.default, (bool, int, float, str)) and field.default != "":
+            properties[name]["default"] = field.default
     return properties

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from pytest_infserver.config.variables import Variables, hide
 from pytest_infserver.errors import ConfigError
 
 Path: TypeAlias = "tuple[str | int, ...]"
@@ -13,11 +14,21 @@ Path: TypeAlias = "tuple[str | int, ...]"
 
 @dataclass(frozen=True)
 class Origin:
-    """A place in a file (1-based line and column), or the name of an option."""
+    """A place in a file (1-based line and column), or the name of an option.
+
+    Attributes:
+        file: The file, or the option.
+        line: The line.
+        column: The column.
+        written: The text that stands there, if variables were filled into it.
+        variables: What the variables of the whole file hold, which no error shows.
+    """
 
     file: str
     line: int | None = None
     column: int | None = None
+    written: str | None = field(default=None, compare=False)
+    variables: Variables = field(default_factory=dict, compare=False, repr=False)
 
     def __str__(self) -> str:
         return ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
@@ -39,9 +50,22 @@ class Origins:
     def error(self, message: str, path: Path) -> ConfigError:
         """Return a ConfigError that points at ``path``."""
         place = self.find(path)
+        message = self.hide(message)
         if place is None:
             return ConfigError(message)
-        return ConfigError(message, file=place.file, line=place.line, column=place.column)
+        return ConfigError(message, file=place.file, line=place.line, column=place.column, of_block=not path)
+
+    def hide(self, message: str) -> str:
+        """Return a message without what came from a ``${VAR}``: with the name of the variable instead."""
+        # Those of one file are one mapping.
+        for variables in {id(place.variables): place.variables for place in self.places.values()}.values():
+            message = hide(message, variables)
+        return message
+
+    def written(self, path: Path) -> str | None:
+        """Return the text that stands at ``path`` in the file, if variables were filled into it."""
+        place = self.places.get(path)
+        return None if place is None else place.written
 
     def below(self, prefix: Path) -> Origins:
         """Return the places under ``prefix``, with paths relative to it."""

@@ -6,9 +6,10 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from pytest_infserver.config.kinds import Kind, KindError
+from pytest_infserver.config.kinds import Kind, KindError, shown
 from pytest_infserver.config.model import PROFILE, ProfileConfig, ServerConfig, keys
 from pytest_infserver.config.tree import Path, Tree
+from pytest_infserver.config.variables import hide_value
 
 Model = TypeVar("Model", ServerConfig, ProfileConfig)
 
@@ -56,8 +57,19 @@ def _build(model: type[Model], tree: Tree, prefix: Path, label: str, **extra: An
             path += problem.path
             # A wrong name is not fit to be shown as one.
             who = "" if path == ("name",) else label
-            raise tree.origins.error(f"{who}'{'.'.join(map(str, path))}': {problem}", path) from None
+            text = f"{who}'{'.'.join(map(str, path))}': {_without_value(problem, value, tree, path)}"
+            raise tree.origins.error(text, path) from None
     return model(**values)
+
+
+def _without_value(problem: KindError, value: Any, tree: Tree, path: Path) -> str:
+    """Return what is wrong, without a value that a variable holds: the text in the file instead."""
+    written = tree.origins.written(path)
+    if written is None:
+        return str(problem)
+    for key in problem.path:
+        value = value[key]
+    return hide_value(str(problem), shown(value), written)
 
 
 def _profile(tree: Tree, value: Any, path: Path, label: str) -> ProfileConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
@@ -12,6 +12,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.reader import ReaderError
 
 from pytest_infserver.config.tree import Origin, Origins, Path, Tree
+from pytest_infserver.config.variables import hide
 from pytest_infserver.errors import ConfigError
 
 _VARIABLE = re.compile(r"\$\$\{|\$\{([^{}]*)(\}?)")
@@ -27,12 +28,17 @@ _TEXT_TAGS = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value", _MERGE_T
 _OLD_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)\Z")
 
 
-def read_yaml(path: str | os.PathLike[str], environ: Mapping[str, str] | None = None) -> Tree:
+def read_yaml(
+    path: str | os.PathLike[str],
+    environ: Mapping[str, str] | None = None,
+    on_mistake: Callable[[Path, ConfigError], None] | None = None,
+) -> Tree:
     """Read a configuration file.
 
     Args:
         path: The YAML file, in UTF-8.
         environ: Variables for ``${VAR}`` and ``${VAR:-default}``; the process environment if None.
+        on_mistake: Gets the path of a key, and what is wrong with its value, which is then left out; None raises it.
 
     Raises:
         ConfigError: The file cannot be read, is no YAML, is no mapping, repeats a key, or names a variable
@@ -57,7 +63,7 @@ def read_yaml(path: str | os.PathLike[str], environ: Mapping[str, str] | None = 
         raise _syntax_error(error, shown) from None
     if root is None:
         raise ConfigError("the file is empty: name at least a backend, or several under 'servers:'", file=shown)
-    reader = _Reader(shown, os.environ if environ is None else environ)
+    reader = _Reader(shown, os.environ if environ is None else environ, on_mistake)
     data = reader.read(root)
     if not isinstance(data, dict):
         raise reader.error("expected a mapping such as 'backend: vllm' at the top", root)
@@ -115,16 +121,23 @@ def _syntax_error(error: yaml.YAMLError, shown: str) -> ConfigError:
 class _Reader:
     """Walks the nodes of one file and notes where each value stands."""
 
-    def __init__(self, file: str, environ: Mapping[str, str] | None) -> None:
+    def __init__(
+        self,
+        file: str,
+        environ: Mapping[str, str] | None,
+        on_mistake: Callable[[Path, ConfigError], None] | None = None,
+    ) -> None:
         self.file = file
+        self.on_mistake = on_mistake
         self.environ = environ
         self.places: dict[Path, Origin] = {}
+        self.variables: dict[str, str] = {}
         self._constructor = yaml.SafeLoader("")
         self._open: list[int] = []
         self._count = 0
 
     def error(self, message: str, node: Node) -> ConfigError:
-        mark = node.start_mark
+        mark, message = node.start_mark, hide(message, self.variables)
         return ConfigError(message, file=self.file, line=mark.line + 1, column=mark.column + 1)
 
     def read(self, root: Node) -> Any:
@@ -145,8 +158,13 @@ class _Reader:
 
     def _placed(self, node: Node, at: Node, path: Path) -> Any:
         """Return the value of ``node``, which stands where ``at`` does."""
-        self.places[path] = Origin(self.file, at.start_mark.line + 1, at.start_mark.column + 1)
+        written = node.value if isinstance(node, ScalarNode) and self._has_variable(node) else None
+        mark = at.start_mark
+        self.places[path] = Origin(self.file, mark.line + 1, mark.column + 1, written, self.variables)
         return self.value(node, path)
+
+    def _has_variable(self, node: ScalarNode) -> bool:
+        return self.environ is not None and any(match[0] != "$${" for match in _VARIABLE.finditer(node.value))
 
     def _guard(self, node: Node) -> None:
         self._count += 1
@@ -166,10 +184,15 @@ class _Reader:
             if key_node.tag == _MERGE_TAG:
                 continue
             key = self._key(key_node)
-            if key in own:
-                raise self.error(f"'{key}' stands here for the second time", key_node)
-            own.add(key)
-            result[key] = self._placed(value_node, key_node, (*path, key))
+            try:
+                if key in own:
+                    raise self.error(f"'{key}' stands here for the second time", key_node)
+                own.add(key)
+                result[key] = self._placed(value_node, key_node, (*path, key))
+            except ConfigError as error:
+                if self.on_mistake is None:
+                    raise
+                self.on_mistake((*path, key), error)
         return result
 
     def _key(self, node: Node) -> str:
@@ -207,6 +230,9 @@ class _Reader:
             return self._constructor.construct_object(ScalarNode(tag, text, node.start_mark))
         except (yaml.YAMLError, ValueError) as error:
             problem = getattr(error, "problem", None) or error
+            if text != node.value:
+                # It may quote the value in small letters.
+                problem = f"what {node.value} stands for is no {tag.removeprefix('tag:yaml.org,2002:')}"
             raise self.error(f"cannot read this value: {problem}", node) from None
 
     def _filled(self, node: ScalarNode) -> str:
@@ -224,6 +250,8 @@ class _Reader:
             )
         name, default = parts.groups()
         value = (self.environ or {}).get(name)
+        if value:
+            self.variables[value] = f"${{{name}}}"
         if default is not None:
             return value or default
         if value is None:

@@ -8,30 +8,34 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pytest_infserver.errors import ServerStartupError, ServerStartupTimeout
-from pytest_infserver.launcher.http_probe import Answer
+from pytest_infserver.system.http.address import Address
+from pytest_infserver.system.http.probe import Answer
 
 if TYPE_CHECKING:
     from pytest_infserver.config.model import ServerConfig
-    from pytest_infserver.launcher.server import InferenceServer
 
 _LOADING = 503
 
-_NOT_HERE = "this process has only a handle of the server: stop it in the one that has started it"
 
-
-def handle(backend: type[InferenceServer], config: ServerConfig, api_key: str | None) -> InferenceServer:
-    """Return a server for a process that may only use it.
-
-    Args:
-        backend: Its class.
-        config: Its configuration, with the ``url`` at which it runs.
-        api_key: The key that it wants, from wherever it has it.
-    """
-    if api_key is not None:
-        config = dataclasses.replace(config, config={"server_args": {"--api-key": api_key}})
-    server = backend.from_config(config)
-    server.refuse_stop(_NOT_HERE)
-    return server
+def attached_config(config: ServerConfig, address: Address) -> ServerConfig:
+    """Return the configuration of a server that runs, as its user needs it."""
+    ca = {} if address.ca is None else {"ca": address.ca}
+    tls = {**ca, "verify": address.verify, "check_hostname": address.check_hostname}
+    # Of the probes those that can be asked by anybody, again and again.
+    lasting = tuple(one for one in config.ready or () if {"http", "tcp", "grpc"} & set(one))
+    return dataclasses.replace(
+        config,
+        url=address.url,
+        uds=address.uds,
+        base_path=None,
+        ports=dict(address.ports),
+        tls=tls if address.scheme == "https" else {},
+        api_key=address.api_key,
+        api_key_env=None,
+        ready=lasting or (None if config.ready is None or config.health_endpoint else ({"tcp": True},)),
+        profile=None,
+        stop_command=None,
+    )
 
 
 def wait_for_url(url: str, ask_health: Callable[[], Answer], timeout: float, who: str) -> None:
@@ -54,7 +58,7 @@ def wait_for_url(url: str, ask_health: Callable[[], Answer], timeout: float, who
             return
         if answer.status != _LOADING:
             raise ServerStartupError(
-                f"{who} cannot be attached: {url} {answer}. Start it, or correct 'url' or 'health_endpoint'."
+                f"{who} cannot be attached: {url} {answer}. Start it, or correct 'url', 'health_endpoint' or 'ready'."
             )
         if time.monotonic() > deadline:
             raise ServerStartupTimeout(f"{who} cannot be attached: {url} was still loading after {timeout:g} s")

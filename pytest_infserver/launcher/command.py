@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,8 +13,6 @@ from pytest_infserver.system.environment import environment
 from pytest_infserver.system.secrets import find_secrets
 from pytest_infserver.system.text import clean
 
-PLACEHOLDERS = ("model", "host", "port")
-"""What a configured command line may name in braces."""
 _NOT_FOR_SERVERS = ("PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT")
 
 
@@ -66,13 +63,6 @@ def make_command(argv: Sequence[str], env_vars: Mapping[str, str | None]) -> Com
             env[name] = value
     words = tuple(os.fspath(word) if isinstance(word, os.PathLike) else str(word) for word in argv)
     return Command(words, env, env_vars, find_secrets(env, words))
-
-
-def filled(words: Sequence[str], values: Mapping[str, str]) -> list[str]:
-    """Return the words of a command with each ``{placeholder}`` replaced by its value."""
-    # Not str.format: a JSON argument is full of braces.
-    pattern = re.compile(rf"\{{({'|'.join(PLACEHOLDERS)})\}}")
-    return [pattern.sub(lambda match: values[match.group(1)], word) for word in words]
 
 
 def require_binary(command: Command, who: str, hint: str) -> None:

@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from pytest_infserver.config.flags import ARGUMENT_KEYS
+from pytest_infserver.config.flags import ARGUMENT_KEYS, to_flag
 from pytest_infserver.config.loading import build_server
 from pytest_infserver.config.model import ProfileConfig
 from pytest_infserver.config.tree import Tree
 from pytest_infserver.config.validation import build_config
-from pytest_infserver.errors import InferenceServerError, ProfileError, UserCodeError
-from pytest_infserver.launcher import ports
-from pytest_infserver.launcher.arguments import ArgumentsError, option_values, to_argv
-from pytest_infserver.launcher.changed_options import OutdatedOption, up_to_date
-from pytest_infserver.launcher.checks import check_settings, place_of_flag
-from pytest_infserver.launcher.command import Command, filled, make_command, require_binary
+from pytest_infserver.errors import InferenceServerError, UserCodeError
+from pytest_infserver.launcher.address import address_of, api_key_of, configured_key
+from pytest_infserver.launcher.allotment import Allotment
+from pytest_infserver.launcher.checks.options import check_options
+from pytest_infserver.launcher.checks.reach import require_launchable
+from pytest_infserver.launcher.checks.settings import check_settings, place_of_flag
+from pytest_infserver.launcher.command import Command, make_command, require_binary
 from pytest_infserver.launcher.devices import DeviceClaim
-from pytest_infserver.launcher.engine_facts import EngineFacts
-from pytest_infserver.launcher.engine_version import installed_version
-from pytest_infserver.launcher.profiling.profiler import SHOWN, Place
+from pytest_infserver.launcher.engine.arguments import ArgumentsError, left_out, to_argv
+from pytest_infserver.launcher.engine.changed_options import OutdatedOption, up_to_date
+from pytest_infserver.launcher.engine.version import installed_version
+from pytest_infserver.launcher.placeholders import fill_values, filled
+from pytest_infserver.launcher.profiling.profiler import SHOWN
 from pytest_infserver.launcher.profiling.tools import TOOLS
+from pytest_infserver.launcher.runtime.told import ToldByOwner
 from pytest_infserver.launcher.share import Share
-from pytest_infserver.launcher.user_code import asked
+from pytest_infserver.launcher.spec import ServerSpec
+from pytest_infserver.launcher.startup import ports
+from pytest_infserver.launcher.startup.named_ports import named_ports
+from pytest_infserver.launcher.user_code import asked, is_ours
 from pytest_infserver.models.builtin import builtin_path, is_builtin
+from pytest_infserver.system.environment import environment
+from pytest_infserver.system.http.address import Address, parse_address
+from pytest_infserver.system.secrets import MIN_LENGTH
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.profiling.profiler import Profiler
 
 
-class ConfiguredServer(EngineFacts):
+class ConfiguredServer(ServerSpec):
     """The name, address, command and environment of a server.
 
     Attributes:
@@ -41,8 +50,9 @@ class ConfiguredServer(EngineFacts):
         settings: Everything that was configured.
         output_dir: Directory that holds the server's log folder.
         device_keys: Names of the devices that were reserved for it; others are told.
-        node: The node of a cluster that it runs on, by name and address; None without a cluster.
-        remote: Whether that is another machine than this one.
+        own_devices: The GPUs that it has claimed itself; None if others were given to it, or none is needed.
+        told: What the process has told that owns it, if this one does not.
+        launched_command: The command of the last launch, or None.
         share: Which part of a server on several nodes this is; None for one that runs on one node.
     """
 
@@ -63,17 +73,14 @@ class ConfiguredServer(EngineFacts):
         self.name: str = self.settings.name or self.backend_name
         self.output_dir = Path(self.settings.output_dir).expanduser().absolute()
         self.device_keys: Sequence[str] = ()
-        self.node: str | None = None
-        self.remote = False
         self.share: Share | None = None
-        self._address: str | None = None
-        self._port = self.settings.port
-        self._command: Command | None = None
+        self.told = ToldByOwner()
+        self.launched_command: Command | None = None
+        self.own_devices: DeviceClaim | None = None
+        self._given = Allotment(port=self.settings.port)
         self._launch_commands: tuple[object, dict[tuple[object, ...], Sequence[str]]] = None, {}
         self._given_devices: DeviceClaim | None = None
-        self._own_devices: DeviceClaim | None = None
         self._profiler: Profiler | None = None
-        self._place: Place | None = None
 
     # What a backend overrides, together with `InferenceServer.list_endpoints`.
 
@@ -108,25 +115,53 @@ class ConfiguredServer(EngineFacts):
     @property
     def host(self) -> str:
         """The address that the server listens on, or where its node is reached."""
-        if self.attached:
-            return urlsplit(self.server_url).hostname or ""
-        return self._address or self.settings.host
+        if self.settings.url is not None:
+            return parse_address(self.settings.url).host
+        return self.told.host or self.settings.host
 
     @property
     def port(self) -> int:
         """The port; before the start the one that it gets if nobody else has it."""
-        if self.attached:
-            parts = urlsplit(self.server_url)
-            return parts.port or {"https": 443}.get(parts.scheme, 80)
-        return self._port or ports.DEFAULT_PORT
+        if self.settings.url is not None:
+            return parse_address(self.settings.url).port
+        return self._given.port or ports.DEFAULT_PORT
 
     @property
     def server_url(self) -> str:
-        """The URL under which clients reach the server from here, without a slash at the end."""
-        if self.settings.url:
-            return self.settings.url
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        """The URL under which clients reach the server from here, with its base path, without a slash at the end."""
+        return self.reach.url
+
+    @property
+    def address(self) -> Address:
+        """Where the server is reached from here, and what a request to it needs."""
+        key = asked(self).api_key
+        return dataclasses.replace(self.reach, api_key=key, key_source=self._key_source)
+
+    @property
+    def reach(self) -> Address:
+        """Where the server is reached, without its key, for which the backend would be asked for its command."""
+        return self.told.reach or address_of(self)
+
+    @property
+    def node(self) -> str | None:
+        """The node of a cluster that it runs on, by name and address; None without a cluster."""
+        return self.told.node
+
+    @property
+    def remote(self) -> bool:
+        """Whether it runs on another machine than this one."""
+        return self.told.remote
+
+    @property
+    def is_asked_at_port(self) -> bool:
+        """Whether somebody asks it at its own port or socket, so that it must listen there while it runs."""
+        ready = self.settings.ready
+        return ready is None or any("port" not in one and not {"log", "command"} & set(one) for one in ready)
+
+    @property
+    def ports(self) -> Mapping[str, int]:
+        """The further ports by name; before the start those that they get if nobody else has them."""
+        return named_ports(self.settings.ports, self._given.ports, self.port)
 
     @property
     def serves(self) -> bool:
@@ -145,8 +180,16 @@ class ConfiguredServer(EngineFacts):
 
     @property
     def env_vars(self) -> Mapping[str, str | None]:
-        """The environment variables of the server, as configured."""
-        return self.settings.env_vars
+        """The environment variables of the server as configured, placeholders filled in."""
+        filled_in = fill_values(self.settings.env_vars, self.placeholders)
+        key = configured_key(self.settings, filled_in)[0]
+        if key is None:
+            return filled_in
+        variables = asked(self).api_key_variables
+        if self.attached or not variables or self._has_key(filled_in):
+            return filled_in
+        # The engine needs the key, too; on its command line all users of the machine could read it.
+        return {**filled_in, variables[0]: key}
 
     @property
     def debug_mode(self) -> bool:
@@ -160,17 +203,20 @@ class ConfiguredServer(EngineFacts):
 
     @property
     def api_key(self) -> str | None:
-        """The API key that the server was given with ``--api-key`` or in the environment, or None."""
-        argv = self.server_args() if self.attached else self._as_configured().argv
-        values = option_values(argv, "--api-key")
-        if values and values[0]:
-            return values[0][0]
-        return next(filter(None, map(self.env_vars.get, asked(self).api_key_variables)), None)
+        """The API key that requests to the server need, or None."""
+        return api_key_of(self, self._key_words())[0]
+
+    @property
+    def _key_source(self) -> str:
+        return api_key_of(self, self._key_words())[1]
+
+    def _key_words(self) -> Sequence[str]:
+        return self.server_args() if self.attached else self.configured_command().argv
 
     @property
     def devices(self) -> DeviceClaim | None:
         """The GPUs that were claimed for it, or None: before its start, or if nothing is known of its needs."""
-        return self._given_devices or self._own_devices
+        return self._given_devices or self.own_devices
 
     @property
     def profiler(self) -> Profiler | None:
@@ -192,70 +238,7 @@ class ConfiguredServer(EngineFacts):
     @property
     def profiler_env_vars(self) -> Mapping[str, str]:
         """The environment variables that the profiler adds."""
-        return {} if self.profiler is None else self.profiler.env_vars(self._place or SHOWN)
-
-    @property
-    def profiled_at_launch(self) -> bool:
-        """Whether it is started for a profiler, or profiled for its whole life: then it is no server for others."""
-        profiler = self.profiler
-        return profiler is not None and (profiler.at_launch or not profiler.settings.on_demand)
-
-    @property
-    def has_engine_below(self) -> bool:
-        """Whether what is launched is a profiler, below which the engine runs."""
-        return self.profiler is not None and self.profiler.has_engine_below
-
-    def use_profiler(self, tool: str) -> None:
-        """Have the next starts made for a profiler, which then profiles what it is asked for.
-
-        Args:
-            tool: The profiler. If it is configured already nothing changes.
-
-        Raises:
-            ProfileError: The server is configured for another one.
-        """
-        profiler = self.profiler
-        if profiler is None:
-            settings = dataclasses.replace(self.profile_settings(tool), enabled=True, on_demand=True)
-            self.settings = dataclasses.replace(self.settings, profile=settings)
-        elif profiler.name != tool:
-            raise profiler.error(f"a server is started for one profiler, and {tool} is asked for as well")
-
-    def check_profiler(self, tool: str) -> None:
-        """Make sure that the server can be profiled with a tool, if it is started for it where that needs it.
-
-        Raises:
-            ProfileError: It cannot.
-        """
-        profiler = TOOLS[tool](self, self.profile_settings(tool))
-        if not profiler.parts:
-            raise profiler.error(
-                "it can profile a server's whole life only: 'profile: {tool: amd}' or --infserver-profile"
-            )
-        if profiler.at_launch:
-            self.use_profiler(tool)
-        profiler.check()
-
-    def profile_problem(self, *, also_on_demand: bool = True) -> str | None:
-        """Return why the server cannot be profiled as configured, or None.
-
-        Args:
-            also_on_demand: Look also at what is profiled only when somebody asks for it.
-        """
-        if self.profiler is None or (self.profiler.settings.on_demand and not also_on_demand):
-            return None
-        try:
-            self.profiler.check()
-        except ProfileError as error:
-            return str(error).removeprefix(f"{self}: ")
-        return None
-
-    def profile_settings(self, tool: str) -> ProfileConfig:
-        """Return the settings of a profiler: the configured ones as far as they are about this one."""
-        configured = self.settings.profile or ProfileConfig()
-        if configured.tool == tool:
-            return configured
-        return dataclasses.replace(configured, tool=tool, args=(), binary_path=None)
+        return {} if self.profiler is None else self.profiler.env_vars(self._given.place or SHOWN)
 
     @property
     def pid(self) -> int | None:
@@ -269,8 +252,10 @@ class ConfiguredServer(EngineFacts):
     @property
     def secrets(self) -> frozenset[str]:
         """Values of the server's command and environment that must not be shown."""
+        if self.told.secrets is not None:
+            return self.told.secrets | self._key_secrets
         try:
-            return self._as_configured().secrets
+            return self.configured_command().secrets | self._key_secrets
         except InferenceServerError:
             # A backend that cannot make its command: what is said about that is searched for secrets, too.
             return self.configured_secrets
@@ -278,7 +263,16 @@ class ConfiguredServer(EngineFacts):
     @property
     def configured_secrets(self) -> frozenset[str]:
         """Those of them that are known without asking the backend for its command."""
-        return make_command((), self.env_vars).secrets if self._command is None else self._command.secrets
+        if self.launched_command is not None:
+            return self.launched_command.secrets | self._key_secrets
+        # With a key `env_vars` asks the backend, and this is asked for when that has raised something.
+        keyed = self.settings.api_key is not None or self.settings.api_key_env is not None
+        return make_command((), self.settings.env_vars if keyed else self.env_vars).secrets | self._key_secrets
+
+    @property
+    def _key_secrets(self) -> frozenset[str]:
+        keys = (self.settings.api_key, environment().get(self.settings.api_key_env or ""))
+        return frozenset(key for key in keys if key is not None and len(key) >= MIN_LENGTH)
 
     def use_devices(self, claim: DeviceClaim | None) -> None:
         """Give the server GPUs for its next starts; they stay the caller's to release.
@@ -289,23 +283,75 @@ class ConfiguredServer(EngineFacts):
         self._given_devices = claim
         self.device_keys = () if claim is None else tuple(device.key for device in claim.devices)
 
-    def url_for(self, path: str) -> str:
-        """Return the URL of a path on the server."""
-        return f"{self.server_url}/{path.lstrip('/')}"
+    @property
+    def allotment(self) -> Allotment:
+        """What this launch has been given so far."""
+        claim = self.devices
+        devices, variables = ((), {}) if claim is None else (claim.devices, claim.env_vars)
+        return dataclasses.replace(
+            self._given, devices=devices, device_variables=variables, profile=self.settings.profile
+        )
+
+    def give(self, **what: Any) -> None:
+        """Give something to the next launch, or take it away.
+
+        Args:
+            **what: ``port``, ``ports``, ``place`` or ``peers``, as in `Allotment`.
+        """
+        self._given = dataclasses.replace(self._given, **what)
+
+    def use_peers(self, servers: Iterable[ConfiguredServer]) -> None:
+        """Tell the server where those are that it needs."""
+        peers = {
+            f"servers.{one.name}.{part}": value
+            for one in servers
+            for part, value in (("url", one.server_url), ("host", ports.hosts_of(one.host)[0]), ("port", str(one.port)))
+        }
+        self.give(peers=peers)
+
+    def use_allotment(self, allotment: Allotment) -> None:
+        """Answer for a launch that another process plans.
+
+        Args:
+            allotment: What that one has given to it.
+        """
+        if allotment == self.allotment:
+            return
+        claim = DeviceClaim()
+        claim.devices, claim.env_vars = allotment.devices, allotment.device_variables
+        self.use_devices(claim if allotment.devices or allotment.device_variables else None)
+        self._given = allotment
+        self.settings = dataclasses.replace(self.settings, profile=allotment.profile)
+
+    def url_for(self, *parts: str) -> str:
+        """Return the URL of a path on the server, given in one or several parts."""
+        return self.reach.url_for(*parts)
+
+    @property
+    def placeholders(self) -> Mapping[str, str]:
+        """What ``{model}``, ``{host}``, ``{port}``, ``{ports.NAME}`` and ``{servers.NAME.url}`` stand for."""
+        named = {f"ports.{name}": str(port) for name, port in self.ports.items()}
+        return {"model": self.model_path, "host": self.host, "port": str(self.port), **named, **self._given.peers}
+
+    def entry(self, *words: str) -> list[str]:
+        """Return what stands before the arguments: the binary and these words, or the configured ``entrypoint``."""
+        chosen = self.settings.entrypoint
+        return [self.binary_path, *words] if chosen is None else [self.settings.binary_path or chosen[0], *chosen[1:]]
 
     def fill(self, words: Sequence[str]) -> list[str]:
-        """Return the words of a command with ``{model}``, ``{host}`` and ``{port}`` filled in."""
-        return filled(words, {"model": self.model_path, "host": self.host, "port": str(self.port)})
+        """Return the words of a command with their placeholders filled in."""
+        return filled(words, self.placeholders)
 
     def server_args(self) -> list[str]:
         """Return the engine's arguments from ``config``, as words."""
         for key in ARGUMENT_KEYS:
             if self.config.get(key) is not None:
                 try:
-                    return to_argv(self._argument_block(key))
+                    words = self.fill(to_argv(self._argument_block(key)))
+                    return [*words, *self._address_words(words)]
                 except ArgumentsError as error:
                     raise self.settings.error(f"'config.{key}': {error}", "config", key, error.key) from None
-        return []
+        return self._address_words(())
 
     def command(self) -> Command:
         """Return the command that the server was launched with, or that `start` would run, with its environment.
@@ -313,7 +359,11 @@ class ConfiguredServer(EngineFacts):
         Raises:
             ConfigError: It has an option that the installed version of the engine does not have any more.
         """
-        return self.command_and_notes()[0] if self._command is None else self._command
+        return self.launched_command or self.command_and_notes()[0]
+
+    def configured_command(self) -> Command:
+        """Return the command that was launched, or what the backend says of it: no profiler is in that yet."""
+        return self.launched_command or make_command(self._launch_command(), self.env_vars)
 
     def command_and_notes(self) -> tuple[Command, list[str]]:
         """Return the command that `start` would run, and what is left out of it because the engine has dropped it.
@@ -322,28 +372,33 @@ class ConfiguredServer(EngineFacts):
             ConfigError: It has an option that the installed version of the engine does not have any more.
         """
         claimed = {} if self.devices is None else self.devices.env_vars
-        profiler, place = self.profiler, self._place or SHOWN
+        profiler, place = self.profiler, self._given.place or SHOWN
         added = self.profiler_env_vars
         argv, notes = self._engine_argv({**self.env_vars, **claimed})
+        # Our own backends know what they leave out.
+        missing = [] if is_ours(type(self)) else left_out(self.server_args(), argv)
+        if missing:
+            notes.append(
+                f"its command has nothing of {', '.join(missing)}, which is configured:"
+                f" {type(self).__name__}.get_launch_command() has to add *self.server_args()"
+            )
         if profiler is not None:
             argv = profiler.wrap([*argv, *profiler.flags(place)], place)
         return make_command(argv, {**added, **self.env_vars, **claimed, **_own_tmpdir(added)}), notes
 
     def _engine_argv(self, env_vars: Mapping[str, str | None]) -> tuple[Sequence[str], list[str]]:
         command = make_command(self._launch_command(), env_vars)
-        changed = asked(self).changed_options
-        if not changed:
-            return command.argv, []
         try:
             argv, notes = up_to_date(
                 command.argv,
                 self.server_args(),
-                changed,
+                asked(self).changed_options,
                 self.backend_name,
                 lambda: installed_version(command.argv[0], asked(self).packages, command.env),
             )
         except OutdatedOption as error:
             raise self.settings.error(str(error), *place_of_flag(self.settings, error.flag)) from None
+        check_options(self, argv, command.env)
         return argv, notes
 
     def why_not_profiled(self, tool: str) -> str | None:
@@ -358,11 +413,12 @@ class ConfiguredServer(EngineFacts):
         Raises:
             ServerStartupError: It is not; the message says what to do.
         """
-        require_binary(self._as_configured(), str(self), asked(self).install_hint)
+        require_binary(self.configured_command(), str(self), asked(self).install_hint)
         stop_command = self.settings.stop_command
         if stop_command is not None:
             hint = "It is the first word of 'stop_command'."
             require_binary(make_command(self.fill(stop_command), self.env_vars), str(self), hint)
+        require_launchable(self)
 
     def __str__(self) -> str:
         return self.name if self.name == self.backend_name else f"{self.name} ({self.backend_name})"
@@ -372,13 +428,10 @@ class ConfiguredServer(EngineFacts):
     def _check_settings(self) -> None:
         check_settings(self)
 
-    def _as_configured(self) -> Command:
-        return self._command or make_command(self._launch_command(), self.env_vars)
-
     def _launch_command(self) -> Sequence[str]:
         """Return the backend's command, for which it is asked once as long as nothing changes that it may depend on."""
         devices = () if self.devices is None else tuple(device.key for device in self.devices.devices)
-        depends_on = self.host, self.port, devices, self.share
+        depends_on = self.host, self.port, tuple(self.ports.items()), devices, self.share
         settings, known = self._launch_commands
         if settings is not self.settings:
             # Shared with the copies of this object.
@@ -395,9 +448,9 @@ class ConfiguredServer(EngineFacts):
             )
         return tuple(words)
 
-    def _forget_commands(self) -> None:
+    def forget_commands(self) -> None:
         """Ask the backend again: a new start is made."""
-        self._command = None
+        self.launched_command = None
         self._launch_commands = self.settings, {}
 
     def health_url(self) -> str:
@@ -418,9 +471,24 @@ class ConfiguredServer(EngineFacts):
         message = f"'config.{key}' must be a mapping or a list: nothing is passed to a shell"
         raise self.settings.error(message, "config", key)
 
+    def _address_words(self, words: Sequence[str]) -> list[str]:
+        """Return the arguments that tell the engine what the keys `uds`, `base_path` and `api_key` say."""
+        if self.attached:
+            return []
+        settings, flags = self.settings, asked(self).address_flags
+        key = configured_key(settings, self.env_vars)[0]
+        told = {"uds": settings.uds, "base_path": settings.base_path, "api_key": key}
+        return flags.words_for(told, words)
+
+    def _has_key(self, variables_of: Mapping[str, str | None]) -> bool:
+        """Return whether the engine is given a key by its own means."""
+        written = [str(word) for key in ARGUMENT_KEYS for word in self.config.get(key) or ()]
+        given = {to_flag(word).partition("=")[0] for word in written}
+        flags, variables = asked(self).address_flags, asked(self).api_key_variables
+        return bool(given & {*flags.api_key, *flags.key_file}) or any(map(variables_of.get, variables))
+
     def _headers(self) -> dict[str, str]:
-        key = asked(self).api_key
-        return {"Authorization": f"Bearer {key}"} if key else {}
+        return asked(self).address.headers
 
 
 def _own_tmpdir(variables: Mapping[str, str]) -> dict[str, str]:

@@ -80,13 +80,22 @@ def load_files(
     """
     servers: dict[str, ServerConfig] = {}
     for file in config_files:
-        for loaded in load_file(file, base=base, overrides=overrides):
-            config = check_config(loaded)
-            if config.name in servers:
-                first = servers[config.name].origins.find(("name",))
-                raise config.error(f"this name is taken by the server at {first}; names must be unique", "name")
-            servers[config.name] = config
+        add_servers(servers, load_file(file, base=base, overrides=overrides))
     return servers
+
+
+def add_servers(servers: dict[str, ServerConfig], loaded: Iterable[ServerConfig]) -> None:
+    """Check servers of a file, and add them to those of other files by their names.
+
+    Raises:
+        ConfigError: Something is wrong, or a name is taken.
+    """
+    for one in loaded:
+        config = check_config(one)
+        if config.name in servers:
+            first = servers[config.name].origins.find(("name",))
+            raise config.error(f"this name is taken by the server at {first}; names must be unique", "name")
+        servers[config.name] = config
 
 
 def load_server_config(

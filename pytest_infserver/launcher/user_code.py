@@ -21,7 +21,13 @@ from pytest_infserver.system.text import clean
 Result = TypeVar("Result")
 Server = TypeVar("Server")
 
+_OURS = f"{__name__.partition('.')[0]}."
 _NOT_USER_CODE = (f"{Path(__file__).parents[1]}{os.sep}", importlib.__file__, "<frozen importlib")
+
+
+def is_ours(kind: type) -> bool:
+    """Return whether a class comes with this package, so that nothing of it is the user's code."""
+    return kind.__module__.startswith(_OURS)
 
 
 def call(what: str, action: Callable[[], Result], server: Any = None) -> Result:
@@ -72,7 +78,7 @@ class _Asked:
 
 
 def ends_run(error: BaseException) -> bool:
-    """Tell whether an exception is meant for the whole run, not for the code that has raised it."""
+    """Return whether an exception is meant for the whole run, not for the code that has raised it."""
     # Where pytest is not imported nobody can have raised its exception.
     pytest = sys.modules.get("pytest")
     return isinstance(error, KeyboardInterrupt) or (pytest is not None and isinstance(error, pytest.exit.Exception))
@@ -99,7 +105,7 @@ def _user_traceback(shown: traceback.TracebackException) -> list[str]:
 
 
 def _keep_user_frames(shown: traceback.TracebackException) -> bool:
-    """Leave out the frames of this package, there and in what it was raised from; tell whether any are left."""
+    """Leave out the frames of this package, there and in what it was raised from; return whether any are left."""
     kept = [frame for frame in shown.stack if not _is_ours(frame.filename)]
     shown.stack = traceback.StackSummary.from_list(kept)
     further = [shown.__cause__, shown.__context__, *(getattr(shown, "exceptions", None) or ())]

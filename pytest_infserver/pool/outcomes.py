@@ -1,18 +1,15 @@
-"""What a user's hook or backend may raise, and how it is shown."""
+"""What was raised elsewhere: how it is shown, and how it is raised again."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
+from pytest_infserver import errors
+from pytest_infserver.errors import InferenceServerError
 from pytest_infserver.launcher.user_code import described
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
-
-OUTCOMES = (Exception, SystemExit, pytest.fail.Exception, pytest.skip.Exception)
-"""pytest's own outcomes are no Exceptions. SystemExit ends no run: in a test it does not, either."""
 
 
 def in_words(error: BaseException) -> str:
@@ -23,3 +20,9 @@ def in_words(error: BaseException) -> str:
 def user_error(server: InferenceServer, error: BaseException) -> str:
     """Return the text for an exception that is none of ours, with the user's part of its traceback."""
     return described("a hook or its backend", error, server)
+
+
+def error_called(kind: str, text: str) -> InferenceServerError:
+    """Return the error of ours that was raised in another process; of an unknown kind an `InferenceServerError`."""
+    found: InferenceServerError = getattr(errors, kind, InferenceServerError)(text)
+    return found

@@ -9,33 +9,41 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pytest
-
+from pytest_infserver.config.model import check_same
 from pytest_infserver.errors import ConfigError, InferenceServerError, ServerDiedError, ServerStartupError
-from pytest_infserver.launcher.liveness import notice_death
-from pytest_infserver.launcher.messages import repeated
+from pytest_infserver.launcher.diagnosis.messages import repeated
+from pytest_infserver.launcher.health.liveness import notice_death
+from pytest_infserver.launcher.profiling.chosen import profile_problem, use_profiler
+from pytest_infserver.launcher.user_code import ends_run
+from pytest_infserver.pool.eviction import in_the_way, on_devices, sent_away
 from pytest_infserver.pool.lease import Lease, Problem
-from pytest_infserver.pool.make_way import in_the_way, on_devices, sent_away
-from pytest_infserver.pool.outcomes import OUTCOMES, in_words, user_error
-from pytest_infserver.pool.outlook import Outlook, Wait, causes, outlook
-from pytest_infserver.pool.planner import ENDED, Grant, Phase, Planner, Request, Start, Stop
+from pytest_infserver.pool.outcomes import in_words, user_error
+from pytest_infserver.pool.planning.decisions import Grant, Phase, Request, Start, Stop
+from pytest_infserver.pool.planning.planner import ENDED, Planner
 from pytest_infserver.pool.threads import spawn
+from pytest_infserver.pool.wait_report import Wait, WaitReport, causes, wait_of, wait_report
 
 if TYPE_CHECKING:
-    from pytest_infserver.cluster.demand import Demand as ClusterDemand
     from pytest_infserver.config.model import ServerConfig
-    from pytest_infserver.launcher.follower import View
+    from pytest_infserver.launcher.runtime.view import View
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.room import Room
 
+_NOT_WAITED_FOR = "whoever has asked for it does not wait any more"
 MAX_RESTARTS = 3
 """How often a server that died is started again in one run."""
 _STEP = 0.25
 """Seconds between two looks of somebody who waits."""
+_PATIENCE = 120.0
+"""Seconds after which a server is stopped although others that need it have not ended."""
+_TELL_EVERY = 0.2
+"""Seconds between two reports of what somebody waits for."""
+_MEMORY_GRACE = 10.0
+"""Seconds in which the memory of GPUs is to be back before another server, or another run, can get them."""
 _LOOK_AGAIN = 2.0
 """Seconds between two looks for kept servers that hold the GPUs which a server needs."""
 
@@ -76,8 +84,10 @@ class Pool:
     Attributes:
         configs: The servers by name.
         incidents: What happened to servers and is worth a word.
-        on_end: Gets a server whose process has ended, whoever ended it.
+        on_end: Gets a server whose process has ended, whoever ended it, and why it died if it did.
         on_made: Gets each server before anything is done with it.
+        on_up: Gets the names of the servers that run whenever these change; called under the lock.
+        on_trouble: Called when there is something for `take_problems` to tell; under the lock.
     """
 
     def __init__(
@@ -93,13 +103,18 @@ class Pool:
         """
         self.configs = configs
         self.incidents: list[str] = []
-        self.on_end: Callable[[InferenceServer], object] = lambda server: None
+        self.on_end: Callable[[InferenceServer, str | None], object] = lambda server, reason: None
         self.on_made: Callable[[InferenceServer], object] = lambda server: None
+        self.on_up: Callable[[frozenset[str]], object] = lambda names: None
+        self.on_trouble: Callable[[], object] = lambda: None
+        self._up: frozenset[str] = frozenset()
         self._room = room
         self._hooks = hooks
         self._policy = policy or Policy()
-        self._planner = Planner(room, prelaunch=self._policy.prelaunch, linger=self._policy.keep is not None)
+        keeps = self._policy.keep is not None
+        self._planner = Planner(room, prelaunch=self._policy.prelaunch, linger=keeps, needs=self._needs_of)
         self._servers: dict[str, InferenceServer] = {}
+        self._added: set[str] = set()
         self._failures: dict[str, InferenceServerError] = {}
         self._shown: set[str] = set()
         self._first_told: dict[str, str] = {}
@@ -117,7 +132,7 @@ class Pool:
         self._users: dict[str, str] = {}
         self._used: dict[str, float] = {}
         self._watched: dict[str, int] = {}
-        self._problems: list[tuple[str, str]] = []
+        self._problems: list[tuple[str, Problem]] = []
         self._lines: deque[str] = deque()
         self._cause: BaseException | None = None
         self._exit: BaseException | None = None
@@ -144,6 +159,33 @@ class Pool:
         with self._changed:
             return list(self._servers.values())
 
+    def add(self, configs: Mapping[str, ServerConfig]) -> None:
+        """Take in servers that were not configured: variants of these, and what tests make.
+
+        Args:
+            configs: The servers by name; one that is known already is left as it is.
+
+        Raises:
+            ConfigError: One of them needs more than there is, or has the name of another one.
+        """
+        from pytest_infserver.launcher.factory import create_from_config
+
+        for name, config in configs.items():
+            with self._changed:
+                known = self.configs.get(name)
+            if known is not None:
+                check_same(known, config)
+                continue
+            # Outside of the lock: its backend may have to be asked.
+            server = create_from_config(config)
+            with self._changed:
+                self._room.add(server)
+                self.configs = {**self.configs, name: config}
+                self._added.add(name)
+            shortage = self._room.shortage([name])
+            if shortage is not None:
+                raise config.error(shortage)
+
     def join(self, client: str) -> None:
         """Note somebody who is going to ask for servers."""
         with self._changed:
@@ -162,12 +204,24 @@ class Pool:
                     self._granted[ticket] = Grant(Request(ticket, client, ()), f"{client} is gone")
             self._proceed()
 
-    def plan(self, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str] | None = None) -> None:
+    def cancel(self, client: str) -> None:
+        """Let a client wait no more, which has been interrupted; what it has got meanwhile it gives back itself."""
+        with self._books():
+            for request in self._planner.wishes():
+                if request.client == client:
+                    self._planner.give_back(request.ticket, time.monotonic())
+                    self._granted[request.ticket] = Grant(Request(request.ticket, client, ()), _NOT_WAITED_FOR)
+            self._proceed()
+
+    def plan(
+        self, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str] | None = None, *, ahead: bool = True
+    ) -> None:
         """Note which tests are going to run, and start what they need ahead of time.
 
         Args:
             tests: Node id to the servers that the test needs, in the order in which they are going to run.
             profilers: Name of a server to the profiler for which it has to be started.
+            ahead: Whether any server may be started before a test asks for it.
 
         Raises:
             ConfigError: One of them needs more than there is, or cannot be profiled as configured.
@@ -179,11 +233,11 @@ class Pool:
                 raise ConfigError(f"{test}: {shortage}")
         for name in wanted:
             server = self.server(name)
-            problem = None if server.runs_elsewhere else server.profile_problem(also_on_demand=False)
+            problem = None if server.runtime.runs_elsewhere else profile_problem(server, also_on_demand=False)
             if problem is not None:
                 raise server.settings.error(problem, "profile", "tool")
         for name, tool in (profilers or {}).items():
-            self.server(name).use_profiler(tool)
+            use_profiler(self.server(name), tool)
         # In turn: with --dist each every worker plans, and some of them while tests run.
         with self._planning:
             for name in wanted:
@@ -192,6 +246,8 @@ class Pool:
                     with self._exits():
                         self._take_over(name)
         with self._books():
+            if not ahead:
+                self._planner.start_nothing_ahead()
             for test, names in tests.items():
                 self._tests[test] = tuple(names)
                 self._left[test] += 1
@@ -212,7 +268,7 @@ class Pool:
         test: str | None = None,
         exclusive: bool = False,
         undisturbed: bool = False,
-        waiting: Callable[[Outlook], object] = lambda outlook: None,
+        waiting: Callable[[WaitReport], object] = lambda wait_report: None,
         progress: Callable[[str], object] = lambda text: None,
     ) -> list[Lease]:
         """Wait for servers, all of them together; an error is in the leases, not raised.
@@ -227,6 +283,7 @@ class Pool:
             progress: Gets what takes long for another reason.
         """
         handles = [self.server(name) for name in names]
+        self._require_room(client, names)
         for server in handles:
             # Outside of the lock: the news of an end may take seconds.
             notice_death(server)
@@ -240,26 +297,51 @@ class Pool:
                 self._proceed()
             self._wait_for(ticket, waiting, progress)
             # Asked for and waited for here: the first request of the test takes the shorter way.
-            begins = [server.log_size_now() for server in handles]
+            begins = [server.runtime.log_size_now() for server in handles]
             with self._changed:
                 return self._leases(ticket, names, test, exclusive, begins)
         except BaseException:
             # Nobody knows of the lease.
             self.release(ticket)
             with contextlib.suppress(Exception):
-                waiting(self.outlook())
+                waiting(self.wait_report())
             raise
 
-    def release(self, ticket: int, done: str | None = None) -> None:
+    def _require_room(self, client: str, names: Sequence[str]) -> None:
+        """Make sure that a client can ever have servers beside those that it has.
+
+        Raises:
+            InferenceServerError: It cannot; the message has the arithmetic.
+        """
+        with self._changed:
+            held = [name for name in self._servers for lease in self._planner.leases(name) if lease.client == client]
+            together = list(dict.fromkeys([*held, *names]))
+            if not self._added.intersection(together):
+                # Of those that are configured each test's need was looked at before.
+                return
+            shortage = self._room.shortage(together)
+        if shortage is not None:
+            raise InferenceServerError(f"{', '.join(names)} cannot be had beside {', '.join(held)}: {shortage}")
+
+    def release(self, ticket: int, done: str | None = None, user: str | None = None) -> None:
         """Take a lease back.
 
         Args:
             ticket: The lease's.
             done: A planned test that is over now.
+            user: The test that has used the servers last, if that is another one than has asked for them.
         """
         with self._books():
+            request = self._planner.lease(ticket)
+            if user is not None and request is not None:
+                self._users.update(dict.fromkeys(request.names, user))
             self._give_back(ticket, done)
             self._proceed()
+
+    def await_stopped(self, name: str) -> None:
+        """Wait until a server has ended, if it is about to."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._planner.phase(name) is not Phase.STOPPING)
 
     def done(self, test: str) -> None:
         """Note that a planned test is over which had no lease, as one that was running when its worker crashed."""
@@ -279,7 +361,7 @@ class Pool:
         with self._changed:
             last = self._last_views.get((name, launch))
         if last is None:
-            return self.server(name).look()
+            return self.server(name).runtime.look()
         at, view = last
         return view.later(time.monotonic() - at)
 
@@ -288,37 +370,32 @@ class Pool:
         self.raise_exit()
         with self._changed:
             problems, self._problems = self._problems, []
-            return [Problem(text, self._users.get(name)) for name, text in problems]
+            # One that nobody had used by then is told to who wanted it.
+            return [Problem(one.text, one.user or self._users.get(name)) for name, one in problems]
+
+    @property
+    def tests(self) -> dict[str, tuple[str, ...]]:
+        """The servers that each planned test needs."""
+        with self._changed:
+            return dict(self._tests)
 
     def servers_of(self, test: str) -> Sequence[str]:
         """Return the servers that a planned test needs."""
         return self._tests.get(test, ())
 
-    def make_room_for(self, name: str, demands: Sequence[ClusterDemand]) -> None:
-        """Stop idle servers in whose room one could run that waits for the cluster and is not the pool's.
-
-        Args:
-            name: What it is called.
-            demands: What it needs, and others like it have.
-        """
-        with self._books():
-            if not self._closed:
-                fits = functools.partial(self._room.fits_beside, demands)
-                for stop in self._planner.make_room_for(name, fits, time.monotonic()):
-                    self._carry_out(stop)
-
     def is_ready(self, name: str) -> bool:
-        """Tell whether a server runs now."""
+        """Return whether a server runs now."""
         with self._changed:
             return self._planner.phase(name) is Phase.UP
 
-    def outlook(self) -> Outlook:
+    def wait_report(self) -> WaitReport:
         """Return what those wait for who wait now."""
         with self._changed:
             if self._closed or not self._planner.wishes():
-                return outlook()
+                return wait_report((), self._servers.values())
             tests = {ticket: test for ticket, (_, test) in self._running.items()}
-            return outlook(tuple(self._wait(*cause) for cause in causes(self._planner, self._room, tests)))
+            waits = tuple(self._wait(*cause) for cause in causes(self._planner, self._room, tests))
+            return wait_report(waits, self._servers.values())
 
     def fail(self, error: BaseException) -> None:
         """Let nobody wait any more: the run ends with an error, which pytest's own thread is going to raise."""
@@ -326,9 +403,10 @@ class Pool:
             self._closed = True
             if self._cause is None:
                 self._cause = self._exit = error
-            elif not isinstance(error, pytest.exit.Exception) and in_words(error) != in_words(self._cause):
-                problem = "", f"when the run had ended: {in_words(error)}"
+            elif not ends_run(error) and in_words(error) != in_words(self._cause):
+                problem = "", Problem(f"when the run had ended: {in_words(error)}", None)
                 self._problems += [] if problem in self._problems else [problem]
+            self.on_trouble()
             self._changed.notify_all()
 
     def raise_exit(self) -> None:
@@ -346,7 +424,9 @@ class Pool:
         """
         server = self.server(name)
         with self._changed:
-            if not any(lease.exclusive and lease.client == client for lease in self._planner.leases(name)):
+            leases = self._planner.leases(name)
+            own = bool(leases) and all(lease.client == client for lease in leases)
+            if not (own and (any(lease.exclusive for lease in leases) or self._stop_refusal(server) is None)):
                 raise InferenceServerError(shared(server))
         return server
 
@@ -393,34 +473,47 @@ class Pool:
 
         server = create_from_config(self.configs[name])
         # The next tests expect it where it was, also if it dies.
-        server.holds_port = True
+        server.runtime.holds_port = True
         server.on_progress = self._lines.append
         server.on_warning = self.incidents.append
-        server.refuse_stop(shared(server))
+        server.runtime.stop_refusal = self._stop_refusal(server)
         self._room.settle(server)
         self.on_made(server)
         return server
+
+    def _stop_refusal(self, server: InferenceServer) -> str | None:
+        """Return why a test must not stop a server; who has asked the factory for one that nobody else uses may."""
+        name = server.name
+        with self._changed:
+            is_own = name in self._added and not self._planner.is_planned(name) and len(self._planner.leases(name)) <= 1
+        return None if is_own else shared(server)
 
     def _wait(self, name: str, hindrance: str, ticket: int | None) -> Wait:
         now = time.monotonic()
         changes = self._planner.phase(name) in (Phase.STARTING, Phase.STOPPING)
         begin = self._begun.get(name, now) if changes or ticket is None else self._asked.get(ticket, now)
-        return Wait(self._servers[name], now - begin, hindrance)
+        return wait_of(self._servers[name], now - begin, hindrance)
 
-    def _wait_for(self, ticket: int, waiting: Callable[[Outlook], object], progress: Callable[[str], object]) -> None:
+    def _wait_for(
+        self, ticket: int, waiting: Callable[[WaitReport], object], progress: Callable[[str], object]
+    ) -> None:
         """Wait until a request is answered; without the lock."""
+        told = 0.0
         while True:
             with self._changed:
                 if not self._is_answered(ticket):
                     with self._exits():
-                        self._proceed()
+                        self._proceed(changed=False)
                 if not self._is_answered(ticket):
                     wake, now = self._planner.wake, time.monotonic()
                     self._changed.wait(_STEP if wake is None else max(0.0, min(_STEP, wake - now)))
                 answered = self._is_answered(ticket)
             for line in self._take_lines():
                 progress(line)
-            waiting(self.outlook())
+            # Whoever shows it does not show more.
+            if answered or time.monotonic() - told >= _TELL_EVERY:
+                told = time.monotonic()
+                waiting(self.wait_report())
             if answered:
                 return
 
@@ -470,9 +563,9 @@ class Pool:
         if name in self._failures and name not in self._shown and server.launches:
             # What a failed start has written is shown once, with the first test.
             self._shown.add(name)
-            log_start = server.launch_log_start
-        if exclusive and error is None:
-            server.refuse_stop(None)
+            log_start = server.runtime.status.launch_log_start
+        if error is None and (exclusive or name in self._added):
+            server.runtime.stop_refusal = None if exclusive else self._stop_refusal(server)
         return Lease(ticket, name, server, server.launches, log_start, error, exclusive)
 
     def _failure(self, name: str | None, test: str | None) -> InferenceServerError | None:
@@ -493,25 +586,26 @@ class Pool:
         try:
             if not server.take_over():
                 return
-        except pytest.exit.Exception:
-            raise
-        except OUTCOMES:
+        except BaseException as error:
+            if ends_run(error):
+                raise
             # Its start says it better.
             return
         with self._exits():
             problems = _try(self._hooks.started, server)
             with self._changed:
-                self._problems += [(name, text) for text in problems]
+                self._note_problems(name, problems)
         with self._changed:
             # Somebody who did not announce it may have asked for it meanwhile, and then its start has found it running.
             if self._planner.phase(name) is Phase.DOWN:
                 self._room.adopt(name, server.device_keys)
                 self._planner.adopted(name, time.monotonic())
+                self._note_adoption(server)
                 self.watch(server)
 
     def _make_way(self, name: str) -> None:
         """Stop a kept server that holds the GPUs that another one needs; in a thread of its own, without the lock."""
-        from pytest_infserver.launcher.kept import kept_servers
+        from pytest_infserver.launcher.keeping.kept import kept_servers
 
         for kept in on_devices(self._room.candidates(name), kept_servers())[:1]:
             self._tell_once(sent_away(kept, f": {name} needs its GPUs"))
@@ -522,11 +616,12 @@ class Pool:
     def _give_back(self, ticket: int, done: str | None) -> None:
         now = time.monotonic()
         request = self._planner.lease(ticket)
+        self._planner.give_back(ticket, now)
         if request is not None:
             self._used.update(dict.fromkeys(request.names, now))
-            for name in request.names if request.exclusive else ():
-                self._end_exclusive(name)
-        self._planner.give_back(ticket, now)
+            for name in request.names:
+                if request.exclusive or name in self._added:
+                    self._end_exclusive(name)
         for book in (self._running, self._asked, self._granted):
             book.pop(ticket, None)
         self._note_done(done)
@@ -534,7 +629,7 @@ class Pool:
     def _end_exclusive(self, name: str) -> None:
         """Bring a server back in line that a test has had alone: it may have stopped it, or killed it."""
         server = self._servers[name]
-        server.refuse_stop(shared(server))
+        server.runtime.stop_refusal = self._stop_refusal(server)
         if self._planner.phase(name) is Phase.UP:
             if server.running:
                 self.watch(server)
@@ -547,11 +642,16 @@ class Pool:
             for name in self._tests[test]:
                 self._planner.done(name)
 
-    def _proceed(self) -> None:
-        """Carry out what is to be done now."""
-        self._note_deaths()
+    def _proceed(self, *, changed: bool = True) -> None:
+        """Carry out what is to be done now.
+
+        Args:
+            changed: Whether the others who wait have to look again; those who only look do not wake one another.
+        """
+        changed |= self._note_deaths()
         if not self._closed:
             for decision in self._planner.decide(time.monotonic()):
+                changed = True
                 if isinstance(decision, Start):
                     self.server(decision.name)
                     self._begun[decision.name] = time.monotonic()
@@ -564,7 +664,12 @@ class Pool:
                 if self._look_again.get(name, 0.0) <= time.monotonic():
                     self._look_again[name] = math.inf
                     self._spawn(self._make_way, name)
-        self._changed.notify_all()
+        up = frozenset(self._planner.names(Phase.UP))
+        if up != self._up:
+            self._up, changed = up, True
+            self.on_up(up)
+        if changed:
+            self._changed.notify_all()
 
     def _carry_out(self, stop: Stop) -> None:
         self._begun[stop.name] = time.monotonic()
@@ -595,28 +700,38 @@ class Pool:
         """Stop what still runs, where a thread has failed or could not be started; without the lock."""
         for server in self.servers:
             problems: list[str] = []
-            if server.launched:
+            if server.runtime.launched:
                 with self._exits():
                     server.cancel_start()
                     problems = self._stopped(server)
             with self._books():
-                self._problems += [(server.name, text) for text in problems]
+                self._note_problems(server.name, problems)
                 if self._planner.phase(server.name) is Phase.STOPPING:
                     self._planner.stopped(server.name)
 
-    def _note_deaths(self) -> None:
+    def _note_problems(self, name: str, texts: Iterable[str]) -> None:
+        # The user as of now: when somebody asks another test may have used the server.
+        found = [(name, Problem(text, self._users.get(name))) for text in texts]
+        if found:
+            self._problems += found
+            self.on_trouble()
+
+    def _note_deaths(self) -> bool:
+        """Note which servers have died; return whether any has."""
+        found = False
         for name in self._planner.names(Phase.UP):
             server = self._servers[name]
             leases = self._planner.leases(name)
-            if server.running or any(lease.exclusive for lease in leases):
+            ended_by_a_test = any(lease.exclusive for lease in leases) or (leases and server.runtime.status.was_killed)
+            if server.running or ended_by_a_test:
                 continue
             reason = server.why_died()
             if reason is None:
                 continue
             self._deaths[name, server.launches] = reason
-            self._last_views[name, server.launches] = time.monotonic(), server.view()
+            self._last_views[name, server.launches] = time.monotonic(), server.runtime.view()
             # Before it is started again.
-            self.on_end(server)
+            self.on_end(server, reason)
             self._planner.died(name)
             self._restarts[name] += 1
             if not leases:
@@ -624,6 +739,8 @@ class Pool:
             if self._restarts[name] > self._policy.restarts:
                 self._failures[name] = ServerDiedError(_not_restarted(server, self._restarts[name]))
                 self._planner.give_up(name)
+            found = True
+        return found
 
     def _start(self, name: str) -> None:
         """Start a server; in a thread of its own, without the lock."""
@@ -636,7 +753,7 @@ class Pool:
                 # It was a hook that failed.
                 problems = self._stopped(server)
         with self._changed:
-            self._problems += [(name, text) for text in problems]
+            self._note_problems(name, problems)
             if self._planner.phase(name) is Phase.STARTING:
                 if error is None and server.running:
                     self._planner.started(name, time.monotonic())
@@ -645,37 +762,65 @@ class Pool:
                     # N tests do not each wait for the same failure.
                     self._failures[name] = error or _ended_at_once(server)
                     self._planner.start_failed(name)
-                    server.refuse_stop(self._why_down(server))
+                    server.runtime.stop_refusal = self._why_down(server)
             self._proceed()
+
+    def _needs_of(self, name: str) -> Sequence[str]:
+        needs: Sequence[str] = getattr(self.configs.get(name), "needs", ())
+        return needs
+
+    def _use_peers(self, server: InferenceServer) -> None:
+        """Tell a server where those are that it needs.
+
+        Raises:
+            ServerStartupError: One of them could not be had.
+        """
+        names = self._needs_of(server.name)
+        with self._changed:
+            failed = next((name for name in names if name in self._failures), None)
+            error = None if failed is None else self._failures[failed]
+        if error is not None:
+            raise ServerStartupError(f"{server} cannot start: it needs {failed}, and {error}")
+        if names:
+            server.use_peers([self.server(name) for name in names])
 
     def _started(self, server: InferenceServer) -> InferenceServerError | None:
         try:
+            self._use_peers(server)
             with self._changed:
                 if not self._room.renew(server.name):
                     raise ServerStartupError(
                         f"{server} cannot start again: another process has taken its GPUs meanwhile"
                     )
                 claim, places = self._room.devices(server.name), self._room.places_left()
-            if not server.attached and not server.launched and not server.runs_elsewhere:
+            if not server.attached and not server.runtime.launched and not server.runtime.runs_elsewhere:
                 self._clear(server, places)
             server.use_devices(claim)
-            server.refuse_stop(shared(server))
+            server.runtime.stop_refusal = self._stop_refusal(server)
             server.start()
+            self._note_adoption(server)
             self._hooks.started(server)
         except InferenceServerError as error:
             return error
-        except pytest.exit.Exception:
-            raise
-        except OUTCOMES as error:
+        except BaseException as error:
+            if ends_run(error):
+                raise
             # It is one of the tests that want the server, not of the whole run.
             return ServerStartupError(user_error(server, error))
         return None
 
     def _clear(self, server: InferenceServer, places: int) -> None:
-        from pytest_infserver.launcher.kept import kept_servers
+        from pytest_infserver.launcher.keeping.kept import kept_servers
 
         for kept in in_the_way(server, kept_servers(), places):
             self._tell_once(sent_away(kept, f" to make room for {server}"))
+
+    def _note_adoption(self, server: InferenceServer) -> None:
+        if server.runtime.status.taken_over and self._policy.keep is None:
+            self._tell_once(
+                f"{server}: an earlier run had kept it; this one took it over and stops it at its end"
+                " (--infserver-keep keeps it again)"
+            )
 
     def _tell_once(self, incident: str) -> None:
         if incident not in self.incidents:
@@ -697,7 +842,7 @@ class Pool:
             self._proceed()
             if (server.name, launch) not in self._deaths and server.launches == launch:
                 # Who has it alone may have ended it.
-                self.on_end(server)
+                self.on_end(server, None)
 
     def _stop(self, name: str, room_for: str | None = None) -> None:
         """Stop a server; in a thread of its own, without the lock."""
@@ -708,30 +853,37 @@ class Pool:
             server.cancel_start()
             start.join(0.1)
         problems: list[str] = []
+        with self._changed:
+            # Those that need it end before it.
+            self._changed.wait_for(lambda: not self._is_needed(name), _PATIENCE)
         with self._exits():
             problems = self._stopped(server)
         devices = self._room.devices(name)
-        busy = None if devices is None else devices.wait_until_back()
+        if devices is not None:
+            # Longer waits who gets them next.
+            devices.wait_until_back(_MEMORY_GRACE)
         with self._changed:
-            if busy is not None:
-                self.incidents.append(f"{server} is gone: {busy}")
-            if room_for is not None and not server.launched:
+            if room_for is not None and not server.runtime.launched:
                 self._evictions[name, room_for] += 1
-            self._problems += [(name, text) for text in problems]
+            self._note_problems(name, problems)
             self._planner.stopped(name)
             self._proceed()
 
+    def _is_needed(self, name: str) -> bool:
+        others = [one for one in self._servers if name in self._needs_of(one)]
+        return any(self._planner.phase(one) is Phase.STOPPING for one in others)
+
     def _stopped(self, server: InferenceServer) -> list[str]:
         """Stop a server, with all that goes with it, and return what went wrong; without the lock."""
-        launched = server.launched
+        launched = server.runtime.launched
         errors: list[str] = []
         if launched:
             errors += self._tried(self._hooks.stopping, server)
-            server.refuse_stop(None)
+            server.runtime.stop_refusal = None
             errors += self._tried(lambda one: one.stop(), server)
-            errors += self._tried(lambda one: one.release_port(), server)
+            errors += self._tried(lambda one: one.runtime.release_port(), server)
         with self._changed:
-            server.refuse_stop(self._why_down(server))
+            server.runtime.stop_refusal = self._why_down(server)
         if launched:
             errors += self._tried(self._hooks.stopped, server)
         return errors
@@ -761,7 +913,7 @@ class Pool:
         left = seconds - (time.monotonic() - self._used.get(server.name, time.monotonic()))
         if left <= 0 or not server.running:
             return False
-        server.refuse_stop(None)
+        server.runtime.stop_refusal = None
         kept = server.keep(left)
         if not kept and not server.attached:
             self.incidents.append(f"{server} is not kept: {server.why_not_kept}")
@@ -786,7 +938,7 @@ def shared(server: InferenceServer) -> str:
     """Return why a test must not stop a server."""
     return (
         f"{server} is shared with other tests: a test must not stop it; @pytest.mark.infserver(exclusive=True) gives"
-        " it one alone, inference_server_factory starts one that it may stop"
+        " it one alone, inference_server_factory(..., fresh=True) starts one that it may stop"
     )
 
 
@@ -807,9 +959,9 @@ def _try(action: Callable[[InferenceServer], object], server: InferenceServer) -
         action(server)
     except InferenceServerError as error:
         return [str(error)]
-    except pytest.exit.Exception:
-        raise
-    except OUTCOMES as error:
+    except BaseException as error:
+        if ends_run(error):
+            raise
         # It must not keep the next server from its stop.
         return [user_error(server, error)]
     return []

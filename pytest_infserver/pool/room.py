@@ -6,11 +6,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from pytest_infserver.launcher import machine
-from pytest_infserver.pool import planner
+from pytest_infserver.pool.planning import decisions
+from pytest_infserver.system import machine
 
 if TYPE_CHECKING:
-    from pytest_infserver.cluster.demand import Demand as ClusterDemand
     from pytest_infserver.config.model import ServerConfig
     from pytest_infserver.launcher.devices import Demand, DeviceClaim, Visible
     from pytest_infserver.launcher.server import InferenceServer
@@ -39,22 +38,22 @@ def machine_room(configs: Mapping[str, ServerConfig], max_servers: int | None) -
     attached = [name for name, server in servers.items() if server.attached]
     visible = visible_devices(os.environ)
     demands = {name: demand_of(server, visible) for name, server in servers.items() if not server.attached}
-    return MachineRoom(max_servers, attached, demands, visible)
+    ports = {name: server.settings.port for name, server in servers.items() if not server.attached}
+    return MachineRoom(max_servers, attached, demands, visible, ports)
 
 
-class Room(planner.Room, Protocol):
+class Room(decisions.Room, Protocol):
     """What the pool asks of a room beyond what the planner does."""
+
+    def add(self, server: InferenceServer) -> None:
+        """Take in a server that was not known at the beginning.
+
+        Args:
+            server: The server; nothing of it runs.
+        """
 
     def settle(self, server: InferenceServer) -> None:
         """Prepare the handle of a server for where it is going to run."""
-
-    def fits_beside(self, demands: Sequence[ClusterDemand], without: Iterable[str]) -> bool:
-        """Tell whether there would be room for servers that are not the pool's, if some of the pool's were gone.
-
-        Args:
-            demands: What they need.
-            without: Those that were gone.
-        """
 
     def adopt(self, name: str, keys: Sequence[str]) -> None:
         """Note the room of a server that was running already.
@@ -65,7 +64,7 @@ class Room(planner.Room, Protocol):
         """
 
     def renew(self, name: str) -> bool:
-        """Take the room of a server that was taken over and has ended once more; tell whether that went well."""
+        """Take the room of a server that was taken over and has ended once more; return whether that went well."""
 
     def places_left(self) -> int:
         """Return how many servers without GPUs may run on this machine beside those of this run."""
@@ -90,7 +89,12 @@ class MachineRoom(Room):
     """The machine's room for servers, of which this run's servers take their shares."""
 
     def __init__(
-        self, max_servers: int | None, attached: Iterable[str], demands: Mapping[str, Demand], visible: Visible
+        self,
+        max_servers: int | None,
+        attached: Iterable[str],
+        demands: Mapping[str, Demand],
+        visible: Visible,
+        ports: Mapping[str, int | None] | None = None,
     ) -> None:
         """Begin with all of it free.
 
@@ -99,7 +103,9 @@ class MachineRoom(Room):
             attached: Servers that run elsewhere and take no room.
             demands: What the others need.
             visible: The GPUs that this run may use.
+            ports: The port of each server that has one of its own: servers with the same one take turns.
         """
+        self._ports = dict(ports or {})
         self._limit = max_servers
         self.max_servers = max_servers or default_max_servers()
         self.visible = visible
@@ -109,17 +115,25 @@ class MachineRoom(Room):
         self._claims: dict[str, DeviceClaim] = {}
         self._adopted: set[str] = set()
 
+    def add(self, server: InferenceServer) -> None:
+        """Take in a server that was not known at the beginning."""
+        from pytest_infserver.launcher.devices import demand_of
+
+        if server.attached:
+            self._attached |= {server.name}
+        else:
+            self._demands = {**self._demands, server.name: demand_of(server, self.visible)}
+            self._ports[server.name] = server.settings.port
+
     def settle(self, server: InferenceServer) -> None:
         """Do nothing: it runs on this machine."""
 
-    def fits_beside(self, demands: Sequence[ClusterDemand], without: Iterable[str]) -> bool:
-        """Return False: nothing makes room for them; what lacks GPUs on this machine does not wait for some."""
-        return False
-
     def claim(self, name: str, *, beyond: bool = False, ahead: bool = False) -> bool:
-        """Take the room that a server needs; see `planner.Room`."""
+        """Take the room that a server needs; see `decisions.Room`."""
         if name in self._attached:
             return True
+        if self._with_its_port(name):
+            return False
         if self._needs_devices(name):
             return self._claim_devices(name)
         if len(self._places) >= self.max_servers and not beyond:
@@ -140,7 +154,7 @@ class MachineRoom(Room):
         self._adopted.add(name)
 
     def renew(self, name: str) -> bool:
-        """Take the locks on the GPUs of a server that was taken over and has ended; tell whether that went well."""
+        """Take the locks on the GPUs of a server that was taken over and has ended; return whether that went well."""
         if name not in self._adopted:
             return True
         self.release(name)
@@ -156,10 +170,19 @@ class MachineRoom(Room):
 
     def holders(self, name: str) -> set[str]:
         """Return the servers of this run that have some of what a server could get."""
+        found = self._with_its_port(name)
         if not self._needs_devices(name):
-            return set(self._places)
+            return found | self._places
         keys = self.candidates(name)
-        return {other for other, claim in self._claims.items() if any(device.key in keys for device in claim.devices)}
+        return found | {
+            other for other, claim in self._claims.items() if any(device.key in keys for device in claim.devices)
+        }
+
+    def _with_its_port(self, name: str) -> set[str]:
+        """Return the servers of this run that have the port which a server must have."""
+        port = self._ports.get(name)
+        others = (self._places | set(self._claims)) - {name}
+        return set() if port is None else {other for other in others if self._ports.get(other) == port}
 
     def taken(self, name: str) -> str:
         """Return in words that a server waits for GPUs of other processes."""
@@ -177,10 +200,12 @@ class MachineRoom(Room):
             claim.release()
 
     def fits(self, name: str, without: Iterable[str]) -> bool:
-        """Tell whether this run would have room for a server if those were gone."""
+        """Return whether this run would have room for a server if those were gone."""
         gone = set(without)
         if name in self._attached:
             return True
+        if self._with_its_port(name) - gone:
+            return False
         if not self._needs_devices(name):
             return len(self._places - gone) < self.max_servers
         taken = {device.key for other in set(self._claims) - gone for device in self._claims[other].devices}
@@ -189,6 +214,11 @@ class MachineRoom(Room):
 
     def shortage(self, names: Sequence[str]) -> str | None:
         """Return, with the arithmetic, why these servers can never run at the same time; None if they can."""
+        ports = [port for name in names if (port := self._ports.get(name)) is not None]
+        twice = next((port for port in ports if ports.count(port) > 1), None)
+        if twice is not None:
+            both = " and ".join(name for name in names if self._ports.get(name) == twice)
+            return f"needs {both} at the same time, and both have the port {twice}: leave out 'port' of one of them"
         demands = {name: self._demands[name] for name in names if name not in self._attached}
         places = sum(demand.count == 0 for demand in demands.values())
         if self._limit is None:

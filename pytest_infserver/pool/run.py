@@ -6,19 +6,27 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_infserver.config.needs import with_needs
 from pytest_infserver.errors import InferenceServerError, ProfileError
-from pytest_infserver.pool.arrangement import Arrangement
-from pytest_infserver.pool.items import will_run
-from pytest_infserver.pool.late import LateReports
+from pytest_infserver.launcher.reset import reset
+from pytest_infserver.launcher.sleeping import wake_for_others
+from pytest_infserver.pool.collection.arrangement import Arrangement
+from pytest_infserver.pool.collection.items import will_run
+from pytest_infserver.pool.collection.order import Rearranged
+from pytest_infserver.pool.collection.profilers import default_tool, wanted_profilers
+from pytest_infserver.pool.collection.selection import PROFILE
+from pytest_infserver.pool.collection.setup_phase import setup_may_skip
+from pytest_infserver.pool.collection.shards import share_of
+from pytest_infserver.pool.fresh import started_anew
+from pytest_infserver.pool.holds import Holds
+from pytest_infserver.pool.late_reports import LateReports
 from pytest_infserver.pool.lease import Problem
-from pytest_infserver.pool.order import Rearranged
+from pytest_infserver.pool.member import Plan
 from pytest_infserver.pool.outcomes import in_words
-from pytest_infserver.pool.profilers import default_tool, wanted_profilers
-from pytest_infserver.selection import PROFILE
 
 _NOT_PROFILED = (
     f"{PROFILE} profiles what a test takes as 'inference_server' or 'inference_servers'; around another server write"
@@ -26,13 +34,14 @@ _NOT_PROFILED = (
 )
 
 if TYPE_CHECKING:
-    from pytest_infserver.cluster.cluster import Cluster
-    from pytest_infserver.launcher.follower import View
+    from pytest_infserver.launcher.runtime.view import View
     from pytest_infserver.launcher.server import InferenceServer
-    from pytest_infserver.pool.choice import Choice
+    from pytest_infserver.pool.collection.choice import Choice
+    from pytest_infserver.pool.collection.durations import Durations
     from pytest_infserver.pool.lease import Lease
     from pytest_infserver.pool.member import Member
-    from pytest_infserver.pool.outlook import Outlook
+    from pytest_infserver.pool.on_cluster import Cluster
+    from pytest_infserver.pool.wait_report import WaitReport
     from pytest_infserver.settings import Settings
 
 
@@ -50,8 +59,10 @@ class Run:
         leases: Its uses of configured servers, by name.
         extra_servers: The servers of `inference_server_factory`, each with the size of its log when the test began.
         late: Reports what turns up after a test.
+        holds: The uses that outlive a test: of the servers of `inference_server_factory`.
         late_errors: What went wrong in the running test's teardown and must not be raised there.
         errors: What went wrong and belongs to no test.
+        elsewhere: How many tests the other shards run.
         on_extra: Gets each server of `inference_server_factory` before it is started.
     """
 
@@ -62,9 +73,10 @@ class Run:
         member: Member,
         late: LateReports,
         *,
+        durations: Durations,
         cluster: Cluster | None = None,
         progress: Callable[[str], None] = lambda text: None,
-        waiting: Callable[[Outlook], None] = lambda outlook: None,
+        waiting: Callable[[WaitReport], None] = lambda wait_report: None,
     ) -> None:
         self.settings = settings
         self.cluster = cluster
@@ -77,15 +89,20 @@ class Run:
         self.extra_servers: list[tuple[InferenceServer, int]] = []
         self.late_errors: list[str] = []
         self.errors: list[str] = []
+        self.elsewhere = 0
+        self._durations = durations
         self.on_extra: Callable[[InferenceServer], object] = lambda server: None
         self.late = late
         self._pinned: set[str] = set()
         self._planned: set[str] = set()
-        self._no_lease: str | None = None
+        self._bystanders: set[pytest.Item] = set()
         self._next: pytest.Item | None = None
+        self._setups = 0
         self._arrangement = Arrangement(choice, settings)
         self._rearranged: Rearranged[pytest.Item] | None = None
         self._extra: list[InferenceServer] = []
+        self.holds = Holds(member, choice, self)
+        self._fixtures: list[pytest.FixtureDef[Any]] = []
         self._profiles_seen: Counter[InferenceServer] = Counter()
         self._reported: set[tuple[InferenceServer, int]] = set()
         self._dependents: tuple[str, Callable[[], object]] | None = None
@@ -102,10 +119,21 @@ class Run:
             A list that gets, at the end, the tests which are left out because they run on other servers.
         """
         left_out: list[pytest.Item] = []
+        self.choice.use_variants(items)
         with self._arrangement.put_together(config, items):
             yield left_out
         # Last: whoever adds a mark does so in a hook of collection.
+        self.choice.use_variants(items)
         items[:], left_out[:] = self.choice.choose(items)
+        if self.settings.shard is not None:
+            mine = share_of(items, self._started_for, self.settings.shard, self._durations)
+            elsewhere = [item for item in items if item not in mine]
+            self.elsewhere = len(elsewhere)
+            items[:], left_out[:] = [item for item in items if item in mine], left_out + elsewhere
+
+    def begin(self) -> None:
+        """Prepare for servers while pytest collects."""
+        self.member.begin()
 
     def plan(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Say what the run is going to want.
@@ -117,18 +145,23 @@ class Run:
         Raises:
             pytest.UsageError: A test wants more than there is.
         """
-        running = [item for item in items if will_run(item)]
+        self._bystanders = {item for item in items if self.choice.is_bystander(item)}
+        running = [item for item in items if item in self._bystanders or will_run(item)]
         # First: it refuses tests, which then want no server.
         profilers = wanted_profilers(running, self.choice)
-        wanted = {item.nodeid: self.choice.servers(item) for item in running}
-        tests = {test: names for test, names in wanted.items() if names}
+        wanted = [(item, self.choice.servers(item)) for item in running]
+        tests = {item.nodeid: names for item, names in wanted if names}
         self._planned = set(tests)
         self._arrangement.stands(config, items)
         if self.member.alone:
             self._rearranged = self._arrangement.rearranged(items)
         if tests:
             try:
-                self.member.plan(tests, profilers, in_order=not self._arrangement.is_ours)
+                variants = self.choice.variants
+                used = {name for names in tests.values() for name in names}
+                self.member.add({name: config for name, config in variants.items() if name in used})
+                in_order = not self._arrangement.is_ours
+                self.member.plan(Plan(tests, profilers, in_order, ahead=not setup_may_skip(config)))
             except InferenceServerError as error:
                 raise pytest.UsageError(str(error)) from None
 
@@ -138,23 +171,41 @@ class Run:
 
     # One test.
 
+    def passes_by(self, item: pytest.Item, following: pytest.Item | None) -> bool:
+        """Return whether a test has nothing to do with servers, and begin it; `test` is not needed for it then.
+
+        Args:
+            item: The test.
+            following: The one after it.
+        """
+        if item not in self._bystanders or following is None or self.extra_servers or self.holds.all or self._pinned:
+            return False
+        if self._rearranged is not None:
+            self._rearranged.begin(item, self.member.is_ready)
+        return True
+
+    def tell_problems(self) -> None:
+        """Report what has gone wrong at stops of servers."""
+        self.errors += self.late.report(self.member.take_problems())
+
     @contextlib.contextmanager
     def test(self, item: pytest.Item, following: pytest.Item | None) -> Iterator[None]:
-        """Lease the test's servers around everything that pytest does with the test.
+        """Give back, when pytest is done with the test, what `before_fixtures` has leased.
 
         Args:
             item: The test.
             following: The one after it.
         """
         self.item, self._next = item, following
+        self._setups = 0
         # Also one that was never planned: the run may have been made for it.
         self.late.know(item.nodeid, item.location, item.keywords)
         if self._rearranged is not None:
             self._rearranged.begin(item, self.member.is_ready)
-        self.extra_servers = [(server, server.log_size_now()) for server, _ in self.extra_servers if server.launched]
-        names = self._servers(item)
-        if names and will_run(item):
-            self._lease_or_fail(names)
+        self.extra_servers = [
+            (server, server.runtime.log_size_now()) for server, _ in self.extra_servers if server.runtime.launched
+        ]
+        self.holds.begin_test(item)
         try:
             yield
         finally:
@@ -165,10 +216,14 @@ class Run:
         if name not in self.leases:
             self._pinned.add(name)
             try:
+                if name in self.choice.variants:
+                    self.member.add({name: self.choice.variants[name]})
                 self.member.pin(name)
-                self._lease((name,))
+                needed = with_needs((name,), self.choice.all_configs)
+                self._lease(tuple(one for one in needed if one not in self.leases))
             except InferenceServerError as error:
                 pytest.fail(str(error), pytrace=False)
+            _reset(self.leases[name])
         _require(self.leases[name])
         return self.leases[name].server
 
@@ -176,31 +231,39 @@ class Run:
         """Return the servers that a test has named, by name."""
         return {name: self.handle(name) for name in self.choice.needed(item)}
 
-    def before_setup(self, item: pytest.Item) -> None:
-        """Fail the test if its server could not be had; start it again if a rerun finds it dead."""
-        refusal = self.choice.refusal(item) or self._no_lease
+    def before_fixtures(self, item: pytest.Item) -> None:
+        """Lease the test's servers, or fail it; again for a test that is repeated, which may find them dead."""
+        refusal = self.choice.refusal(item)
         if refusal is not None:
             pytest.fail(refusal, pytrace=False)
-        dead = [lease for lease in self.leases.values() if lease.error is None and not lease.server.running]
-        if dead:
-            names = tuple(self.leases)
+        self.holds.revive(item)
+        names = tuple(self.leases) or self._servers(item)
+        self._setups += 1
+        if self._setups > 1 and self.settings.fresh_on_rerun and self._all_run():
+            self._lease_afresh(names)
+        if any(lease.error is None and not lease.server.running for lease in self.leases.values()):
             self._give_back()
-            self._lease_or_fail(names)
-            if self._no_lease is not None:
-                pytest.fail(self._no_lease, pytrace=False)
+        if names and not self.leases and will_run(item):
+            try:
+                self._lease(names)
+            except InferenceServerError as error:
+                # Nobody can say how they are.
+                pytest.fail(str(error), pytrace=False)
         for lease in self.leases.values():
             _require(lease)
+            _reset(lease)
 
     @contextlib.contextmanager
     def profiled(self, item: pytest.Item) -> Iterator[None]:
         """Profile the servers of a test that asks for that."""
         __tracebackhide__ = True
+        self.holds.end(gone=True)
         asked = self.choice.profiler(item)
         runs = False
         try:
             with contextlib.ExitStack() as stack:
                 for lease in () if asked is None else self.leases.values():
-                    tool = asked or default_tool(self.choice.configs, lease.name)
+                    tool = asked or default_tool(self.choice.all_configs, lease.name)
                     stack.enter_context(self._telling(lease.server))
                     stack.enter_context(lease.server.profiling(item.nodeid, tool))
                 runs = True
@@ -223,17 +286,31 @@ class Run:
         finally:
             server.on_progress = before
 
+    @property
+    def fixture_in_setup(self) -> pytest.FixtureDef[Any] | None:
+        """The fixture that is being made, of those of the project, or None."""
+        return self._fixtures[-1] if self._fixtures else None
+
+    @contextlib.contextmanager
+    def making(self, fixture: pytest.FixtureDef[Any]) -> Iterator[None]:
+        """Make a fixture."""
+        self._fixtures.append(fixture)
+        try:
+            yield
+        finally:
+            self._fixtures.pop()
+
     def know_extra(self, server: InferenceServer) -> None:
-        """Watch a server that the running test has started beside those that are configured."""
+        """Watch a server that the running test has started in this process, beside those of the pool."""
         self.extra_servers.append((server, 0))
         self._extra.append(server)
         self.on_extra(server)
 
     def new_profiles(self) -> list[Path]:
         """Return the traces that were asked for since this was called last."""
-        new = []
+        new: list[Path] = []
         for server, _ in self.servers_in_use():
-            asked = server.profiles_asked_for
+            asked = server.runtime.profiling.asked_for
             new += asked[self._profiles_seen[server] :]
             self._profiles_seen[server] = len(asked)
         return new
@@ -260,6 +337,9 @@ class Run:
     def after_teardown(self) -> None:
         """Finish the fixtures that depend on a server while it is leased, unless the next test uses it, too."""
         __tracebackhide__ = True
+        for lease in self.leases.values():
+            # The next test wants it awake.
+            wake_for_others(lease.server.runtime)
         if self._dependents is None:
             return
         name, finish = self._dependents
@@ -270,12 +350,15 @@ class Run:
 
     def servers_in_use(self) -> list[tuple[InferenceServer, int]]:
         """Return the servers of the running test, each with the size of its log when the test began."""
-        return [(lease.server, lease.log_start) for lease in self.leases.values()] + self.extra_servers
+        return [(lease.server, lease.log_start) for lease in self._all_leases()] + self.extra_servers
 
     def death(self, server: InferenceServer) -> str | None:
         """Return why a server of the running test has died, once per death."""
-        lease = self.leases.get(server.name)
-        if lease is not None and lease.server is server:
+        lease = self._lease_of(server)
+        if any(held.is_over and held.lease is lease for held in self.holds.all):
+            # Its end was due.
+            return None
+        if lease is not None:
             # A test that has it alone may kill it.
             reason, launch = (None if lease.exclusive else self.member.death(lease)), lease.launch
         else:
@@ -285,23 +368,35 @@ class Run:
         self._reported.add((server, launch))
         return reason
 
+    def _all_leases(self) -> list[Lease]:
+        """Return the leases of the running test, one for each server."""
+        held = [held.lease for held in self.holds.all if held.name not in self.leases]
+        return [*{lease.name: lease for lease in held}.values(), *self.leases.values()]
+
+    def _lease_of(self, server: InferenceServer) -> Lease | None:
+        return next((lease for lease in self._all_leases() if lease.server is server), None)
+
+    def uses(self) -> list[tuple[str, InferenceServer, int, int]]:
+        """Return the running test's servers: name, server, launch when the test began, size of its log then."""
+        return [(lease.name, lease.server, lease.launch, lease.log_start) for lease in self._all_leases()]
+
     def view(self, server: InferenceServer) -> View:
         """Return how a server of the running test is; nobody is waited for long."""
-        lease = self.leases.get(server.name)
-        if lease is None or lease.server is not server:
-            return server.look()
+        lease = self._lease_of(server)
+        if lease is None:
+            return server.runtime.look()
         view = self.member.view(lease.name, lease.launch)
-        return server.view() if view is None else view
+        return server.runtime.view() if view is None else view
 
     def pause(self) -> Callable[[], None]:
         """Let no server be taken for hung, as under a debugger; return what lets time pass again."""
         servers = [*self.member.servers(), *(server for server, _ in self.extra_servers)]
         for server in servers:
-            server.pause_heartbeat()
+            server.runtime.pause_heartbeat()
 
         def resume() -> None:
             for server in servers:
-                server.resume_heartbeat()
+                server.runtime.resume_heartbeat()
 
         return resume
 
@@ -324,6 +419,10 @@ class Run:
             problems = self.member.take_problems()
         self.errors += self.late.report(problems)
 
+    def _started_for(self, item: pytest.Item) -> tuple[str, ...]:
+        """Return the servers of a test that somebody has to start."""
+        return tuple(name for name in self.choice.servers(item) if self.choice.all_configs[name].url is None)
+
     def _servers(self, item: pytest.Item) -> tuple[str, ...]:
         names = self.choice.servers(item)
         if not names and "request" in getattr(item, "fixturenames", ()):
@@ -331,19 +430,27 @@ class Run:
             return tuple(self._pinned)
         return names
 
-    def _lease_or_fail(self, names: tuple[str, ...]) -> None:
-        """Lease servers; if nobody can say how they are, the test fails in its setup."""
-        try:
-            self._lease(names)
-        except InferenceServerError as error:
-            self._no_lease = str(error)
-
-    def _lease(self, names: tuple[str, ...]) -> None:
+    def _lease(self, names: tuple[str, ...], *, exclusive: bool = False) -> None:
         test = None if self.item is None else self.item.nodeid
         item = self.item
-        exclusive = item is not None and self.choice.exclusive(item)
+        exclusive = exclusive or (item is not None and self.choice.exclusive(item))
         undisturbed = item is not None and self.choice.undisturbed(item)
         self.leases.update({lease.name: lease for lease in self.member.acquire(names, test, exclusive, undisturbed)})
+
+    def _all_run(self) -> bool:
+        return bool(self.leases) and all(lease.server.running for lease in self.leases.values())
+
+    def _lease_afresh(self, names: tuple[str, ...]) -> None:
+        """Lease the running test's servers again, started anew: nobody else uses them meanwhile."""
+        self._give_back()
+        try:
+            self._lease(names, exclusive=True)
+        except InferenceServerError as error:
+            pytest.fail(str(error), pytrace=False)
+        shared = self.item is None or not self.choice.exclusive(self.item)
+        for name, lease in self.leases.items():
+            if lease.error is None and not lease.server.attached:
+                self.leases[name] = started_anew(lease, self.member.incidents.append, shared=shared)
 
     def _give_back(self, done: str | None = None) -> None:
         tickets = {lease.ticket for lease in self.leases.values()}
@@ -356,19 +463,29 @@ class Run:
             self.member.done(done)
 
     def _end(self, item: pytest.Item) -> None:
+        if self._next is None:
+            self.holds.end()
         planned = item.nodeid in self._planned
         try:
             reasons = [self.death(server) for server, _ in self.servers_in_use()]
         finally:
             self._give_back(item.nodeid if planned else None)
-            self.item = self._no_lease = None
+            self.item = None
         late, self.late_errors = self.late_errors, []
         self.errors += self.late.report(Problem(text, item.nodeid) for text in [*filter(None, reasons), *late])
         if self._next is None:
             self.member.stop_all()
-        self.errors += self.late.report(self.member.take_problems())
+        self.tell_problems()
 
 
 def _require(lease: Lease) -> None:
     if lease.error is not None:
         pytest.fail(str(lease.error), pytrace=False)
+
+
+def _reset(lease: Lease) -> None:
+    if lease.error is None:
+        try:
+            reset(lease.server)
+        except InferenceServerError as error:
+            pytest.fail(str(error), pytrace=False)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from threading import Thread
 
+_start = Thread.start
+"""As it was before a test could patch it."""
+
 
 def spawn(body: Callable[[], object], name: str, failed: Callable[[BaseException], object]) -> Thread:
     """Start a thread that does not outlive the process, and return it.
@@ -25,5 +28,5 @@ def spawn(body: Callable[[], object], name: str, failed: Callable[[BaseException
             failed(error)
 
     thread = Thread(target=run, name=f"infserver-{name}", daemon=True)
-    thread.start()
+    _start(thread)
     return thread

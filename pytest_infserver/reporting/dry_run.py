@@ -22,13 +22,18 @@ def print_commands(run: Run, output: TextIO) -> None:
 def command_lines(configs: Iterable[ServerConfig]) -> Iterable[str]:
     """Return for each server its name and the command that starts it, secrets masked, and what would not work.
 
+    No program is run that a configuration names: the file may be somebody else's. A profiler of this user's own PATH
+    is asked for its options. The class of a backend of the project's own is imported, since only that knows its
+    command.
+
     Raises:
         ConfigError: The installed engine does not have one of the options any more.
         UserCodeError: A backend of the user's has raised something.
     """
     from pytest_infserver.errors import ServerStartupError
-    from pytest_infserver.launcher.checks import missing_model
+    from pytest_infserver.launcher.checks.settings import missing_model
     from pytest_infserver.launcher.factory import create_from_config
+    from pytest_infserver.launcher.profiling.chosen import profile_problem
     from pytest_infserver.launcher.user_code import asked
     from pytest_infserver.system.text import clean
 
@@ -37,7 +42,7 @@ def command_lines(configs: Iterable[ServerConfig]) -> Iterable[str]:
         if server.attached:
             yield clean(f"{server.name}: attach to {server.server_url}", server.secrets)
             continue
-        problem = server.profile_problem()
+        problem = _foreign_profiler(config) or profile_problem(server)
         if problem is not None:
             # Like an engine it may be there where the file is used.
             server = create_from_config(dataclasses.replace(config, profile=None))
@@ -52,3 +57,8 @@ def command_lines(configs: Iterable[ServerConfig]) -> Iterable[str]:
                 notes.append(str(error))
         for note in [*notes, *missing_model(server)]:
             yield clean(f"  note: {note}", command.secrets)
+
+
+def _foreign_profiler(config: ServerConfig) -> str | None:
+    tool = None if config.profile is None or not config.profile.enabled else config.profile.binary_path
+    return tool and f"the profile is not shown: '{tool}' is named by the configuration, and is not run here"

@@ -14,7 +14,7 @@ import pytest
 from pytest_infserver.reporting.paths import relative
 
 if TYPE_CHECKING:
-    from pytest_infserver.reporting.uses import Use
+    from pytest_infserver.reporting.record.uses import Use
 
 
 def add_html_extras(report: pytest.TestReport, config: pytest.Config, uses: Iterable[Use], traces: list[str]) -> None:

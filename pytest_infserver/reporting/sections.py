@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_infserver.errors import UserCodeError
-from pytest_infserver.launcher.liveness import notice_death
+from pytest_infserver.errors import ServerStartupTimeout, UserCodeError
+from pytest_infserver.launcher.health.liveness import notice_death
 from pytest_infserver.launcher.state import ServerState
-from pytest_infserver.reporting.log_text import excerpt
+from pytest_infserver.reporting.log_text import MAX_LINES, excerpt
+from pytest_infserver.reporting.proxy_note import proxy_note
 from pytest_infserver.reporting.server_state import describe_state
 from pytest_infserver.system.text import clean
 
 if TYPE_CHECKING:
-    from pytest_infserver.launcher.follower import View
+    from pytest_infserver.launcher.runtime.view import View
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.run import Run
 
@@ -22,6 +25,11 @@ _KEYED = (
     "API key: one of this run; inference_client brings it along, other requests need the header"
     " 'Authorization: Bearer ...' with inference_server.api_key"
 )
+_LINES_OF_A_WAIT = 20
+"""Of a server that was never ready little is said but that it was asked again and again."""
+_BYTES_OF_A_LINE = 200
+_MAX_WANTED = 4 * 1024 * 1024
+"""Bytes that --infserver-log-lines may make of it."""
 MAX_LOG = 16 * 1024
 """Bytes of a server's log that one section shows."""
 
@@ -33,6 +41,8 @@ def add_server_sections(report: pytest.TestReport, run: Run) -> pytest.TestRepor
         report: The report of one phase.
         run: Knows the test's servers.
     """
+    if report.failed and run.item is not None:
+        report.sections += [(f"{name}: ended before this test", text) for name, text in run.holds.left_behind(run.item)]
     for server, log_start in run.servers_in_use():
         problem = _backend_problem(server, report)
         reason = run.death(server)
@@ -78,16 +88,28 @@ def _add_state(report: pytest.TestReport, run: Run, server: InferenceServer, vie
     # Its start error says all about one that does not run.
     if _not_started(run, server):
         return
+    # Who has put it to sleep is this process, not the one that runs it.
+    view = dataclasses.replace(view, awake=server.runtime.status.awake)
     text = clean(describe_state(view, attached=server.attached), server.secrets)
     if run.cluster is not None and server.name in run.cluster.keyed:
         text += f"\n{_KEYED}"
+    proxy = None if server.reach.uds is not None else proxy_note(server.server_url, os.environ)
+    if proxy is not None:
+        text += f"\n{proxy}"
     # Where it runs stands above its log, if it has one.
     where = f" ({server.backend_name}, {server.server_url})" if server.attached else ""
     report.sections.append((f"{server.name}: state{where}", text))
 
 
 def _add_log(report: pytest.TestReport, run: Run, server: InferenceServer, log_start: int, log_end: int | None) -> None:
-    text = _log(server, log_start, log_end)
+    lease = run.leases.get(server.name)
+    never_ready = lease is not None and isinstance(lease.error, ServerStartupTimeout)
+    wanted = run.settings.log_lines
+    most = wanted or (_LINES_OF_A_WAIT if never_ready else MAX_LINES)
+    limit = MAX_LOG if wanted is None else max(MAX_LOG, min(wanted * _BYTES_OF_A_LINE, _MAX_WANTED))
+    text, left_out = excerpt(server, log_start, log_end, limit, most)
+    if text and left_out:
+        text = f"[... {left_out} bytes left out, see {server.log_path}]\n{text}"
     if text or server.running:
         during = "start" if _not_started(run, server) else "this test"
         where = f"{server.backend_name}, {server.server_url}, {server.log_path}"
@@ -98,8 +120,3 @@ def _not_started(run: Run, server: InferenceServer) -> bool:
     lease = run.leases.get(server.name)
     could_not_be_had = lease is not None and lease.server is server and lease.error is not None
     return not server.running and (could_not_be_had or server.state in (ServerState.NEW, ServerState.FAILED))
-
-
-def _log(server: InferenceServer, log_start: int, log_end: int | None) -> str:
-    text, left_out = excerpt(server, log_start, log_end, MAX_LOG)
-    return f"[... {left_out} bytes left out, see {server.log_path}]\n{text}" if text and left_out else text

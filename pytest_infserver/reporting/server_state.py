@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_infserver.launcher.http_probe import Answer
 from pytest_infserver.launcher.state import ServerState
+from pytest_infserver.system.http.probe import Answer
+from pytest_infserver.system.text import shortened
 
 if TYPE_CHECKING:
-    from pytest_infserver.launcher.follower import View
-    from pytest_infserver.launcher.heartbeat import Pulse
+    from pytest_infserver.launcher.health.heartbeat import Pulse
+    from pytest_infserver.launcher.runtime.view import View
 
 
+_MAX_COMMAND = 4000
+_MAX_DEATHS = 8
 _SILENT = 5.0
 """Seconds without a word after which a node is said to be silent; it answers every 2 s."""
 _DYING = 1.0
@@ -26,9 +29,14 @@ def describe_state(view: View, *, attached: bool) -> str:
         attached: Whether it was not started by this package.
     """
     lines = [_state(view, attached)]
+    lines += [f"its {what}, {_ago(seconds)}" for seconds, what in view.child_deaths[:_MAX_DEATHS]]
+    if len(view.child_deaths) > _MAX_DEATHS:
+        lines.append(f"and {len(view.child_deaths) - _MAX_DEATHS} more of its processes")
     # Of one that has died there is none left while it is started again.
     if view.state is ServerState.READY or (view.state is ServerState.DIED and view.pulse is not None):
         lines.append(f"heartbeat: {_heartbeat(view)}")
+    if view.command is not None and not attached:
+        lines.append(f"command: {shortened(view.command, _MAX_COMMAND)}")
     return "\n".join(lines)
 
 
@@ -39,7 +47,7 @@ def _state(view: View, attached: bool) -> str:
         text += _time(", after {} s", view.seconds)
     else:
         since = ", for {} s" if view.state is ServerState.STARTING else ", up {} s"
-        text = f"{view.state}{_time(since, view.seconds)}"
+        text = f"{view.state}{'' if view.awake else ', asleep'}{_time(since, view.seconds)}"
     if view.pid is not None:
         text += f", pid {view.pid}"
     if view.node is not None:
@@ -58,7 +66,7 @@ def _state(view: View, attached: bool) -> str:
 def _heartbeat(view: View) -> str:
     pulse = view.pulse
     if pulse is None:
-        return "not known, the controller of xdist did not answer"
+        return "not known, the process of the pool did not answer"
     still = ", paused now (debugger or profiler)" if pulse.still else ""
     if pulse.last is None or pulse.age is None:
         return f"none yet, the first comes after heartbeat_interval {pulse.interval:g} s{still}"

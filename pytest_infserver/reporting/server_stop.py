@@ -22,7 +22,7 @@ class Stoppable(Protocol):
         """Which one it is, in words that follow its name."""
 
     def end(self) -> tuple[bool, str]:
-        """Stop it; tell whether that went well, and how, in words."""
+        """Stop it; return whether that went well, and how, in words."""
 
 
 Server = TypeVar("Server", bound=Stoppable)

@@ -25,6 +25,8 @@ _BEHIND_OTHERS = frozenset({"pwd"})
 """Words that say so only at the end of a name with others before: PWD alone is the working directory."""
 _OF_MODELS = frozenset({"max", "min", "num", "number", "budget", "bos", "eos", "pad", "unk", "special"})
 """With one of these words in the name, tokens are what models read and write."""
+_OF_PLACES = frozenset({"file", "path", "dir", "directory", "folder"})
+"""With one of these words at its end a name is that of a place; what lies there is no part of a text."""
 _CAPITAL_INSIDE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 _OPTION = re.compile(r"--[a-z]+(?:[-_.][a-z]+)*(?:=.*)?|-[A-Za-z]{1,3}", re.DOTALL)
@@ -42,7 +44,7 @@ def is_secret_name(name: str) -> bool:
     """Return whether a variable, flag or key holds a secret: HF_TOKEN and --api-keys do, --max-tokens does not."""
     words = re.findall(r"[a-z0-9]+", _CAPITAL_INSIDE.sub("_", name).lower())
     singular = [_singular(word) for word in words]
-    if not words:
+    if not words or singular[-1] in _OF_PLACES:
         return False
     if singular[-1] in _AT_THE_END or (len(words) > 1 and singular[-1] in _BEHIND_OTHERS):
         return True

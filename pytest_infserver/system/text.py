@@ -30,6 +30,7 @@ _LONE = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
 _HIDDEN = "\ufdd0"
 """Stands for a secret while escape sequences are removed: it is no character, so that no text has it."""
 _SPACES = "\r\n\t"
+_LAST_WORD, _FIRST_WORD = re.compile(r"\S{1,500}\Z"), re.compile(r"\A\S{1,500}")
 _KEPT = frozenset(f"\n\t\u00a0\u202f{_HIDDEN}")
 """What is no printable character for Python, and stays."""
 _MARGIN = 24
@@ -97,12 +98,27 @@ def shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit]} ..."
 
 
+def without_middle(text: str, secrets: frozenset[str], limit: int) -> str:
+    """Return a clean text; of one that is too long its beginning and its end, and how much is left out between them."""
+    if len(text) <= limit:
+        return legible(clean(text, secrets))
+    # Words stay whole, so that no half of a URL's password is left.
+    begin = _LAST_WORD.sub("", text[: limit // 3])
+    end = _FIRST_WORD.sub("", text[len(text) - (limit - limit // 3) :])
+    first, last = (clean_part(b"", _encoded(part), secrets) for part in (begin, end))
+    return f"{first.rstrip()}\n[... {len(text) - len(begin) - len(end)} characters left out ...]\n{last.lstrip()}"
+
+
 def cleaned(value: Any, secrets: frozenset[str]) -> Any:
     """Return JSON values with every text in them cleaned; names of fields are ours."""
     if isinstance(value, str):
         return clean(value, secrets)
     if isinstance(value, Mapping):
-        return {name: cleaned(one, secrets) for name, one in value.items()}
+        # There may be some hundred thousand numbers.
+        return {
+            name: one if one is None or type(one) in (int, float, bool) else cleaned(one, secrets)
+            for name, one in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return [cleaned(one, secrets) for one in value]
     return value

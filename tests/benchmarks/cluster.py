@@ -91,7 +91,6 @@ def starts(folder: Path, address: str, count: int) -> None:
     (config,) = load_server_configs(folder / "servers.yaml")
     begin = time.perf_counter()
     there = Cluster(address)
-    keeper = there.keeper
     print(f"connecting to the cluster: {time.perf_counter() - begin:.2f} s", flush=True)
     times: dict[str, tuple[list[float], list[float]]] = {"machine": ([], []), "cluster": ([], [])}
     try:
@@ -100,11 +99,12 @@ def starts(folder: Path, address: str, count: int) -> None:
             for where, (up, down) in times.items():
                 server = create_from_config(dataclasses.replace(config, output_dir=str(folder / where)))
                 if where == "cluster":
-                    keeper.adopt_transient(server, lambda demands: None)
+                    there.adopt(server)
                 begin = time.perf_counter()
                 server.start()
                 ready = time.perf_counter()
                 server.stop()
+                there.placements.give_back(server)
                 if number:
                     up.append(ready - begin)
                     down.append(time.perf_counter() - ready)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from urllib.request import urlopen
 
 from pytest_infserver import InferenceServer, create_server
-from pytest_infserver.reporting import engine_metrics
-from pytest_infserver.reporting.engine_metrics import EngineMetrics, difference
+from pytest_infserver.reporting.record import engine_metrics
+from pytest_infserver.reporting.record.engine_metrics import EngineMetrics, difference
 
 
 @contextlib.contextmanager

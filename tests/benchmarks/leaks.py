@@ -22,7 +22,7 @@ from pathlib import Path
 from pytest_infserver import CommandServer, LeakError
 from pytest_infserver.launcher.leaks.temporary_files import new_path
 from pytest_infserver.launcher.leaks.tracker import Tracker
-from pytest_infserver.launcher.processes import descendants
+from pytest_infserver.system.processes.table import descendants
 
 ENGINE = Path(__file__).parents[1] / "fake_engine.py"
 HOLDER = """

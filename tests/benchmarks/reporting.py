@@ -23,7 +23,8 @@ LIMIT = 600
 
 CONFTEST = """
 import atexit, functools, json, os, pathlib, time
-from pytest_infserver.reporting import run_report, recorder
+from pytest_infserver.reporting.record import run_report
+from pytest_infserver.reporting.record import recorder
 
 spent = {"test": 0.0, "run": 0.0}
 

@@ -228,7 +228,7 @@ def run_pytest(folder: Path, *arguments: str) -> float:
 
 
 def knows_option(option: str) -> bool:
-    """Tell whether the installed plugin has an option."""
+    """Return whether the installed plugin has an option."""
     command = [sys.executable, "-m", "pytest", "--help", "-p", "no:cacheprovider"]
     with tempfile.TemporaryDirectory() as folder:
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT, check=False)

@@ -23,7 +23,7 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 START_LIMIT = 120.0
-_OURS = ("ray::NodeServer", "fake_engine.py", "llamacpp_server", "infserver.launcher.supervisor")
+_OURS = ("ray::NodeServer", "fake_engine.py", "llamacpp_server", "infserver.launcher.supervision.supervisor")
 
 
 class RayNodes:

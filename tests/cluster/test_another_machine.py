@@ -11,7 +11,7 @@ from cluster.conftest import ALONE, ON_TWO, every_day
 pytestmark = pytest.mark.usefixtures("on_cluster", "hard_limit")
 
 ELSEWHERE = """
-from pytest_infserver.cluster import life
+from pytest_infserver.cluster.runtime import life
 
 life.machine_id = lambda: "this machine"
 """

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from pytest_infserver import ConfigError, InferenceServer, create_server
-from pytest_infserver.cluster.connection import Node
-from pytest_infserver.cluster.demand import Demand, demand_on_cluster, nodes_in_words
+from pytest_infserver.cluster.connection.nodes import Node
+from pytest_infserver.cluster.placement.demand import Demand, demand_on_cluster, nodes_in_words
 
 
 def vllm(**settings: Any) -> InferenceServer:

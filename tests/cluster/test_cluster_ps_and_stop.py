@@ -19,7 +19,10 @@ from plugin.conftest import Project
 
 from cluster.background import LIMIT, BackgroundRuns
 from cluster.ray_nodes import RayNodes
-from pytest_infserver.cli import main
+from pytest_infserver.cli.main import main
+from pytest_infserver.cluster.connection.connection import ClusterConnection
+from pytest_infserver.cluster.listing import PREFIX
+from pytest_infserver.errors import InferenceServerError
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 
@@ -82,6 +85,27 @@ def test_without_servers(infserver: Infserver) -> None:
     assert infserver("ps") == (0, "no server runs\n", "")
     assert infserver("stop", "--all") == (0, "no server runs\n", "")
     assert infserver("stop", "a") == (1, "", "infserver: no server is called 'a'; no server runs\n")
+
+
+def test_who_finds_a_server_by_name_may_neither_read_its_files_nor_end_it(
+    runs: BackgroundRuns, start: Start, infserver: Infserver, on_cluster: RayNodes
+) -> None:
+    folder = start("run", a=[])
+    runs.await_lines(folder, "uses a")
+    connection = ClusterConnection(on_cluster.address)
+    try:
+        [(name, _, _)] = connection.ask("named_actors", 30, prefix=PREFIX)
+        for method, arguments, answer in (
+            ("kill", (), "has no attribute 'kill'"),
+            ("read", ("logs/a/environment.txt", 0, 100), "has no attribute 'read'"),
+            ("ask", ("", "kill"), "belongs to another run"),
+            ("ask", ("0" * 64, "read", "logs/a/environment.txt", 0, 100), "belongs to another run"),
+        ):
+            with pytest.raises(InferenceServerError, match=answer):
+                connection.ask("call_named", 30, name=name, method=method, arguments=arguments, timeout=20)
+    finally:
+        connection.close()
+    assert "2 passed" in runs.end(folder)
 
 
 def test_servers_of_two_runs_are_listed_and_stopped(runs: BackgroundRuns, start: Start, infserver: Infserver) -> None:
@@ -219,7 +243,7 @@ def test_a_cluster_that_cannot_be_looked_at_is_told(
 @pytest.mark.usefixtures("nothing_left")
 def test_without_the_option_no_cluster_is_looked_at() -> None:
     code = (
-        "import sys; from pytest_infserver.cli import main; main(['ps']);"
+        "import sys; from pytest_infserver.cli.main import main; main(['ps']);"
         " assert not [name for name in sys.modules if name.startswith(('ray', 'pytest_infserver.cluster'))]"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=LIMIT)

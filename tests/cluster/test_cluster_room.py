@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from pytest_infserver.cluster import room as room_module
-from pytest_infserver.cluster.connection import Node
-from pytest_infserver.cluster.demand import Demand
-from pytest_infserver.cluster.room import ClusterRoom
+from pytest_infserver.cluster.connection.nodes import Node
+from pytest_infserver.cluster.placement import room as room_module
+from pytest_infserver.cluster.placement.demand import Demand
+from pytest_infserver.cluster.placement.room import ClusterRoom
 from pytest_infserver.errors import InferenceServerError
 
 
@@ -37,7 +37,7 @@ def make_room(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def make(books: Books, limit: int | None = None, **cpus: float) -> ClusterRoom:
         room = ClusterRoom(books, {}, limit)  # type: ignore[arg-type]
-        room.__dict__["_demands"] = {name: Demand(0, amount) for name, amount in cpus.items()}
+        room.__dict__["_configured"] = {name: Demand(0, amount) for name, amount in cpus.items()}
         return room
 
     return make
@@ -93,17 +93,6 @@ def test_the_users_limit_holds_unless_there_is_no_other_way(make_room: Any) -> N
     assert not room.fits("b", ())
     assert room.fits("b", ["a"])
     assert room.claim("b", beyond=True)
-
-
-def test_what_is_not_the_pools_fits_beside_what_stays(make_room: Any) -> None:
-    room = make_room(Books(one=2, two=1), a=1, b=1)
-    assert room.claim("a")
-    assert room.claim("b")
-    one = Demand(0, 1.0)
-    assert room.fits_beside([one], ())
-    assert not room.fits_beside([one, one], ())
-    assert room.fits_beside([one, one], ["a"])
-    assert not room.fits_beside([Demand(0, 3.0)], ["a", "b"])
 
 
 def test_attached_servers_take_no_room(make_room: Any) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from descriptors import open_descriptors
 
-from pytest_infserver.cluster import connection as module
-from pytest_infserver.cluster.connection import ClusterConnection, Unreachable
+from pytest_infserver.cluster.connection import connection as module
+from pytest_infserver.cluster.connection.connection import ClusterConnection
+from pytest_infserver.cluster.connection.errors import Unreachable
 
 pytestmark = pytest.mark.usefixtures("hard_limit", "nothing_left")
 

@@ -16,16 +16,17 @@ from typing import Any
 import pytest
 
 from pytest_infserver import CommandServer
-from pytest_infserver.cluster.connection import NoAnswer, Node
-from pytest_infserver.cluster.demand import Demand
-from pytest_infserver.cluster.life import Life
-from pytest_infserver.cluster.log_copy import LogCopy
+from pytest_infserver.cluster.connection.errors import NoAnswer
+from pytest_infserver.cluster.connection.nodes import Node
 from pytest_infserver.cluster.messages import Have, News
-from pytest_infserver.cluster.several_nodes import Rank
-from pytest_infserver.launcher.ends import Exit
-from pytest_infserver.launcher.follower import View
+from pytest_infserver.cluster.placement.demand import Demand
+from pytest_infserver.cluster.runtime.life import Life
+from pytest_infserver.cluster.runtime.log_copy import LogCopy
+from pytest_infserver.cluster.runtime.several_nodes.rank import Rank
+from pytest_infserver.launcher.runtime.view import View
 from pytest_infserver.launcher.share import Share
 from pytest_infserver.launcher.state import ServerState
+from pytest_infserver.launcher.supervision.exit import Exit
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 WORDS = b"RuntimeError: out of luck\n"
@@ -59,9 +60,9 @@ def life(server: CommandServer, cluster: SilentCluster) -> Iterator[Any]:
     node = Node("1", "one", "127.0.0.5", True, {}, {})
     placement = SimpleNamespace(nodes=[node], demand=Demand(0, 1.0), ticket="t", lost=False)
     made = Life(cluster, server, placement, "run:1")  # type: ignore[arg-type]
-    output, made._folder_lock = server._log.open()
+    output, made._folder_lock = server.runtime.log.open()
     made._log = LogCopy(output, 0, made._warn_of_log)
-    server._state = ServerState.STARTING
+    server.runtime.change(state=ServerState.STARTING)
     yield made
     # What stands for others here cannot be waited for.
     made._others = None
@@ -107,7 +108,7 @@ def news(state: ServerState, have: Have | None = None, **more: Any) -> News:
 def test_a_death_before_anybody_has_heard_that_it_was_ready_ends_the_wait(life: Any, server: CommandServer) -> None:
     life._hear(news(ServerState.STARTING, started=False))
     assert not life._is_decided()
-    life._hear(news(ServerState.DIED, life._have))
+    life._hear(news(ServerState.DIED, life._told.have))
     life.await_ready()
     assert server.state is ServerState.DIED
     reason = server.why_died()
@@ -119,11 +120,32 @@ def test_a_death_before_anybody_has_heard_that_it_was_ready_ends_the_wait(life: 
 def test_news_that_come_after_the_end_are_nobodys(life: Any, server: CommandServer) -> None:
     life._hear(news(ServerState.STARTING, started=False))
     life.abandon()
-    server._state = ServerState.FAILED
-    life._hear(news(ServerState.READY, life._have, memory=(1, None), device_keys=("GPU-1",)))
+    server.runtime.change(state=ServerState.FAILED)
+    life._hear(news(ServerState.READY, life._told.have, memory=(1, None), device_keys=("GPU-1",)))
     assert server.state is ServerState.FAILED
-    assert server.memory is None
+    assert server.runtime.memory is None
     assert server.device_keys == ()
+
+
+def _refuse(*_: object) -> None:
+    raise NoAnswer("no answer")
+
+
+def test_what_only_the_node_knows_as_a_secret_is_hidden_before_it_is_ready_and_in_its_next_life(
+    life: Any, server: CommandServer, cluster: SilentCluster
+) -> None:
+    starting = news(ServerState.STARTING, started=False)
+    secret = frozenset({"hunter2-hunter2"})
+    life._hear(dataclasses.replace(starting, view=dataclasses.replace(starting.view, secrets=secret)))
+    assert secret <= server.secrets
+    node = Node("2", "two", "127.0.0.6", True, {}, {})
+    placement: Any = SimpleNamespace(nodes=[node], demand=Demand(0, 1.0), ticket="t", lost=False, create=_refuse)
+    following = Life(cluster, server, placement, "run:2")  # type: ignore[arg-type]
+    with pytest.raises(NoAnswer):
+        following.begin()
+    assert server.node == str(node)
+    assert secret <= server.secrets
+    following._close()
 
 
 @pytest.mark.parametrize("stopping", [True, False])
@@ -166,7 +188,7 @@ def test_after_a_full_disk_places_in_the_log_are_right_again(
 ) -> None:
     warnings: list[str] = []
     server.on_warning = warnings.append
-    server.launches = 1
+    server.runtime.change(launches=1)
     disk = Disk(life._log._output, len(b"first test\nsec"))
     monkeypatch.setattr(os, "write", disk)
     texts = [b"first test\n", b"second test\n", b"third test\n", b"fourth test\n", b"last words\n"]
@@ -181,9 +203,9 @@ def test_after_a_full_disk_places_in_the_log_are_right_again(
         written += text
     assert server.log_path.read_bytes() == b"first test\nsec" + b"fourth test\nlast words\n"
     monkeypatch.undo()
-    parts = [server.read_log_bytes(begin, 1000, end)[0] for begin, end in itertools.pairwise(begins)]
+    parts = [server.runtime.read_log_bytes(begin, 1000, end)[0] for begin, end in itertools.pairwise(begins)]
     assert parts == [b"first test\n", b"sec", b"", b"fourth test\n"]
-    assert server.read_log_bytes(begins[-1], 1000)[0] == b"last words\n"
+    assert server.runtime.read_log_bytes(begins[-1], 1000)[0] == b"last words\n"
     [warning] = warnings
     assert "its log is not complete" in warning
     view = news(ServerState.DIED).view

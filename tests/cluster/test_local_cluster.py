@@ -23,8 +23,8 @@ from plugin.conftest import Project, quiet
 from cluster.background import LIMIT, BackgroundRuns
 from cluster.conftest import ALONE, ON_TWO, every_day
 from cluster.ray_nodes import RayNodes
-from pytest_infserver.cli import main
-from pytest_infserver.reporting.run_schema import run_schema
+from pytest_infserver.cli.main import main
+from pytest_infserver.reporting.record.run_schema import run_schema
 
 jsonschema = pytest.importorskip("jsonschema")
 pytest.importorskip("openai")
@@ -72,7 +72,7 @@ def test_where(inference_server):
     assert psutil.pid_exists(inference_server.pid)
 
 def test_one_more(inference_server, inference_server_factory):
-    more = inference_server_factory(inference_server.name, name="more")
+    more = inference_server_factory(inference_server.name, name=f"more-{inference_server.name}")
     assert more.server_url != inference_server.server_url
     assert ask(more, more.api_key).status_code == 200
     assert ask(more, None).status_code == (401 if KEYED else 200)
@@ -163,7 +163,7 @@ def check_nodes(project: Project, text: str, cluster: str, nodes: dict[str, str]
     page = (logs / "report.html").read_text()
     assert f"Ray cluster {cluster}" in page
     lives = {server["name"]: server["lives"] for server in record["servers"]}
-    assert {*nodes, "more (factory)"} == set(lives)
+    assert {*nodes, *(f"more-{name}" for name in nodes)} == set(lives)
     assert all(life["node"] for known in lives.values() for life in known)
     for name, node in nodes.items():
         assert {life["node"] for life in lives[name]} == {node}
@@ -260,7 +260,14 @@ def test_nothing_is_left_of_a_run_that_was_killed(
     folder = runs.start("run", YAML, TEST_THAT_WAITS, "--infserver-cluster=local", *workers)
     runs.await_lines(folder, "uses small")
     there = " ".join(ours(own_ray))
-    for sign in ("gcs_server", "raylet", "ray::NodeServer", "infserver.launcher.supervisor", "cluster.agent", "llama"):
+    for sign in (
+        "gcs_server",
+        "raylet",
+        "ray::NodeServer",
+        "infserver.launcher.supervision.supervisor",
+        "cluster.agent",
+        "llama",
+    ):
         assert sign in there, sign
     # What Ray lets everybody into lies in what only this user may enter.
     assert {stat.S_IMODE(path.stat().st_mode) for path in own_ray.glob("infserver-ray-*")} == {0o700}

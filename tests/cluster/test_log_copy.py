@@ -9,8 +9,8 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_infserver.cluster import log_copy as module
-from pytest_infserver.cluster.log_copy import LogCopy
+from pytest_infserver.cluster.runtime import log_copy as module
+from pytest_infserver.cluster.runtime.log_copy import LogCopy
 
 
 class Stand:

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from pytest_infserver.cluster.packing import fits
+from pytest_infserver.cluster.placement.packing import fits
 
 NODES = [{"CPU": 4.0, "GPU": 2.0}, {"CPU": 4.0, "GPU": 4.0}, {"CPU": 8.0}]
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pytest_infserver.config.loading import build_server, choose, load_file, merge_server
+from pytest_infserver.config.loading import build_server, choose, load_file
+from pytest_infserver.config.merging import merge_server
 from pytest_infserver.config.model import ProfileConfig, ServerConfig
 from pytest_infserver.config.tree import labelled
 from pytest_infserver.errors import ConfigError
@@ -152,7 +153,7 @@ servers:
         ("backend: vllm\nModel: m\n", "2:1: unknown key 'Model'; did you mean 'model'?"),
         (
             "backend: vllm\nzzzzz: m\n",
-            "2:1: unknown key 'zzzzz'; known are: allow_leaks, backend, binary_path,",
+            "2:1: unknown key 'zzzzz'; known are: allow_leaks, api_key, api_key_env, backend,",
         ),
         ("server:\n  a: {backend: vllm}\n", "1:1: unknown key 'server'; did you mean 'servers'?"),
         ("default: {}\nservers: {a: {}}\n", "1:1: unknown key 'default'; did you mean 'defaults'?"),
@@ -194,6 +195,8 @@ output_dir: logs
 binary_path: ../bin/engine
 launch_command: [./run.sh, run.sh, ../x, --dir=./y, "{port}"]
 profile: {output_dir: p, binary_path: ./nsys}
+ready: [{command: [./ask.sh, ask, ../y]}, {tcp: true}]
+uds: s.sock
 """)
     monkeypatch.chdir(elsewhere)
     (config,) = load_file("../project/s.yaml")
@@ -201,7 +204,14 @@ profile: {output_dir: p, binary_path: ./nsys}
     assert config.output_dir == str(folder / "logs")
     assert config.binary_path == str(tmp_path / "bin/engine")
     assert config.launch_command == (str(folder / "run.sh"), "run.sh", str(tmp_path / "x"), "--dir=./y", "{port}")
+    assert config.ready == ({"command": (str(folder / "ask.sh"), "ask", str(tmp_path / "y"))}, {"tcp": True})
+    assert config.uds == str(folder / "s.sock")
     assert config.profile == ProfileConfig(output_dir=str(folder / "p"), binary_path=str(folder / "nsys"))
+
+
+def test_a_socket_that_is_in_no_file_system_is_no_path(load: Load) -> None:
+    (config,) = load("{backend: command, launch_command: [run], uds: '@name'}")
+    assert config.uds == "@name"
 
 
 @pytest.mark.parametrize(

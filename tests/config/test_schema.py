@@ -12,6 +12,7 @@ from pytest_infserver.config.loading import load_file
 from pytest_infserver.config.model import ProfileConfig, ServerConfig, keys
 from pytest_infserver.config.schema import json_schema
 from pytest_infserver.errors import ConfigError
+from pytest_infserver.launcher.backends.registry import _BUILTIN
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -29,6 +30,8 @@ GOOD = [
     '{backend: command, launch_command: [run, 1, "{port}"], health_endpoint: /h, endpoints: {api: /api}}',
     "{backend: vllm, model: m, cpus: 0.5, nodes: 2, gpus: 4, resources: {big: 1, small: 0.001}}",
     "{backend: vllm, model: m, cpus: 0, resources: {}}",
+    "{backend: vllm, model: m, log_limit: 500 MB, on_log_limit: fail}",
+    "{backend: vllm, model: m, log_limit: 0}",
     '{backend: remote, name: r, url: "http://127.0.0.1:9000"}',
     "{servers: {a: {backend: vllm, model: m}}}",
     "{defaults: {backend: vllm, model: m}, servers: {a: null, b: {}, c: {port: 1}}}",
@@ -42,6 +45,9 @@ BAD = [
     "{backend: vllm, modle: m}",
     "{backend: 7}",
     "{backend: vllm, port: 0}",
+    "{backend: vllm, log_limit: 10 GiB}",
+    "{backend: vllm, log_limit: -1}",
+    "{backend: vllm, on_log_limit: stop}",
     "{backend: vllm, port: 65536}",
     "{backend: vllm, port: '8000'}",
     "{backend: vllm, port: true}",
@@ -143,3 +149,38 @@ def test_every_key_is_described(model: Any) -> None:
 )
 def test_the_examples_are_valid(path: Path) -> None:
     assert errors(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "word"),
+    [
+        ("{backend: vllm, modle: m}", "$", "modle"),
+        ("{bakend: vllm, model: m}", "$", "bakend"),
+        ("{backend: vllm, port: 0}", "$.port", "0"),
+        ("{backend: vllm, profile: {enabld: true}}", "$.profile", "enabld"),
+        ("{servers: {a: {backend: vllm, modle: m}}}", "$.servers.a", "modle"),
+        ("{servers: {a: {bakend: vllm, model: m}}}", "$.servers.a", "bakend"),
+        ("{servers: {a: {model: m}}}", "$.servers.a", "backend"),
+        ("{servers: {a: null, b: {backend: vllm}}}", "$.servers.a", "object"),
+        ("{defaults: {bakend: vllm}, servers: {a: {model: m}}}", "$.defaults", "bakend"),
+        ("{defaults: {backend: vllm}, servers: {a: {modle: m}}}", "$.servers.a", "modle"),
+        ("{servrs: {a: {backend: vllm}}}", "$", "servrs"),
+        ("{servers: {a: {backend: vllm}}, model: m}", "$", "model"),
+        ("{model: m}", "$", "backend"),
+    ],
+)
+def test_a_mistake_has_one_message_at_its_place(text: str, place: str, word: str) -> None:
+    (error,) = jsonschema.Draft202012Validator(json_schema()).iter_errors(yaml.safe_load(text))
+    assert error.json_path == place
+    assert word in error.message
+
+
+def test_an_editor_can_offer_the_backends_and_say_the_defaults() -> None:
+    properties = json_schema()["$defs"]["server"]["properties"]
+    assert set(properties["backend"]["anyOf"][0]["enum"]) == set(_BUILTIN)
+    # One of the user's own is as good.
+    assert errors("{backend: mine, model: m}") == []
+    assert properties["host"]["default"] == "127.0.0.1"
+    assert properties["stop_timeout"]["default"] == 30
+    assert properties["debug_mode"]["default"] is False
+    assert "default" not in properties["model"]

@@ -23,8 +23,8 @@ import pytest
 
 from pytest_infserver import InferenceServer, load_server_config
 from pytest_infserver.launcher.factory import create_from_config
-from pytest_infserver.launcher.phases import newest_phase
-from pytest_infserver.reporting.terminal import visible_terminal
+from pytest_infserver.launcher.startup.phases import newest_phase
+from pytest_infserver.reporting.terminal.terminal import visible_terminal
 
 from .provision import missing
 

@@ -37,6 +37,9 @@ def complaint(parser: argparse.ArgumentParser, words: list[str]) -> str:
             parser.parse_args(words)
     except SystemExit:
         return errors.getvalue().strip().splitlines()[-1]
+    except Exception as error:
+        # Such as a value that is no JSON.
+        return repr(error)
     return ""
 
 

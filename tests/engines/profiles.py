@@ -23,7 +23,7 @@ LIMIT = 300
 
 
 def has(frames: str, function: str, file: str) -> bool:
-    """Tell whether a function or method of a file is among frames, which name its path in full or shortened."""
+    """Return whether a function or method of a file is among frames, which name its path in full or shortened."""
     return any(re.match(rf"(?:\S+\.)?{function} \(.*{file}", line) for line in frames.splitlines())
 
 

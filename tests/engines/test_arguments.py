@@ -66,7 +66,8 @@ def after_the_launcher(server: InferenceServer, command: Sequence[str]) -> list[
 def test_documented_options(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key, binary = ("VLLM_BINARY", "vllm") if engine == "vllm" else ("SGLANG_BINARY", "sglang")
     monkeypatch.setenv(key, str(environment(engine) / "bin" / binary))
-    servers = dict(documented(engine, tmp_path))
+    # Another entry point than the server's has a parser of its own.
+    servers = {place: one for place, one in documented(engine, tmp_path) if one.settings.entrypoint is None}
     assert len(servers) >= 4
     # What is left out with a warning, as --disable-log-requests, is documented as that.
     argvs = tuple(tuple(after_the_launcher(one, one.command().argv)) for one in servers.values())

@@ -14,9 +14,9 @@ import pytest
 import requests
 
 from pytest_infserver import InferenceServer, create_server
-from pytest_infserver.launcher.http_body import Connection
-from pytest_infserver.reporting import engine_metrics
-from pytest_infserver.reporting.engine_metrics import EngineMetrics, difference
+from pytest_infserver.reporting.record import engine_metrics
+from pytest_infserver.reporting.record.engine_metrics import EngineMetrics, difference
+from pytest_infserver.system.http.body import Connection
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -191,7 +191,7 @@ def test_an_idle_connection_is_in_nobodys_way(make_llama: Make, metrics: EngineM
 
 
 def is_quick(action: Callable[[], object], before: Callable[[], object]) -> bool:
-    """Tell whether something does not wait for an idle connection; once more if the machine may have been busy."""
+    """Return whether something does not wait for an idle connection; once more if the machine may have been busy."""
     for _ in range(4):
         before()
         begin = time.monotonic()

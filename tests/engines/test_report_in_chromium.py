@@ -103,7 +103,8 @@ def test_hovering_shows_the_details(show: Callable[..., Watched]) -> None:
     assert f"{use['metrics']['prompt_tokens']} prompt + {use['metrics']['generated_tokens']} generated tokens" in text
     assert ("shared with other tests" if use["shared"] else "alone") in text
     assert f"worker {shown['worker']}" in text
-    assert re.search(r"setup [\d.]+ ms, call [\d.]+ m?s, teardown [\d.]+ ms", text)
+    assert re.search(r"total [\d.]+ s = setup [\d.]+ s \+ call [\d.]+ s \+ teardown [\d.]+ s", text)
+    assert "click: traceback, captured output, times, server log" in text
     seen.page.locator("#timeline rect.boot").nth(2).hover()
     assert re.search(r"llama-tp1 · loading weights for [\d.]+ s", tip.inner_text())
     seen.page.locator("#timeline .mark").hover()
@@ -145,6 +146,96 @@ def test_clicking_opens_what_the_server_logged(show: Callable[..., Watched]) -> 
     seen.assert_quiet()
 
 
+def test_a_failed_test_shows_its_traceback_and_output(show: Callable[..., Watched]) -> None:
+    record = sample_record(40)
+    failed = next(test for test in record["tests"] if test["outcome"] == "failed")
+    late = "a left behind:\n" + "".join(f"  process <{number}>\n" for number in range(200)) + "  What to do: <b>"
+    failed["details"].append({"title": "Error at teardown", "text": late})
+    seen = show(record)
+    seen.page.get_by_role("searchbox").fill(failed["id"])
+    seen.page.get_by_role("treeitem").click()
+    panel = seen.page.locator(".panel")
+    assert panel.locator("pre.details").all_inner_texts() == [one["text"] for one in failed["details"]]
+    titles = panel.locator("h3").all_inner_texts()
+    assert titles[:3] == ["Failure", "Captured stdout call", "Error at teardown"]
+    seen.assert_quiet()
+
+
+def test_rows_say_that_they_open(show: Callable[..., Watched]) -> None:
+    record = sample_record(40)
+    seen = show(record)
+    rows = seen.page.get_by_role("treeitem")
+    row, other = rows.nth(2), rows.nth(3)
+    assert (row.get_attribute("title") or "").startswith("click: ")
+    assert row.evaluate("node => getComputedStyle(node).cursor") == "pointer"
+    assert (row.locator(".opens").inner_text(), row.get_attribute("aria-expanded")) == ("▸", "false")
+    row.click()
+    assert (row.locator(".opens").inner_text(), row.get_attribute("aria-expanded")) == ("▾", "true")
+    assert other.get_attribute("aria-expanded") == "false"
+    seen.page.keyboard.press("Escape")
+    assert row.get_attribute("aria-expanded") == "false"
+    seen.page.keyboard.press("ArrowDown")
+    seen.page.keyboard.press(" ")
+    assert other.get_attribute("aria-expanded") == "true"
+    assert seen.page.get_by_role("dialog").is_visible()
+    seen.assert_quiet()
+
+
+def test_the_times_of_a_test_add_up(show: Callable[..., Watched]) -> None:
+    record = sample_record(3, servers=1)
+    waited, short, back = record["tests"]
+    waited.update(started=BEGIN, ended=BEGIN + 10, wait_seconds=7.1234)
+    waited.update(setup_seconds=0.5006, call_seconds=2.0, teardown_seconds=0.1004)
+    short.update(started=BEGIN + 11, ended=BEGIN + 11.002, setup_seconds=0.0006)
+    short.update(call_seconds=0.0006, teardown_seconds=0.0006)
+    back.update(started=BEGIN + 12, ended=BEGIN + 12)
+    seen = show(record)
+    panel = seen.page.locator(".panel")
+    wanted = [["waiting", "setup", "call", "teardown", "other"], ["setup", "call", "teardown"]]
+    for place, names in enumerate([*wanted, wanted[1]]):
+        seen.page.get_by_role("treeitem").nth(place).click()
+        words = panel.locator("dl").first.locator("dt, dd").all_inner_texts()
+        told = dict(zip(words[::2], words[1::2], strict=True))
+        parts = [round(float(told[name].removesuffix(" s")) * 1000) for name in names]
+        assert list(told)[: len(names) + 1] == ["total", *names]
+        assert sum(parts) == round(float(told["total"].removesuffix(" s")) * 1000)
+        seen.page.keyboard.press("Escape")
+    bars(seen, waited["outcome"]).first.hover()
+    tip = seen.page.locator(".tip").inner_text()
+    parts_told = "waiting 7.123 s + setup 0.501 s + call 2.000 s + teardown 0.100 s + other 0.276 s"
+    assert f"total 10.000 s = {parts_told}" in tip
+    seen.assert_quiet()
+
+
+def test_words_are_explained_on_hover(show: Callable[..., Watched]) -> None:
+    seen = show(sample_record(40))
+    bars(seen, "failed").first.click()
+    for word in ("launch", "used", "engine", "total"):
+        term = seen.page.locator(".panel dt", has_text=re.compile(f"^{word}$")).first
+        assert len(term.get_attribute("title") or "") > 20
+        assert term.evaluate("node => getComputedStyle(node).cursor") == "help"
+    assert seen.page.locator("table.servers th", has_text="engine").get_attribute("title")
+    assert "alone: no other test" in (
+        seen.page.locator(".panel dt", has_text="used").first.get_attribute("title") or ""
+    )
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_what_a_server_left_behind_is_seen_whole(show: Callable[..., Watched], width: int) -> None:
+    record = sample_record(4)
+    command = " ".join(f"--option-{number}=value" for number in range(60))
+    leaks = [f"process pid {number}, killed; command: python {command}" for number in range(30)]
+    record["servers"][0]["leaks"] = [{"kind": "process", "text": text, "fails": True} for text in leaks]
+    seen = show(record, viewport={"width": width, "height": 700})
+    lines = seen.page.locator("table.servers .bad", has_text="leak (process)")
+    assert lines.all_inner_texts() == [f"leak (process): {leak}" for leak in leaks]
+    box = lines.last.bounding_box()
+    assert box is not None
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= width
+    assert lines.last.evaluate("node => node.scrollHeight <= node.clientHeight && node.scrollWidth <= node.clientWidth")
+
+
 def test_the_list_is_filtered_by_text_and_by_outcome(show: Callable[..., Watched]) -> None:
     record = sample_record(120)
     seen = show(record)
@@ -161,22 +252,22 @@ def test_the_list_is_filtered_by_text_and_by_outcome(show: Callable[..., Watched
     tests.get_by_label("failed only").check()
     bad = sum(test["outcome"] in BAD for test in record["tests"])
     assert status.inner_text() == f"{bad} of 120"
-    assert set(tests.locator("[role=option] .say").all_inner_texts()) == {"failed", "error"}
+    assert set(tests.locator("[role=treeitem] .say").all_inner_texts()) == {"failed", "error"}
     tests.get_by_label("failed only").uncheck()
     tests.get_by_label("Order").select_option("length")
     longest = max(record["tests"], key=lambda test: test["ended"] - test["started"])
-    assert tests.locator("[role=option] .id").first.text_content() == longest["id"]
+    assert tests.locator("[role=treeitem] .id").first.text_content() == longest["id"]
     seen.assert_quiet()
 
 
 def test_the_list_and_the_timeline_work_by_keyboard(show: Callable[..., Watched]) -> None:
     record = sample_record(120)
     seen = show(record)
-    view = seen.page.get_by_role("listbox")
+    view = seen.page.get_by_role("tree")
     view.focus()
     for key in ("ArrowDown", "ArrowDown", "ArrowUp"):
         seen.page.keyboard.press(key)
-    active = seen.page.locator("[role=option][aria-selected=true]")
+    active = seen.page.locator("[role=treeitem][aria-selected=true]")
     assert active.get_attribute("aria-posinset") == "2"
     assert view.get_attribute("aria-activedescendant") == active.get_attribute("id")
     shown = active.locator(".id").text_content()
@@ -296,15 +387,15 @@ def test_without_javascript_the_servers_and_the_failed_tests_are_there(show: Cal
 
 def test_on_paper_the_whole_list_is_there_and_no_button(show: Callable[..., Watched]) -> None:
     seen = show(sample_record(300))
-    assert seen.page.locator("[role=option]").count() < 100
+    assert seen.page.locator("[role=treeitem]").count() < 100
     seen.page.emulate_media(media="print")
     seen.page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert seen.page.locator("[role=option]").count() == 300
+    assert seen.page.locator("[role=treeitem]").count() == 300
     assert not seen.page.get_by_role("button", name="Zoom in").is_visible()
     assert len(seen.page.pdf()) > 10_000
     seen.page.emulate_media(media="screen")
     seen.page.evaluate("dispatchEvent(new Event('afterprint'))")
-    assert seen.page.locator("[role=option]").count() < 100
+    assert seen.page.locator("[role=treeitem]").count() < 100
 
 
 def attacked(value: Any, keep: tuple[str, ...] = ()) -> Any:
@@ -334,7 +425,7 @@ def test_nothing_foreign_runs_and_all_of_it_is_shown_as_text(
     page.keyboard.press("Escape")
     page.get_by_role("searchbox").fill("<img src=x onerror='window.hit=1'>")
     assert page.locator("#tests [role=status]").inner_text() == "40"
-    page.locator("[role=option]").nth(3).click()
+    page.locator("[role=treeitem]").nth(3).click()
     panel = page.locator(".panel")
     shown = panel.inner_text()
     for attack in ATTACKS[:-1]:
@@ -370,8 +461,8 @@ def test_odd_values_do_not_stop_the_script(show: Callable[..., Watched], seed: i
         page.locator("#timeline rect.hit").nth(place).dispatch_event("pointermove")
         page.locator("#timeline rect.hit").nth(place).dispatch_event("click")
         page.keyboard.press("Escape")
-    if page.locator("[role=option]").count():
-        page.locator("[role=option]").first.click()
+    if page.locator("[role=treeitem]").count():
+        page.locator("[role=treeitem]").first.click()
         assert page.locator(".panel").is_visible()
     if page.locator(".chart").count():
         page.keyboard.press("Escape")
@@ -424,7 +515,7 @@ def test_ten_thousand_tests_open_and_scroll(show: Callable[..., Watched]) -> Non
     record = sample_record(10_000, servers=6, workers=8, points=600)
     begin = time.monotonic()
     seen = show(record)
-    drawn = seen.page.locator("[role=option]").first
+    drawn = seen.page.locator("[role=treeitem]").first
     assert drawn.is_visible()
     opened = time.monotonic() - begin
     spent = seen.page.evaluate(
@@ -441,9 +532,9 @@ def test_ten_thousand_tests_open_and_scroll(show: Callable[..., Watched]) -> Non
     print(
         f"10,000 tests: written and opened in {opened:.2f} s, of it {loaded:.0f} ms loading; {spent:.0f} ms scrolling"
     )
-    last = seen.page.locator("[role=option]").last
+    last = seen.page.locator("[role=treeitem]").last
     assert last.get_attribute("aria-posinset") == "10000"
-    assert seen.page.locator("[role=option]").count() < 100
+    assert seen.page.locator("[role=treeitem]").count() < 100
     # It takes 0.3 s on an idle machine, and 40 pictures 0.7 s; drawing all of the tests takes minutes.
     assert loaded < 30_000
     assert spent < 30_000

@@ -54,10 +54,10 @@ def server(nodes: RayNodes, tmp_path: Path) -> Iterator[InferenceServer]:
     # The other servers of the file are for one node.
     config = dataclasses.replace(config, nodes=2, gpus=0, profile=None)
     made = create_from_config(cluster.with_api_key(config))
-    cluster.keeper.adopt(made)
+    cluster.adopt(made)
     yield made
     made.stop()
-    cluster.keeper.give_back(made)
+    cluster.placements.give_back(made)
     cluster.close()
 
 

@@ -17,8 +17,8 @@ from pytest_infserver import (
     ServerStartupError,
     ServerStartupTimeout,
 )
-from pytest_infserver.launcher import ports
-from pytest_infserver.reporting.engine_metrics import EngineMetrics
+from pytest_infserver.launcher.startup import ports
+from pytest_infserver.reporting.record.engine_metrics import EngineMetrics
 
 from .conftest import all_gone, occupied_while_booting, terminate_when, tree
 
@@ -105,7 +105,7 @@ def test_a_port_that_is_taken_while_it_boots(make_server: Make) -> None:
 @pytest.mark.parametrize("moment", [pytest.param("importing", marks=pytest.mark.nightly), "starting the engine"])
 def test_sigterm_during_the_start(make_server: Make, moment: str) -> None:
     server = make_server("sglang")
-    seen = terminate_when(server, lambda one: one.phase == moment and (one.starting_seconds or 0) > 2)
+    seen = terminate_when(server, lambda one: one.phase == moment and (one.runtime.starting_seconds or 0) > 2)
     with pytest.raises(ServerStartupError, match="was killed by SIGTERM, before it was ready"):
         server.start()
     assert seen

@@ -78,7 +78,7 @@ def test_a_port_of_our_choice_that_is_taken_while_it_boots_is_exchanged(make_ser
 
 def test_sigterm_during_the_start(make_server: Make) -> None:
     server = make_server("transformers")
-    seen = terminate_when(server, lambda one: (one.starting_seconds or 0) > 1)
+    seen = terminate_when(server, lambda one: (one.runtime.starting_seconds or 0) > 1)
     with pytest.raises(ServerStartupError, match="transformers was killed by SIGTERM, before it was ready"):
         server.start()
     assert seen

@@ -103,7 +103,7 @@ def test_options_of_the_seed_that_vllm_has_dropped(make_server: Make) -> None:
 @pytest.mark.nightly
 def test_sigterm_while_it_imports(make_server: Make) -> None:
     server = make_server("vllm")
-    seen = terminate_when(server, lambda one: (one.starting_seconds or 0) > 2)
+    seen = terminate_when(server, lambda one: (one.runtime.starting_seconds or 0) > 2)
     with pytest.raises(ServerStartupError, match="vllm was killed by SIGTERM, before it was ready"):
         server.start()
     assert seen

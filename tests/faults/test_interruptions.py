@@ -22,7 +22,7 @@ from isolation import in_a_thread, own_state_dir
 from sampling import sampled
 
 from pytest_infserver import CommandServer, ServerState
-from pytest_infserver.launcher.kept import all_servers
+from pytest_infserver.launcher.keeping.kept import all_servers
 
 pytestmark = pytest.mark.usefixtures("hard_limit", "nothing_left")
 
@@ -148,7 +148,7 @@ def test_interrupt_is_not_passed_to_the_server(owner: Callable[..., subprocess.P
 
 def test_end_of_the_supervisor(owner: Callable[..., subprocess.Popen[str]]) -> None:
     body = (
-        "server.start()\nsay('now')\nos.kill(server._process.supervisor_pid, signal.SIGKILL)\n"
+        "server.start()\nsay('now')\nos.kill(server.runtime.process.supervisor_pid, signal.SIGKILL)\n"
         "say(server.wait_death(30))\nsay(server.state)\nserver.start()\nsay(server.check_health())\nserver.stop()\n"
     )
     script = owner(body)
@@ -164,7 +164,8 @@ def test_owner_under_nohup(tmp_path: Path, owner: Callable[..., subprocess.Popen
     assert output == "stopped\n", errors
 
 
-LIFE = {"server.py", "process.py", "handover.py"}
+LIFE = {"server.py", "handle.py", "own.py", "local.py", "process_runtime.py", "runtime.py", "watch.py", "handover.py"}
+LIFE |= {"supervised_process.py"}
 STRIDE = 4
 EVERY_FOURTH_LINE = pytest.mark.parametrize(
     "first", sampled({str(first): first for first in range(1, STRIDE + 1)}, nightly=["2", "3", "4"])
@@ -204,7 +205,9 @@ def living_children() -> list[psutil.Process]:
     living = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+            # Not the process of the pool of this run itself.
+            of_run = "pytest_infserver.pool_process" in " ".join(child.cmdline())
+            if child.is_running() and child.status() != psutil.STATUS_ZOMBIE and not of_run:
                 living.append(child)
     return living
 

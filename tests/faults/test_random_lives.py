@@ -28,7 +28,7 @@ import psutil
 import pytest
 
 from pytest_infserver import CommandServer, LeakError, ServerStartupError
-from pytest_infserver.launcher import places
+from pytest_infserver.system.disk import places
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="kills the supervisor's guard, which only Linux has"),
@@ -159,7 +159,7 @@ class Attack:
             self._over.wait(0.001)
 
     def _strike(self) -> bool:
-        """Send the signal; tell whether there was somebody to get it."""
+        """Send the signal; return whether there was somebody to get it."""
         deed, _, victim = self._life.attack.partition(" ")
         process = self._server._process
         if victim == "owner":

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pytest_infserver.launcher.arguments import ArgumentsError, option_values, to_argv, to_flag
+from pytest_infserver.launcher.engine.arguments import ArgumentsError, left_out, option_values, to_argv, to_flag
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,7 @@ def test_to_flag(key: str, flag: str) -> None:
         ({"on": True, "off": False, "none": None, "no-x": True}, ["--on", "--no-x"]),
         ({"kv": {"auto": "fp8", "n": [1]}}, ["--kv", '{"auto": "fp8", "n": [1]}']),
         ({"kv": {}}, ["--kv", "{}"]),
+        ({"lora": [["a"], ["b", 2]]}, ["--lora", "a", "--lora", "b", "2"]),
         ({"lora": ["a=1", "b=2", 3]}, ["--lora", "a=1", "b=2", "3"]),
         ({"lora": [{"name": "x"}, {"name": "y"}]}, ["--lora", '{"name": "x"}', '{"name": "y"}']),
         ({"x": "$HOME; rm -rf `pwd`"}, ["--x", "$HOME; rm -rf `pwd`"]),
@@ -112,3 +113,18 @@ def test_option_values(argv: list[str], values: list[list[str]]) -> None:
 )
 def test_a_secret_may_begin_with_a_dash(argv: list[str], values: list[list[str]]) -> None:
     assert option_values(argv, "--api-key") == values
+
+
+@pytest.mark.parametrize(
+    ("configured", "argv", "missing"),
+    [
+        (["--ctx-size", "5"], ["run", "--ctx-size", "5"], []),
+        (["--ctx-size", "5"], ["run", "--ctx-size=5"], []),
+        (["--ctx-size=5", "--seed", "-1"], ["run", "--port", "9"], ["--ctx-size", "--seed"]),
+        (["--a", "--b", "1", "--a"], ["sh", "-c", "exec run --b 1"], ["--a"]),
+        (["one", "two"], ["run", "two"], ["one"]),
+        ([], ["run"], []),
+    ],
+)
+def test_what_a_command_leaves_out(configured: list[str], argv: list[str], missing: list[str]) -> None:
+    assert left_out(configured, argv) == missing

@@ -21,7 +21,7 @@ from pytest_infserver import (
     VLLMServer,
 )
 from pytest_infserver.launcher.attach import wait_for_url
-from pytest_infserver.launcher.http_probe import Answer
+from pytest_infserver.system.http.probe import Answer
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 

@@ -13,7 +13,9 @@ import pytest
 from pytest_infserver import CommandServer, ConfigError, LeakError, ServerConfig, ServerState, UserCodeError
 from pytest_infserver.launcher.backends import registry
 from pytest_infserver.launcher.factory import create_from_config
-from pytest_infserver.launcher.liveness import notice_death
+from pytest_infserver.launcher.health.liveness import notice_death
+from pytest_infserver.launcher.runtime.followed import follow
+from pytest_infserver.launcher.runtime.local import LocalRuntime
 
 pytestmark = pytest.mark.usefixtures("nothing_left", "hard_limit")
 
@@ -95,7 +97,7 @@ def test_while_it_starts_the_start_fails(make, name: str) -> None:
         server.start()
     assert_told(caught.value, name)
     assert server.state is ServerState.FAILED
-    assert server.starting_seconds is None
+    assert server.runtime.starting_seconds is None
     assert server.pid is None
     server.armed = False
     assert server.start().running
@@ -140,12 +142,12 @@ def test_while_it_is_checked(make, error: BaseException) -> None:
         server.check_health()
     # The heartbeat goes on and says so.
     deadline = time.monotonic() + LIMIT
-    while server._heartbeat.last is None or "could not be asked" not in str(server._heartbeat.last):
+    while (pulse := server.runtime.pulse()) is None or "could not be asked" not in str(pulse.last):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert "\n" not in str(server._heartbeat.last)
+    assert "\n" not in str(pulse.last)
     server.armed = False
-    while not server._heartbeat.last.ok:
+    while not server.runtime.pulse().last.ok:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -165,7 +167,7 @@ def test_that_nobody_can_ask_it_is_no_sign_of_its_end(make) -> None:
 def test_when_it_has_died(make, name: str) -> None:
     server = make(users_code_that_raises(name, KeyError("users bug"))).start()
     server.armed = True
-    server._process.stop(0)
+    server.runtime.process.stop(0)
     assert server.wait_death(LIMIT)
     reason = server.why_died()
     assert reason.startswith("a (mine-that-raises) ")
@@ -218,9 +220,9 @@ def test_another_port_is_another_command(make, monkeypatch) -> None:
 def test_who_only_follows_a_server_asks_once(make) -> None:
     owner = make().start()
     follower = make()
-    follower.follow(owner.view(), None)
+    follow(follower, owner.runtime.view(), None)
     for _ in range(3):
         assert (follower.api_key, follower.secrets) == (None, owner.secrets)
         assert follower.check_health()
     assert follower.calls == [owner.port]
-    follower._keeper = follower._process = None
+    follower.runtime = LocalRuntime(follower)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_infserver.launcher.cgroup_memory import folder_of, levels, place, reread, tightest_limit
+from pytest_infserver.system.cgroup_memory import folder_of, levels, place, reread, tightest_limit
 
 Tree = Callable[..., Path]
 V2 = "{id} 25 0:26 {root} {point} rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"

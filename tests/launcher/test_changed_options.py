@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_infserver import ConfigError, SGLangServer, VLLMServer, load_server_config
-from pytest_infserver.launcher.changed_options import ChangedOption, OutdatedOption, up_to_date
+from pytest_infserver.launcher.engine.changed_options import ChangedOption, OutdatedOption, up_to_date
 from pytest_infserver.launcher.factory import create_from_config
 
 CHANGED = (

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
 
-from pytest_infserver.launcher import engine_version
-from pytest_infserver.launcher.bounded_run import run_bounded
-from pytest_infserver.launcher.child_group import kill_group, wait_for_end
+from pytest_infserver.system.processes.bounded_run import run_bounded
+from pytest_infserver.system.processes.child_group import kill_group, wait_for_end
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "waitid"), reason="nothing tells there of a child that is not reaped"),
@@ -100,22 +97,3 @@ def test_the_number_of_a_child_that_is_reaped_is_nobodys(
 def test_a_bounded_run_kills_its_group_before_it_reaps(signalled: list[int], script: str) -> None:
     run_bounded(["sh", "-c", script], 0.5, 1024)
     assert len(signalled) == 1
-
-
-@pytest.mark.parametrize("reaped", [True, False])
-def test_an_interrupted_question_for_a_version(
-    monkeypatch: pytest.MonkeyPatch, signalled: list[int], reaped: bool
-) -> None:
-    asked: list[subprocess.Popen[bytes]] = []
-
-    def interrupted(child: subprocess.Popen[bytes], **_: object) -> None:
-        asked.append(child)
-        if reaped:
-            child.wait(LONG)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        engine_version._answer(sys.executable, ("no-such-package",), "/nonexistent")
-    assert signalled == ([] if reaped else [asked[0].pid])
-    assert reaped == (asked[0].returncode != -signal.SIGKILL)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,7 +34,9 @@ from pytest_infserver.launcher.devices import (
 )
 from pytest_infserver.launcher.devices import claims as claims_module
 from pytest_infserver.launcher.devices import visible as visible_module
-from pytest_infserver.launcher.gpus import Gpu, NoTelemetry
+from pytest_infserver.system.disk.locks import take_shared_lock
+from pytest_infserver.system.disk.places import shared_lock_file
+from pytest_infserver.system.gpus import Gpu, NoTelemetry
 
 pytestmark = [pytest.mark.usefixtures("hard_limit", "nothing_left", "own_state")]
 
@@ -233,6 +236,16 @@ def test_numbers_mean_the_same_to_cuda_and_to_the_driver(machine: Machine) -> No
         ("vllm", {"args": ["--tensor_parallel_size=3"]}, 3, "tensor-parallel-size 3"),
         ("vllm", {"args": ["-tp", "1", "--tensor-parallel-size", "2"]}, 2, "tensor-parallel-size 2"),
         ("vllm", {"args": ["-tp", "4", "--nnodes", "2"]}, 2, "tensor-parallel-size 4 on 2 nodes"),
+        (
+            "vllm",
+            {"args": ["-dp", "2", "--data-parallel-rank", "1", "-tp", "2"]},
+            2,
+            "tensor-parallel-size 2 x data",
+        ),
+        ("vllm", {"args": ["-dp=4", "-dpn=0"]}, 1, "data-parallel-size 1"),
+        ("vllm", {"args": ["--headless", "-dp", "4", "-dpl", "2"]}, 2, "data-parallel-size 2"),
+        ("vllm", {"args": ["--headless", "-dp", "3", "--data-parallel-start-rank", "1"]}, 3, "data-parallel-size 3"),
+        ("vllm", {"args": ["-dp", "4", "--data-parallel-size-local=0"]}, 0, "data-parallel-size 0"),
         ("vllm", {"args": ["-tp", "many"]}, 4, "a vllm server without a size"),
         ("vllm", {"args": {"tensor-parallel-size": 2}, "gpus": 1}, 1, "gpus: 1"),
         ("sglang", {"args": {"tp": 2, "dp-size": 2}}, 4, "tensor-parallel-size 2 x data-parallel-size 2"),
@@ -259,6 +272,25 @@ def test_demand(backend: str, settings: dict[str, Any], count: int, reason: str)
     found = demand_of(create_server(backend, "m", **keywords), visible_devices(FOUR))
     assert (found.count, found.hides) == (count, settings.get("gpus") == 0)
     assert found.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("mask", "labels"), [("0", ["0"]), ("1,0", ["1", "0"]), ("0.0,0.1", ["0"]), ("2.1, x", ["2"]), ("", ["4", "5"])]
+)
+def test_a_mask_of_intels_claims_those_devices_and_no_others(
+    claimed: Callable[..., DeviceClaim | None], mask: str, labels: list[str]
+) -> None:
+    """They are apart from NVIDIA's of the same numbers, and one server at a time has each."""
+    visible = visible_devices({"CUDA_VISIBLE_DEVICES": "4,5"})
+    demand = demand_of(create_server("vllm", "m", env_vars={"ZE_AFFINITY_MASK": mask}), visible)
+    assert demand.count == len(labels)
+    first = claimed(visible, demand)
+    assert first is not None
+    assert [device.label for device in first.devices] == labels
+    assert claimed(visible, demand) is None
+    if mask:
+        assert first.env_vars == {}
+        assert claimed(visible, Demand(2, "all of NVIDIA's")) is not None
 
 
 @pytest.mark.parametrize("environ", [{}, {"CUDA_VISIBLE_DEVICES": ""}])
@@ -409,7 +441,7 @@ def test_interrupted_claim_leaves_no_lock(monkeypatch: pytest.MonkeyPatch) -> No
 
     before = len(os.listdir("/dev/fd"))
     two = visible_devices({"CUDA_VISIBLE_DEVICES": "4,5"})
-    for name in ("_sign", "_choose", "_environment"):
+    for name in ("sign", "_choose", "_environment"):
         with monkeypatch.context() as patch:
             patch.setattr(claims_module, name, interrupt)
             with pytest.raises(KeyboardInterrupt):
@@ -429,7 +461,7 @@ class Interrupt:
         self._seen: set[tuple[str, int]] = set()
 
     def call(self, frame: FrameType, event: str, argument: Any) -> Any:
-        files = {"claims.py", "memory.py", "places.py"}
+        files = {"claims.py", "memory.py", "locks.py", "places.py"}
         return self._line if Path(frame.f_code.co_filename).name in files else None
 
     def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
@@ -557,8 +589,86 @@ def test_lock_file_that_cannot_be_used_is_a_taken_device(
     folder.mkdir(parents=True, mode=0o700)
     (folder / "slot-index-4.lock").mkdir()
     four = visible_devices(FOUR)
+    never = claim(four, demand(4))
+    assert never is not None
+    with pytest.raises(ServerStartupError, match=r"GPUs cannot be kept from other runs: .*slot-index-4\.lock"):
+        assert never.lock_fds
+    never.release()
     assert got(claimed(four, demand(3))) == ["5", "6", "7"]
     assert str(folder) in describe_holder(four.devices[0])
+    # The others may come back: they are waited for, and it is said what is wrong with this one.
+    assert claimed(four, demand(2)) is None
+    assert "GPU 4 cannot be locked ([Errno 21] Is a directory: " in describe_taken(four, demand(2))
+
+
+@pytest.mark.parametrize("planted", ["pipe", "link", "hard link", "8 GB"])
+def test_planted_lock_files(tmp_path: Path, claimed: Callable[..., DeviceClaim | None], planted: str) -> None:
+    folder, precious = tmp_path / "state" / "pytest-infserver-devices", tmp_path / "precious"
+    folder.mkdir(parents=True, mode=0o700)
+    precious.write_text("precious")
+    for name in ("turn.lock", "slot-index-4.lock"):
+        if planted == "pipe":
+            os.mkfifo(folder / name)
+        elif planted == "link":
+            (folder / name).symlink_to(precious)
+        elif planted == "hard link":
+            os.link(precious, folder / name)
+        else:
+            with (folder / name).open("wb") as file:
+                file.truncate(8 << 30)
+    four = visible_devices(FOUR)
+    assert "which has not said who it is" in describe_holder(four.devices[0])
+    assert got(claimed(four, demand(3))) == (["4", "5", "6"] if planted == "8 GB" else ["5", "6", "7"])
+    assert precious.read_text() == "precious"
+
+
+def test_folder_for_locks_that_is_a_link_lets_no_server_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake_server: Any, claimed: Callable[..., DeviceClaim | None]
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "state").mkdir(mode=0o700, exist_ok=True)
+    (tmp_path / "state" / "pytest-infserver-devices").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    words = r"GPUs cannot be kept from other runs: .*pytest-infserver-devices, .* is no folder but a link\. .*LOCKS=0"
+    with pytest.raises(ServerStartupError, match=words):
+        fake_server(gpus=1).start()
+    # A pool that has claimed it says the same at the start.
+    server = fake_server(gpus=1)
+    server.use_devices(claimed(visible_devices(os.environ), demand(1)))
+    with pytest.raises(ServerStartupError, match=words):
+        server.start()
+    assert not server.running
+    assert server.pid is None
+    server.stop()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    # What needs none starts.
+    with fake_server(gpus=0) as other:
+        assert other.running
+
+
+def test_a_process_of_somebody_else_is_not_named(claimed: Callable[..., DeviceClaim | None], tmp_path: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root may give a file away")
+    two = visible_devices({"CUDA_VISIBLE_DEVICES": "4,5"})
+    held = take_shared_lock(shared_lock_file("slot-index-4.lock"))
+    assert held is not None
+    file = shared_lock_file("slot-index-4.lock")
+    os.write(held, str(os.getppid()).encode())
+    assert f"pid {os.getppid()}" in describe_taken(two, own_list("4"))
+    os.chown(file, 65534, 65534)
+    said = describe_taken(two, own_list("4"))
+    assert said == f"GPU 4 is taken by another run, which has not said who it is in {file}"
+    os.close(held)
+
+
+def test_a_turn_that_somebody_keeps_for_ever_is_waited_for_up_to_a_limit(
+    monkeypatch: pytest.MonkeyPatch, claimed: Callable[..., DeviceClaim | None]
+) -> None:
+    monkeypatch.setattr(claims_module, "_TURN_LIMIT", 0.1)
+    turn = take_shared_lock(shared_lock_file("turn.lock"))
+    assert turn is not None
+    assert got(claimed(visible_devices(FOUR), demand(1))) == ["4"]
+    os.close(turn)
 
 
 # Servers.
@@ -680,6 +790,7 @@ def test_supervisor_keeps_the_devices_until_the_server_is_gone(
 
 OWNER = f"""
 import sys
+import time
 from pytest_infserver import CommandServer, ServerStartupError
 command = [sys.executable, "-S", {str(Path(__file__).parents[1] / "fake_engine.py")!r}, "--port", "{{port}}"]
 import os
@@ -711,10 +822,9 @@ def test_servers_of_two_processes(other: Callable[..., subprocess.Popen[str]], t
     # Killed with kill -9: its supervisor ends the server, and with it go the locks.
     first.kill()
     second.kill()
-    for _ in range(100):
-        answer = ask(third)
-        if answer == "4,5":
-            break
+    deadline = time.monotonic() + 60
+    while (answer := ask(third)) != "4,5" and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert answer == "4,5"
     assert third.stdin is not None
     third.stdin.close()
@@ -725,11 +835,12 @@ def test_servers_of_two_processes(other: Callable[..., subprocess.Popen[str]], t
 
 PROGRAM = f"""
 from pytest_infserver import CommandServer
-from pytest_infserver.launcher import server as server_module
+from pytest_infserver.launcher.runtime import process_runtime as local_module
 from pytest_infserver.launcher.devices import Demand, claim, visible_devices
+from pytest_infserver.pool import pool as pool_module
 
 MIB = 1 << 20
-server_module._MEMORY_LIMIT = 0.3
+local_module._MEMORY_GRACE = pool_module._MEMORY_GRACE = 0.1
 
 def used(mib, name="a"):
     return f"gpu GPU-{{name}} {{mib * MIB}} Stub {{name.upper()}}"
@@ -814,24 +925,99 @@ result(found)
     assert run(code, A) == [[None, True]] * 4
 
 
-def test_server_keeps_its_devices_until_the_memory_is_back(run: Callable[..., Any]) -> None:
+def test_a_start_waits_until_the_memory_of_the_server_before_it_is_back(run: Callable[..., Any]) -> None:
+    """However long the driver takes: also beyond the end of that server's stop, and for a restart of it."""
     code = """
+def started_when(server, free):
+    thread = threading.Thread(target=server.start)
+    thread.start()
+    while server.runtime.status.phase != "waiting for GPU memory":
+        time.sleep(0.01)
+    # It looks again and again.
+    thread.join(0.5)
+    waited = thread.is_alive()
+    say(free)
+    thread.join()
+    return [waited, server.running]
+
 one = make(gpus=1).start()
 say(used(5000))
-threading.Timer(0.1, say, [used(0)]).start()
 one.stop()
-first = list(one.warnings)
-one.start()
-say(used(5000))
-one.stop()
-result([first, one.warnings])
+other = make(gpus=1, name="other")
+found = [started_when(other, used(400))]
+say(used(6000))
+other.runtime.kill()
+found.append(started_when(other, used(0)))
+other.stop()
+result([found, one.warnings + other.warnings])
 """
-    first, [warning] = run(code, A)
-    assert first == []
-    assert warning == (
-        "command: 0.3 s after its end GPU 0 (Stub A) holds 5000 MiB more than before; the driver does not say for"
-        " which process"
-    )
+    assert run(code, A) == [[[True, True], [True, True]], []]
+
+
+def test_a_start_fails_when_memory_is_not_back_in_time_and_says_who_holds_it(run: Callable[..., Any]) -> None:
+    code = """
+from pytest_infserver import ServerStartupError
+one = make(gpus=1).start()
+say(used(5000), f"process {os.getpid()} {5000 * MIB}")
+one.stop()
+words = []
+other = make(gpus=1, name="other", memory_release_timeout=0.2)
+for _ in range(2):
+    try:
+        other.start()
+    except ServerStartupError as error:
+        words.append(str(error))
+anyway = make(gpus=1, name="anyway", memory_release_timeout=0).start()
+anyway.stop()
+say(used(0))
+other.start().stop()
+result([os.getpid(), words, other.launches, one.warnings + other.warnings + anyway.warnings])
+"""
+    pid, words, launches, warnings = run(code, A)
+    assert len(words) == 2
+    for text in words:
+        assert f"other (command) cannot start: GPU 0 (Stub A) holds 5000 MiB more than before, for pid {pid} (" in text
+        assert "it has waited 0.2 s for that. End what holds it, raise 'memory_release_timeout'" in text
+    # Nothing was launched onto a full GPU.
+    assert launches == 1
+    assert warnings == []
+
+
+def test_what_another_server_on_the_same_gpu_uses_is_not_waited_for(run: Callable[..., Any]) -> None:
+    """Where locks are off servers may share a GPU that they name."""
+    code = """
+shared = {"env_vars": {"CUDA_VISIBLE_DEVICES": "0"}, "memory_release_timeout": 0.1}
+one, two = make(name="one", **shared).start(), make(name="two", **shared).start()
+say(used(9000))
+one.runtime.kill()
+one.start()
+found = [one.running, two.running]
+one.stop()
+two.stop()
+result(found)
+"""
+    assert run(code.replace("shared =", "os.environ['INFSERVER_DEVICE_LOCKS'] = '0'\nshared ="), A) == [True, True]
+
+
+def test_the_pools_next_server_on_a_gpu_waits_too_and_fails_its_test(run: Callable[..., Any]) -> None:
+    code = """
+from pytest_infserver.pool.pool import Hooks, Pool
+from pytest_infserver.pool.room import machine_room
+
+configs = {name: make(gpus=1, name=name, memory_release_timeout=0.2).settings for name in "ab"}
+hooks = Hooks(*(lambda server: None for _ in range(3)))
+pool = Pool(configs, machine_room(configs, None), hooks)
+pool.join("x")
+[first] = pool.acquire("x", ["a"])
+say(used(5000))
+pool.release(first.ticket)
+[second] = pool.acquire("x", ["b"])
+result([str(second.error), pool.incidents])
+pool.close()
+"""
+    words, incidents = run(code, A)
+    assert "b (command) cannot start: GPU 0 (Stub A) holds 5000 MiB more than before" in words
+    assert incidents == []
 
 
 def test_lock_of_debug_mode_is_another_one(run: Callable[..., Any]) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pytest_infserver import LlamaCppServer, SGLangServer, TransformersServer, VLLMServer
-from pytest_infserver.launcher.diagnosis import last_lines, reports_port_taken, root_cause
-from pytest_infserver.launcher.log import ServerLog
+from pytest_infserver.launcher.diagnosis.log import ServerLog
+from pytest_infserver.launcher.diagnosis.root_cause import last_lines, reports_port_taken, root_cause
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 import threading
@@ -10,7 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pytest_infserver import CommandServer, VLLMServer
-from pytest_infserver.launcher.endpoints import existing, openapi_paths
+from pytest_infserver.launcher.engine.endpoints import existing, openapi_paths
+from pytest_infserver.system.http.address import parse_address
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 
@@ -101,13 +103,13 @@ def reply(body: bytes, status: str = "200 OK") -> bytes:
     ids=lambda data: repr(data[:60]),
 )
 def test_document_that_is_none(answer: Callable[[bytes], str], data: bytes) -> None:
-    assert existing(answer(data), PATHS) == PATHS
+    assert existing(parse_address(answer(data)), PATHS) == PATHS
 
 
 def test_document(answer: Callable[[bytes], str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     body = json.dumps({"paths": {"/health": {}, "/ä": {}}}).encode()
-    assert openapi_paths(answer(reply(body))) == {"/health", "/ä"}
+    assert openapi_paths(parse_address(answer(reply(body)))) == {"/health", "/ä"}
 
 
 def test_a_server_with_an_api_key_is_asked_with_it() -> None:
@@ -122,6 +124,6 @@ def test_a_server_with_an_api_key_is_asked_with_it() -> None:
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        existing(url, PATHS, headers={"Authorization": "Bearer key-of-mine"})
+        existing(dataclasses.replace(parse_address(url), api_key="key-of-mine"), PATHS)
         thread.join(10)
     assert b"Authorization: Bearer key-of-mine" in asked[0]

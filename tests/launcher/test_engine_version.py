@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
-from pytest_infserver.launcher.engine_version import installed_version, is_at_least
+from pytest_infserver.cli.main import main
+from pytest_infserver.launcher.engine.version import installed_version, is_at_least
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -69,28 +69,11 @@ def test_an_engine_that_is_not_there(tmp_path: Path, env: dict[str, str]) -> Non
     assert installed_version(str(tmp_path / "folder"), ["enginepkg"], env) is None
 
 
-def test_an_interpreter_that_fails_or_hangs(
-    tmp_path: Path, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pytest_infserver.launcher.engine_version._LIMIT", 0.2)
-    assert installed_version(script(tmp_path, "#!/bin/sh\nexit 3\n", "python3"), ["enginepkg"], env) is None
-    begin = time.monotonic()
-    assert installed_version(script(tmp_path, "#!/bin/sh\nexec sleep 60\n", "python4"), ["enginepkg"], env) is None
-    assert time.monotonic() - begin < 30
-
-
 def test_a_package_in_the_working_directory_is_not_meant(
     tmp_path: Path, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(env.pop("PYTHONPATH"))
     assert installed_version(sys.executable, ["enginepkg"], env) is None
-
-
-def test_it_is_asked_once(tmp_path: Path, env: dict[str, str]) -> None:
-    count = tmp_path / "count"
-    python = script(tmp_path, f'#!/bin/sh\necho x >> {count}\nexec {sys.executable} "$@"\n', "python7")
-    assert [installed_version(python, ["enginepkg"], env) for _ in range(3)] == ["1.2.3"] * 3
-    assert count.read_text() == "x\n"
 
 
 @pytest.mark.parametrize(
@@ -116,27 +99,144 @@ def test_a_wrapper_called_like_python_is_not_run(tmp_path: Path, env: dict[str, 
     assert not ran.exists()
 
 
-def test_what_an_environment_prints_at_its_start_is_no_version(tmp_path: Path, env: dict[str, str]) -> None:
-    (Path(env["PYTHONPATH"]) / "sitecustomize.py").write_text("print('2026.1 is here')\n")
-    assert installed_version(sys.executable, ["enginepkg"], env) == "1.2.3"
+def installed(folder: Path, name: str = "enginepkg", version: str = "1.2.3") -> Path:
+    info = folder / f"{name}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    return info
 
 
-def test_no_answer_is_not_remembered(tmp_path: Path, env: dict[str, str]) -> None:
-    python = script(tmp_path, f'#!/bin/sh\n[ -e {tmp_path}/good ] && exec {sys.executable} "$@"\n', "python8")
-    assert installed_version(python, ["enginepkg"], env) is None
-    (tmp_path / "good").touch()
-    assert installed_version(python, ["enginepkg"], env) == "1.2.3"
+@pytest.fixture
+def ran(tmp_path: Path) -> Path:
+    """A file that exists if anything was run: an interpreter, a sitecustomize, a package, or a .pth file."""
+    return tmp_path / "ran"
 
 
-def test_nothing_is_left_of_an_interpreter_that_hangs(
-    tmp_path: Path, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+def trapped_venv(folder: Path, ran: Path, settings: str = "version = 3.12.3\n") -> Path:
+    """Make a virtual environment of files only, which notes that anything of it is run; return its packages."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "pyvenv.cfg").write_text(f"home = /usr/bin\n{settings}")
+    python = script(folder / "bin", f"#!/bin/sh\ntouch {ran}\n", "python3")
+    script(folder / "bin", f"#!{python}\n")
+    packages = folder / "lib" / "python3.12" / "site-packages"
+    packages.mkdir(parents=True)
+    for name in ("sitecustomize.py", "usercustomize.py", "enginepkg.py"):
+        (packages / name).write_text(f"open({str(ran)!r}, 'w')\n")
+    (packages / "trap.pth").write_text(f"import os; open({str(ran)!r}, 'w')\n")
+    return packages
+
+
+@pytest.mark.parametrize("settings", ["version = 3.12.3\n", "version_info = 3.12.3.final.0\nuv = 0.8\n", ""])
+def test_a_virtual_environment_is_read_and_not_run(tmp_path: Path, ran: Path, settings: str) -> None:
+    packages = trapped_venv(tmp_path / "venv", ran, settings)
+    binary = str(tmp_path / "venv" / "bin" / "engine")
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(packages)}
+    assert installed_version(binary, ["enginepkg"], env) is None
+    installed(packages)
+    assert installed_version(binary, ["other", "EnginePkg"], env) == "1.2.3"
+    assert installed_version(binary, ["enginepkg"], {"PATH": ""}) == "1.2.3"
+    assert not ran.exists()
+
+
+def test_check_runs_nothing_that_the_file_names(
+    tmp_path: Path, ran: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pytest_infserver.launcher.engine_version._LIMIT", 0.5)
-    child = tmp_path / "child"
-    python = script(tmp_path, f"#!/bin/sh\nsleep 60 & echo $! > {child}\nwait\n", "python9")
-    assert installed_version(python, ["enginepkg"], env) is None
-    pid = int(child.read_text())
-    deadline = time.monotonic() + 30
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    packages = trapped_venv(tmp_path / "venv", ran)
+    installed(packages, "vllm", "0.32.0")
+    tool = script(tmp_path, f"#!/bin/sh\ntouch {ran}\n", "nsys")
+    config = tmp_path / "servers.yaml"
+    config.write_text(
+        f"""
+backend: vllm
+model: m
+binary_path: {tmp_path}/venv/bin/engine
+env_vars: {{PYTHONPATH: "{packages}", PATH: "{tmp_path}/venv/bin"}}
+config: {{server_args: {{disable-log-requests: true}}}}
+profile: {{tool: nsys, binary_path: "{tool}"}}
+"""
+    )
+    assert main(["check", str(config)]) == 0
+    shown = capsys.readouterr().out
+    assert "vllm 0.32.0 has no --disable-log-requests" in shown
+    assert "is not run here" in shown
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("option", ["--collect-only", "--infserver-dry-run"])
+def test_neither_collection_nor_a_dry_run_runs_anything(
+    tmp_path: Path, ran: Path, pytester: pytest.Pytester, run_pytest: Callable[..., pytest.RunResult], option: str
+) -> None:
+    packages = trapped_venv(tmp_path / "venv", ran)
+    installed(packages, "vllm", "0.32.0")
+    pytester.makepyfile("def test_it(inference_server): ...")
+    config = tmp_path / "servers.yaml"
+    config.write_text(
+        f"""
+backend: vllm
+model: m
+binary_path: {tmp_path}/venv/bin/engine
+env_vars: {{PYTHONPATH: "{packages}"}}
+config: {{server_args: {{disable-log-requests: true}}}}
+"""
+    )
+    result = run_pytest(option, f"--infserver-config={config}")
+    assert result.ret == 0, result.stdout.str()
+    assert not ran.exists()
+
+
+def test_base_of_an_environment_that_sees_it(tmp_path: Path, ran: Path) -> None:
+    base = tmp_path / "base" / "lib" / "python3.12" / "site-packages"
+    installed(base)
+    home = f"home = {tmp_path}/base/bin\nversion = 3.12.1\n"
+    for seen in ("true", "false"):
+        trapped_venv(tmp_path / seen, ran, f"{home}include-system-site-packages = {seen}\n")
+        expected = "1.2.3" if seen == "true" else None
+        assert installed_version(str(tmp_path / seen / "bin" / "engine"), ["enginepkg"], {"PATH": ""}) == expected
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "usr/lib/python3.12/site-packages",
+        "usr/local/lib/python3.12/dist-packages",
+        "usr/lib/python3/dist-packages",
+        "home/.local/lib/python3.12/site-packages",
+        "usr/lib64/python3.12/site-packages",
+    ],
+)
+def test_where_an_installation_has_its_packages(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "usr" / "bin").mkdir(parents=True)
+    script(tmp_path / "usr" / "bin", "", "python3.12")
+    (tmp_path / "usr" / "bin" / "python3").symlink_to("python3.12")
+    binary = script(tmp_path, f"#!{tmp_path}/usr/bin/python3\n")
+    installed(tmp_path / "usr/lib/python3.11/site-packages", version="0.0.1")
+    installed(tmp_path / folder)
+    env = {"PATH": "", "HOME": str(tmp_path / "home")}
+    assert installed_version(binary, ["enginepkg"], env) == "1.2.3"
+    in_home = folder.startswith("home")
+    expected = None if in_home else "1.2.3"
+    assert installed_version(binary, ["enginepkg"], {**env, "PYTHONNOUSERSITE": "1"}) == expected
+
+
+def test_a_plain_line_of_a_pth_file_is_followed(tmp_path: Path, ran: Path) -> None:
+    packages = trapped_venv(tmp_path / "venv", ran)
+    installed(tmp_path / "elsewhere")
+    (packages / "more.pth").write_text(f"# words\n{tmp_path}/elsewhere\n/no/such/folder\n")
+    assert installed_version(str(tmp_path / "venv" / "bin" / "engine"), ["enginepkg"], {"PATH": ""}) == "1.2.3"
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "huge", "garbage", "folder", "nothing"])
+def test_odd_metadata(tmp_path: Path, env: dict[str, str], kind: str) -> None:
+    file = Path(env["PYTHONPATH"]) / "enginepkg-1.2.3.dist-info" / "METADATA"
+    file.unlink()
+    if kind == "fifo":
+        os.mkfifo(file)
+    elif kind == "link":
+        file.symlink_to("/dev/zero")
+    elif kind == "folder":
+        file.mkdir()
+    elif kind != "nothing":
+        file.write_bytes(b"\xff" * (50_000_000 if kind == "huge" else 1000))
+    engine = script(tmp_path, "#!/usr/bin/env python3\n")
+    assert installed_version(engine, ["enginepkg"], env) == "1.2.3"

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from pytest_infserver import CommandServer, VLLMServer
-from pytest_infserver.launcher import stamps
-from pytest_infserver.launcher.engine_version import _answer, editable_source
-from pytest_infserver.launcher.fingerprint import IGNORED_VARIABLES, fingerprint
+from pytest_infserver.launcher.engine.version import editable_source
+from pytest_infserver.launcher.keeping.fingerprint import IGNORED_VARIABLES, fingerprint
+from pytest_infserver.system.disk import stamps
 
 Mark = Callable[..., str]
 
@@ -59,6 +59,7 @@ def test_it_is_a_hash(mark: Mark) -> None:
         {"heartbeat_interval": 1},
         {"heartbeat_timeout": 1},
         {"hang_timeout": 1},
+        {"log_limit": 1},
         {"health_endpoint": "/x"},
     ],
 )
@@ -91,7 +92,7 @@ def test_arguments_count(mark: Mark) -> None:
 def test_the_port_that_was_chosen_does_not_count(mark: Mark, script: Path) -> None:
     command = [sys.executable, str(script), "--host", "{host}", "--port", "{port}"]
     server = CommandServer(launch_command=command)
-    server._port = 8123
+    server.give(port=8123)
     assert fingerprint(server) == mark()
     assert server.port == 8123
 
@@ -235,12 +236,16 @@ def test_odd_words_do_no_harm(mark: Mark) -> None:
 # The engine.
 
 
+def site_of(venv: Path) -> Path:
+    return venv / "lib" / "python3.12" / "site-packages"
+
+
 def editable_engine(tmp_path: Path, editable: str = "true") -> tuple[Path, Path]:
     """An environment with an engine installed by ``pip install -e``, and its source folder."""
     source = tmp_path / "my source"
     (source / "vllm").mkdir(parents=True)
     (source / "vllm" / "engine.py").write_text("a")
-    info = tmp_path / "site" / "vllm-0.32.0.dist-info"
+    info = site_of(tmp_path) / "vllm-0.32.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n")
     (info / "direct_url.json").write_text(
@@ -248,8 +253,8 @@ def editable_engine(tmp_path: Path, editable: str = "true") -> tuple[Path, Path]
     )
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "site"} exec {sys.executable} "$@"\n')
-    python.chmod(0o755)
+    python.touch(0o755)
+    (tmp_path / "pyvenv.cfg").write_text("version = 3.12.1\n")
     binary = tmp_path / "bin" / "vllm"
     binary.write_text(f"#!{python}\n")
     binary.chmod(0o755)
@@ -277,7 +282,7 @@ def test_source_of_an_editable_install_counts(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("nothing_left")
 def test_odd_direct_urls(tmp_path: Path, text: str) -> None:
     binary, _ = editable_engine(tmp_path)
-    (tmp_path / "site" / "vllm-0.32.0.dist-info" / "direct_url.json").write_text(text)
+    (site_of(tmp_path) / "vllm-0.32.0.dist-info" / "direct_url.json").write_text(text)
     assert editable_source(str(binary), ["vllm"], os.environ) is None
     assert len(fingerprint(VLLMServer(model="m", binary_path=str(binary)))) == 64
 
@@ -293,10 +298,8 @@ def test_version_of_the_engine_counts(tmp_path: Path) -> None:
     binary, _ = editable_engine(tmp_path)
     server = VLLMServer(model="m", binary_path=str(binary))
     before = fingerprint(server)
-    metadata = tmp_path / "site" / "vllm-0.32.0.dist-info" / "METADATA"
+    metadata = site_of(tmp_path) / "vllm-0.32.0.dist-info" / "METADATA"
     metadata.write_text(metadata.read_text().replace("0.32.0", "0.33.0"))
-    # Another run asks afresh.
-    _answer.cache_clear()
     assert fingerprint(server) != before
 
 

@@ -15,7 +15,7 @@ from fake_driver import Driver, run_python
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 READ = """
-from pytest_infserver.launcher.gpus import NoTelemetry, read_gpus
+from pytest_infserver.system.gpus import NoTelemetry, read_gpus
 
 def gpus():
     try:
@@ -215,7 +215,7 @@ def test_threads_that_connect_at_once_leave_stdout_alone(tmp_path: Path) -> None
     (tmp_path / "pynvml.py").write_text("raise ImportError\n")
     program = """
 import contextlib, sys, threading, time
-from pytest_infserver.launcher.gpus import NoTelemetry, read_gpus
+from pytest_infserver.system.gpus import NoTelemetry, read_gpus
 def read():
     with contextlib.suppress(NoTelemetry):
         read_gpus()

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from pytest_infserver import CommandServer, ServerState
-from pytest_infserver.launcher import hang
-from pytest_infserver.launcher.bounded_run import run_bounded
+from pytest_infserver.launcher.health import hang
+from pytest_infserver.launcher.runtime.watch import Watch
+from pytest_infserver.system.processes.bounded_run import run_bounded
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -36,7 +37,7 @@ def hanging(fake_server: FakeServer) -> FakeServer:
     """Make a server that is about to be found hanging."""
 
     def make(*arguments: str, **settings: object) -> CommandServer:
-        server = fake_server(*arguments, heartbeat_interval=0.05, hang_timeout=0.2, stop_timeout=5, **settings).start()
+        server = fake_server(*arguments, heartbeat_interval=0.05, hang_timeout=0.6, stop_timeout=5, **settings).start()
         hang_up(server)
         return server
 
@@ -77,7 +78,7 @@ def test_all_processes_with_their_threads(hanging: FakeServer, stand_in: StandIn
     pids = re.findall(r"^=== pid (\d+): parent \d+, State S \(sleeping\), Threads \d+, VmRSS", text, re.MULTILINE)
     assert len(pids) == 4
     assert pids[0] == str(root)
-    assert len(re.findall(r"^  thread \d+ \(\S+\) S", text.partition(f"pid {pids[1]}")[0], re.MULTILINE)) >= 6
+    assert len(re.findall(r"^  thread \d+ \(\S+\) [SR]", text.partition(f"pid {pids[1]}")[0], re.MULTILINE)) >= 6
     for pid in pids:
         assert f"py-spy dump --nonblocking --pid {pid}\nstacks of {pid}\n" in text
     assert "fake_engine.py" in text
@@ -89,7 +90,7 @@ def test_all_processes_with_their_threads(hanging: FakeServer, stand_in: StandIn
 def test_real_py_spy(hanging: FakeServer, fake_server: FakeServer, stopped: bool) -> None:
     if hang._find_py_spy() is None:
         pytest.skip("needs py-spy (extra test)")
-    server = fake_server(heartbeat_interval=0.05, heartbeat_timeout=0.1, hang_timeout=0.2).start()
+    server = fake_server(heartbeat_interval=0.05, heartbeat_timeout=0.1, hang_timeout=0.6).start()
     os.kill(server.pid or 0, signal.SIGSTOP) if stopped else hang_up(server)
     assert server.wait_death(30)
     text = report_of(server)
@@ -249,7 +250,7 @@ def test_server_that_is_stopped_meanwhile_is_not_killed(
     hanging: FakeServer, monkeypatch: pytest.MonkeyPatch, restart: bool
 ) -> None:
     inside, go_on, done = threading.Event(), threading.Event(), threading.Event()
-    real = CommandServer._kill_hung
+    real = Watch._kill_hung
 
     def slow(*_: object) -> str:
         inside.set()
@@ -260,8 +261,8 @@ def test_server_that_is_stopped_meanwhile_is_not_killed(
         real(*arguments)  # type: ignore[arg-type]
         done.set()
 
-    monkeypatch.setattr("pytest_infserver.launcher.server.write_hang_report", slow)
-    monkeypatch.setattr(CommandServer, "_kill_hung", kill_hung)
+    monkeypatch.setattr("pytest_infserver.launcher.runtime.watch.write_hang_report", slow)
+    monkeypatch.setattr(Watch, "_kill_hung", kill_hung)
     server = hanging()
     assert inside.wait(30)
     server.stop()
@@ -284,7 +285,7 @@ def test_server_that_ends_by_itself_meanwhile_did_not_hang(
         return "stacks: none"
 
     done = threading.Event()
-    monkeypatch.setattr("pytest_infserver.launcher.server.write_hang_report", kill)
+    monkeypatch.setattr("pytest_infserver.launcher.runtime.watch.write_hang_report", kill)
     server = hanging()
     assert done.wait(30)
     time.sleep(0.2)

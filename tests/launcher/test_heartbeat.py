@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pytest_infserver import CommandServer, RemoteServer, ServerDiedError, ServerState
-from pytest_infserver.launcher.heartbeat import Heartbeat, Pulse
-from pytest_infserver.launcher.http_probe import Answer
+from pytest_infserver.launcher.health.heartbeat import Heartbeat, Pulse
+from pytest_infserver.system.http.probe import Answer
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pytest_infserver.launcher.http_probe import Answer, ask
+from pytest_infserver.system.http.probe import Answer, ask
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 
@@ -62,7 +62,6 @@ def answering(data: bytes) -> Behaviour:
         (b"HTTP/1.0 204 No Content\r\n\r\n", 204, True),
         (b"HTTP/1.1 299\r\n\r\n", 299, True),
         (b"HTTP/2 200\n", 200, True),
-        (b"HTTP/1.1 301 Moved\r\nLocation: /\r\n\r\n", 301, False),
         (b"HTTP/1.1 401 Unauthorized\r\n\r\n", 401, False),
         (b"HTTP/1.1 503 \xff\xfe\r\n\r\n", 503, False),
         (b"HTTP/1.1 200 OK", 200, True),
@@ -109,6 +108,77 @@ def test_limit_is_for_the_whole_question(listen: Callable[[Behaviour], str], beh
     assert 0.3 <= time.monotonic() - begin < 20
     assert str(answer) == "gave no answer within 0.3 s"
     assert answer.seconds >= 0.3
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (
+            b"HTTP/1.1 302 Found\r\nLocation: /login\r\n\r\n",
+            "answered 302: a redirect to /login, which is not followed",
+        ),
+        (b"HTTP/1.1 307 Moved\r\nX: y\r\nlocation:  http://a/ \r\n\r\nbody", "answered 307: a redirect to http://a/, "),
+        (b"HTTP/1.1 304 Not Modified\r\n\r\n", "answered 304"),
+        (b"HTTP/1.1 301 Moved\r\n", "answered 301"),
+    ],
+)
+def test_a_redirect_is_told(listen: Callable[[Behaviour], str], data: bytes, said: str) -> None:
+    answer = ask(listen(answering(data)), 30)
+    assert not answer.ok
+    assert str(answer).startswith(said)
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "ok"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n" + b'{"error": "busy"}'[:16], True),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n" + b'{"error": "busy"}', False),
+        (CHUNKED + b'9;x=y\r\n{"error":\r\n8\r\n "busy"}\r\n0\r\nTrailer: x\r\n\r\n', False),
+        (CHUNKED + b"2\r\n{}\r\n0\r\n\r\n", True),
+        (CHUNKED + b"zz\r\n{}\r\n0\r\n\r\n", True),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", True),
+    ],
+)
+def test_a_whole_answer_is_read_to_its_end(listen: Callable[[Behaviour], str], data: bytes, ok: bool) -> None:
+    over = threading.Event()
+
+    def behave(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(data)
+        # It is complete, and the connection stays open.
+        over.wait(30)
+
+    begin = time.monotonic()
+    answer = ask(listen(behave), 25, post=b"{}", whole=True)
+    over.set()
+    assert (answer.status, answer.ok) == (int(data[9:12]), ok), str(answer)
+    assert time.monotonic() - begin < 20
+
+
+def test_a_whole_answer_that_does_not_end(listen: Callable[[Behaviour], str]) -> None:
+    def behave(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(CHUNKED)
+        drip(connection)
+
+    answer = ask(listen(behave), 0.3, post=b"{}", whole=True)
+    assert str(answer) == "answered 200, but its answer did not end within 0.3 s"
+    assert not answer.ok
+
+
+def test_a_whole_answer_without_end_is_not_kept_in_memory(listen: Callable[[Behaviour], str]) -> None:
+    def behave(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            connection.sendall(b"x" * 65536)
+
+    begin = time.monotonic()
+    assert ask(listen(behave), 60, post=b"{}", whole=True).ok
+    assert time.monotonic() - begin < 20
 
 
 def test_answer_that_nobody_wants_any_more_is_not_waited_for(listen: Callable[[Behaviour], str]) -> None:

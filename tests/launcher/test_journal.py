@@ -14,7 +14,8 @@ import pytest
 import requests
 
 from pytest_infserver import CommandServer, InferenceServerError, UserCodeError
-from pytest_infserver.launcher.journal import FILE, Event, Journal
+from pytest_infserver.launcher.diagnosis import journal as module
+from pytest_infserver.launcher.diagnosis.journal import FILE, Event, Journal
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -80,14 +81,38 @@ def test_a_file_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     assert [event.kind for event in journal.events] == [event.kind for event in heard] == ["launched", "ready"]
 
 
-def test_a_full_disk_ends_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    (tmp_path / FILE).symlink_to("/dev/full")
+    monkeypatch.setattr(module, "open_append", lambda path: os.open("/dev/full", os.O_WRONLY))
     journal = Journal()
     journal.open(tmp_path)
     journal.note("launched")
     assert len(journal.events) == 1
+
+
+@pytest.mark.usefixtures("hard_limit")
+@pytest.mark.parametrize("planted", ["pipe", "link", "hard link"])
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_what_others_have_put_there_is_neither_written_nor_waited_for(
+    tmp_path: Path, planted: str, goes_on: bool
+) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    if planted == "pipe":
+        os.mkfifo(tmp_path / FILE)
+    elif planted == "link":
+        (tmp_path / FILE).symlink_to(precious)
+    else:
+        os.link(precious, tmp_path / FILE)
+    journal = Journal()
+    journal.open(tmp_path, goes_on=goes_on)
+    journal.note("launched")
+    assert len(journal.events) == 1
+    assert precious.read_text() == "precious"
+    if not goes_on:
+        # A new server has replaced it.
+        assert [line["event"] for line in lines(tmp_path)] == ["launched"]
 
 
 def test_threads_do_not_mix_their_lines(tmp_path: Path) -> None:
@@ -199,7 +224,7 @@ def test_an_interrupt_before_the_stop_leaves_nothing_running(fake_server: Any) -
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{pid}").exists()
-    assert not server.launched
+    assert not server.runtime.launched
 
 
 def test_a_start_that_fails_tells_no_secret(fake_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:

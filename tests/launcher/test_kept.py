@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -21,11 +22,13 @@ import pytest
 from isolation import own_state_dir
 
 from pytest_infserver import CommandServer, InferenceServerError, ServerState
-from pytest_infserver.launcher import door as door_module
-from pytest_infserver.launcher import handover, places, socket_files
-from pytest_infserver.launcher.door import MAX_QUESTION, MAX_VISITORS, Door
-from pytest_infserver.launcher.kept import KeptServer, all_servers, ask, kept_servers
-from pytest_infserver.launcher.peer import Peer, is_same_user, peer_of
+from pytest_infserver.launcher.keeping import fingerprint as fingerprint_module
+from pytest_infserver.launcher.keeping import handover
+from pytest_infserver.launcher.keeping.kept import KeptServer, all_servers, ask, kept_servers
+from pytest_infserver.launcher.supervision import control_socket as control_socket_file
+from pytest_infserver.launcher.supervision.control_socket import MAX_QUESTION, MAX_VISITORS, ControlSocket, Visitor
+from pytest_infserver.system.disk import places, socket_files
+from pytest_infserver.system.peer import Peer, is_same_user, peer_of
 
 pytestmark = [
     pytest.mark.usefixtures("nothing_left"),
@@ -91,9 +94,9 @@ def test_the_next_run_takes_it_over(fake_server: FakeServer, state: Path) -> Non
     assert second.take_over()
     assert (second.state, second.pid, second.port, second.log_path) == (ServerState.READY, pid, port, log_path)
     assert second.check_health()
-    assert (second.launches, second.taken_over) == (0, True)
+    assert (second.launches, second.runtime.status.taken_over) == (0, True)
     assert "ready-1" in second.read_log()
-    assert second.launch_log_start == second.log_size > 0
+    assert second.runtime.status.launch_log_start == second.log_size > 0
     assert [(one.state, one.name, one.owner_pid) for one in all_servers()] == [("running", "fake", os.getpid())]
     second.stop()
     assert gone(pid)
@@ -152,8 +155,8 @@ def test_supervisor_killed_after_the_take_over_ends_the_tree(fake_server: FakeSe
     server = fake_server("--children", "2")
     assert server.take_over()
     family = psutil.Process(server.pid).children(recursive=True)
-    assert server._process is not None
-    os.kill(server._process.supervisor_pid or 0, signal.SIGKILL)
+    assert server.runtime.process is not None
+    os.kill(server.runtime.process.supervisor_pid or 0, signal.SIGKILL)
     assert server.wait_death(LONG)
     wait_for(lambda: all(gone(process.pid) for process in family))
     server.stop()
@@ -202,7 +205,7 @@ def test_it_outlives_its_run(fake_server: FakeServer, tmp_path: Path) -> None:
 @pytest.mark.parametrize("keeps", [True, False])
 def test_kill_of_the_owner(fake_server: FakeServer, tmp_path: Path, keeps: bool) -> None:
     """Without a word, before and after it has let go."""
-    body = f"server.start(); {keeps} and server._process.keep({KEEP}); print('now', flush=True); input()"
+    body = f"server.start(); {keeps} and server.runtime.process.keep({KEEP}); print('now', flush=True); input()"
     run = other_run(fake_server, tmp_path, body)
     assert run.stdout is not None
     assert run.stdout.readline() == "now\n"
@@ -473,7 +476,7 @@ def test_one_that_does_not_run(fake_server: FakeServer) -> None:
 
 def test_shared_server_is_not_let_go_of(fake_server: FakeServer) -> None:
     server = fake_server().start()
-    server.refuse_stop("it is shared")
+    server.runtime.stop_refusal = "it is shared"
     with pytest.raises(InferenceServerError, match="shared"):
         server.keep(KEEP)
 
@@ -591,7 +594,7 @@ def test_unhealthy_one_is_stopped_and_not_taken(fake_server: FakeServer, monkeyp
 def test_one_that_does_not_listen_is_not_taken(fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = kept_one(fake_server)
     server = fake_server()
-    monkeypatch.setattr(server, "_owns_port", lambda: False)
+    monkeypatch.setattr(server.runtime, "owns_ports", lambda numbers: False)
     assert not server.take_over()
     assert gone(kept.pid)
 
@@ -600,10 +603,10 @@ def test_interrupt_of_the_take_over_ends_it(fake_server: FakeServer, monkeypatch
     kept = kept_one(fake_server)
     server = fake_server()
 
-    def interrupt() -> None:
+    def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(server, "_owns_port", interrupt)
+    monkeypatch.setattr(server.runtime, "owns_ports", interrupt)
     with pytest.raises(KeyboardInterrupt):
         server.take_over()
     assert server.state is ServerState.NEW
@@ -719,29 +722,31 @@ def test_supervisor_sleeps_while_nobody_asks(fake_server: FakeServer) -> None:
         assert process.num_ctx_switches().voluntary - before < 5
 
 
-# The door by itself.
+# The control_socket by itself.
 
 
 @pytest.fixture
-def door(tmp_path: Path) -> Iterator[Door]:
-    one = Door(str(tmp_path))
+def control_socket(tmp_path: Path) -> Iterator[ControlSocket]:
+    one = ControlSocket(str(tmp_path))
     yield one
     one.close()
     assert not os.path.exists(one.path)
 
 
-def serve(door: Door, timeout: float = 0.2) -> list[tuple[door_module.Visitor, dict[str, Any]]]:
+def serve(control_socket: ControlSocket, timeout: float = 0.2) -> list[tuple[Visitor, dict[str, Any]]]:
     poller = select.poll()
-    door.register(poller)
-    return door.serve({handle for handle, _ in poller.poll(timeout * 1000)})
+    control_socket.register(poller)
+    return control_socket.serve({handle for handle, _ in poller.poll(timeout * 1000)})
 
 
 @pytest.mark.parametrize("peer", [None, Peer(1, os.getuid() + 1), Peer(0, 0 if os.getuid() else 1)])
-def test_another_user_is_turned_away(door: Door, monkeypatch: pytest.MonkeyPatch, peer: Peer | None) -> None:
-    monkeypatch.setattr(door_module, "peer_of", lambda connection: peer)
-    with socket_files.connect(door.path, LONG) as connection:
+def test_another_user_is_turned_away(
+    control_socket: ControlSocket, monkeypatch: pytest.MonkeyPatch, peer: Peer | None
+) -> None:
+    monkeypatch.setattr(control_socket_file, "peer_of", lambda connection: peer)
+    with socket_files.connect(control_socket.path, LONG) as connection:
         connection.sendall(b'{"do": "describe"}\n')
-        assert serve(door) == serve(door) == []
+        assert serve(control_socket) == serve(control_socket) == []
         with contextlib.suppress(ConnectionResetError):
             assert connection.recv(10) == b""
 
@@ -749,7 +754,7 @@ def test_another_user_is_turned_away(door: Door, monkeypatch: pytest.MonkeyPatch
 def test_another_user_s_supervisor_is_not_believed(fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     kept_one(fake_server)
     with monkeypatch.context() as context:
-        context.setattr("pytest_infserver.launcher.kept.peer_of", lambda connection: Peer(1, os.getuid() + 1))
+        context.setattr("pytest_infserver.launcher.keeping.kept.peer_of", lambda connection: Peer(1, os.getuid() + 1))
         assert all_servers() == []
     assert len(all_servers()) == 1
 
@@ -763,38 +768,38 @@ def test_peer_is_known() -> None:
     assert not is_same_user(None)
 
 
-def test_question_in_pieces(door: Door) -> None:
-    with socket_files.connect(door.path, LONG) as connection:
+def test_question_in_pieces(control_socket: ControlSocket) -> None:
+    with socket_files.connect(control_socket.path, LONG) as connection:
         for piece in (b'{"do"', b': "x"', b"}\n"):
             connection.sendall(piece)
-            questions = [*serve(door), *serve(door)]
+            questions = [*serve(control_socket), *serve(control_socket)]
         [(visitor, question)] = questions
         assert question == {"do": "x"}
-        door.answer(visitor, {"y": 1})
+        control_socket.answer(visitor, {"y": 1})
         assert connection.recv(100) == b'{"y": 1}\n'
 
 
-def test_half_a_question_is_not_waited_for(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door_module, "PATIENCE", 0.05)
-    with socket_files.connect(door.path, LONG) as connection:
+def test_half_a_question_is_not_waited_for(control_socket: ControlSocket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_socket_file, "PATIENCE", 0.05)
+    with socket_files.connect(control_socket.path, LONG) as connection:
         connection.sendall(b'{"do"')
-        assert serve(door) == []
-        assert len(door.moments()) == 1
+        assert serve(control_socket) == []
+        assert len(control_socket.moments()) == 1
         time.sleep(0.1)
-        assert serve(door, 0) == []
-        assert door.moments() == []
+        assert serve(control_socket, 0) == []
+        assert control_socket.moments() == []
 
 
-def test_answer_to_who_never_reads_is_dropped(door: Door) -> None:
-    with socket_files.connect(door.path, LONG) as connection:
+def test_answer_to_who_never_reads_is_dropped(control_socket: ControlSocket) -> None:
+    with socket_files.connect(control_socket.path, LONG) as connection:
         connection.sendall(b'{"do": "x"}\n')
-        [(visitor, _)] = [*serve(door), *serve(door)]
+        [(visitor, _)] = [*serve(control_socket), *serve(control_socket)]
         begin = time.monotonic()
-        assert door.hand_over(visitor, {"y": "x" * (64 << 20)}) is None
+        assert control_socket.hand_over(visitor, {"y": "x" * (64 << 20)}) is None
         assert time.monotonic() - begin < LONG
 
 
-def test_no_descriptor_left_is_no_busy_loop(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_descriptor_left_is_no_busy_loop(control_socket: ControlSocket, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full:
         def __init__(self, listener: socket.socket) -> None:
             self.fileno, self.close = listener.fileno, listener.close
@@ -802,14 +807,14 @@ def test_no_descriptor_left_is_no_busy_loop(door: Door, monkeypatch: pytest.Monk
         def accept(self) -> None:
             raise OSError(24, "Too many open files")
 
-    listener = door._listener
-    monkeypatch.setattr(door, "_listener", Full(listener))
-    with socket_files.connect(door.path, LONG):
-        assert serve(door) == []
+    listener = control_socket._listener
+    monkeypatch.setattr(control_socket, "_listener", Full(listener))
+    with socket_files.connect(control_socket.path, LONG):
+        assert serve(control_socket) == []
         poller = select.poll()
-        door.register(poller)
+        control_socket.register(poller)
         assert poller.poll(50) == []
-        assert len(door.moments()) == 1
+        assert len(control_socket.moments()) == 1
 
 
 def test_stale_files_are_removed(state: Path, fake_server: FakeServer) -> None:
@@ -841,6 +846,99 @@ def test_one_of_another_version_is_left_alone(fake_server: FakeServer, monkeypat
     kept = kept_one(fake_server)
     for answer in ({}, {"info": None}, {"info": {}, "state": "kept"}, {"info": {"name": "x"}}):
         with monkeypatch.context() as context:
-            context.setattr("pytest_infserver.launcher.kept.ask", lambda *_, answer=answer: answer)
+            context.setattr("pytest_infserver.launcher.keeping.kept.ask", lambda *_, answer=answer: answer)
             assert all_servers() == []
     assert kept_servers()[0].pid == kept.pid
+
+
+# Why one is not taken over.
+
+
+def told(server: CommandServer) -> str:
+    """Return what a server says when it takes nothing over."""
+    warnings: list[str] = []
+    server.on_warning = warnings.append
+    assert not server.take_over()
+    return "\n".join(warnings)
+
+
+BASE: dict[str, Any] = {"env_vars": {"MY_TOKEN": "very-secret-1", "X": "1"}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "words"),
+    [
+        (["--said", "a", "--new"], BASE, r"word \d+ of the command \('--new'\)$"),
+        (["--said", "b"], BASE, r"word \d+ of the command \('b'\)$"),
+        ([], BASE, r"2 words less after '.*' in the command$"),
+        (["--said", "a"], {"env_vars": {"MY_TOKEN": "very-secret-2", "X": "1"}}, "the variable MY_TOKEN$"),
+        (["--said", "a"], {"env_vars": {**BASE["env_vars"], "Y": "2"}}, r"the variable Y \(new\)$"),
+        (["--said", "a"], {"env_vars": {"X": "1"}}, r"the variable MY_TOKEN \(not set any more\)$"),
+        (["--said", "a"], {**BASE, "stop_signal": "INT"}, "the 'stop_signal'$"),
+    ],
+)
+def test_what_differs_is_said(
+    fake_server: FakeServer, arguments: list[str], settings: dict[str, Any], words: str
+) -> None:
+    kept = kept_one(fake_server, "--said", "a", **BASE)
+    text = told(fake_server(*arguments, **settings))
+    assert text.startswith(f"fake (command): the one that is kept (pid {kept.pid}, ")
+    assert re.search(f"is not taken over, since it is not the same any more: {words}", text)
+    assert "very-secret" not in text + json.dumps(kept.parts)
+    # Nor is a value known by its hash, which is another one each time.
+    assert kept.parts["salt"] not in (None, "")
+
+
+def test_a_changed_file_and_another_version_are_said(
+    fake_server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("a")
+    kept_one(fake_server, "--said", str(template))
+    template.write_text("other")
+    monkeypatch.setattr(fingerprint_module, "__version__", "0.0.0")
+    text = told(fake_server("--said", str(template)))
+    assert text.endswith(f": the file {template}, the version of pytest-infserver")
+
+
+def test_of_several_that_differ_the_one_that_is_most_alike_is_named(fake_server: FakeServer) -> None:
+    kept_one(fake_server, "--said", "a", env_vars={"Y": "1"})
+    other = fake_server("--said", "a").start()
+    pid = other.pid
+    assert other.keep(KEEP)
+    assert f"(pid {pid}, " in told(fake_server("--said", "b"))
+
+
+def test_one_of_which_nothing_is_known_is_said_to_be_so(
+    fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of an earlier version, or one with a very long command."""
+    kept_one(fake_server, *(f"--word-{number}" for number in range(2000)))
+    assert told(fake_server()).endswith(": what it was started with is not known")
+
+
+@pytest.mark.parametrize(
+    "script",
+    ['exec 3>>"$0"; exec "$@"', 'echo state > "$0"; exec "$@"'],
+    ids=["open", "made"],
+)
+def test_a_file_that_the_server_itself_writes_does_not_count(
+    fake_server: FakeServer, tmp_path: Path, script: str
+) -> None:
+    """Such as a log that its command names."""
+    written = tmp_path / "engine.log"
+    if "exec 3" in script:
+        written.write_text("of an earlier run\n")
+    command = ["sh", "-c", script, str(written), *fake_server().settings.launch_command]
+
+    def one() -> CommandServer:
+        return CommandServer(launch_command=command, name="writes", output_dir=tmp_path / "logs")
+
+    assert one().start().keep(KEEP)
+    [kept] = kept_servers()
+    with written.open("a") as file:
+        file.write("more\n")
+    server = one()
+    assert server.take_over()
+    assert server.pid == kept.pid
+    server.stop()

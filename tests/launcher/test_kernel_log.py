@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_infserver.launcher.kernel_log import KernelLog, Kill, knows_our_pids, parse
+from pytest_infserver.system.kernel_log import KernelLog, Kill, knows_our_pids, parse
 
 MiB = 1024 * 1024
 RECORDED = [

@@ -13,7 +13,7 @@ import pytest
 
 from pytest_infserver import CommandServer
 from pytest_infserver.launcher.command import make_command
-from pytest_infserver.launcher.launch_files import environment_text, write_launch_files
+from pytest_infserver.launcher.startup.launch_files import environment_text, write_launch_files
 
 SECRET = "s3cret-value-of-a-token"
 
@@ -73,6 +73,15 @@ def test_a_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(target)
     write_launch_files(tmp_path, make_command(["engine"], {}), {})
     assert target.read_text() == "precious"
+
+
+@pytest.mark.usefixtures("hard_limit")
+def test_a_pipe_in_the_way_is_replaced_and_not_waited_for(tmp_path: Path) -> None:
+    for name in ("command.txt", "environment.txt"):
+        os.mkfifo(tmp_path / name)
+    write_launch_files(tmp_path, make_command(["engine"], {}), {})
+    assert (tmp_path / "command.txt").read_text() == "engine\n"
+    assert sorted(os.listdir(tmp_path)) == ["command.txt", "environment.txt"]
 
 
 def test_words_that_are_no_unicode_are_written_as_they_are(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from pytest_infserver.launcher import liveness, ports
-from pytest_infserver.launcher.liveness import notice_death
+from pytest_infserver.launcher.health import liveness
+from pytest_infserver.launcher.health.liveness import notice_death
+from pytest_infserver.launcher.startup import ports
+from pytest_infserver.system.http.address import Address
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
@@ -25,11 +27,12 @@ class Server:
 
     running = True
     attached = False
+    is_asked_at_port = True
     pid = os.getpid()
 
     def __init__(self, port: int, *, remote: bool = False, own_listener: bool = True) -> None:
         self.port = port
-        self.server_url = f"http://127.0.0.1:{port}"
+        self.reach = Address(port=port)
         self.remote = remote
         self.settings = SimpleNamespace(own_listener=own_listener)
         self.waited: list[float] = []
@@ -54,9 +57,9 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
     connect = socket.create_connection
 
-    def note(address: tuple[str, int], **options: float) -> socket.socket:
+    def note(address: tuple[str, int], *limit: float, **options: float) -> socket.socket:
         made.append(address[1])
-        return connect(address, **options)
+        return connect(address, *limit, **options)
 
     monkeypatch.setattr(socket, "create_connection", note)
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -10,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from descriptors import open_descriptors
 
-from pytest_infserver.launcher.log import MAX_READ, ServerLog
+from pytest_infserver.launcher.diagnosis.log import MAX_READ, ServerLog
+from pytest_infserver.launcher.diagnosis.log_follower import LogFollower
 
 
 @pytest.fixture
@@ -140,8 +143,8 @@ def test_log_of_a_gigabyte_costs_no_memory(tmp_path: Path) -> None:
     code = """
 import os, resource, sys
 from pathlib import Path
-from pytest_infserver.launcher import diagnosis
-from pytest_infserver.launcher.log import ServerLog
+from pytest_infserver.launcher.diagnosis import root_cause
+from pytest_infserver.launcher.diagnosis.log import ServerLog
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 * 1024 if sys.platform == "darwin" else 1024)
@@ -154,11 +157,69 @@ with log.path.open("wb") as file:
     file.seek(1 << 30)
     file.write(b"\\nlast line\\n")
 before = peak()
-print(len(log.read()) <= 70_000, diagnosis.root_cause(log), diagnosis.last_lines(log, 1))
-print(diagnosis.reports_port_taken(log, lambda port: port in (None, 8000)), peak() - before < 100)
+print(len(log.read()) <= 70_000, root_cause.root_cause(log), root_cause.last_lines(log, 1))
+print(root_cause.reports_port_taken(log, lambda port: port in (None, 8000)), peak() - before < 100)
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=100, check=True
     )
     assert done.stdout == "True ValueError: the cause ['last line']\nFalse True\n"
     assert MAX_READ <= 1 << 20
+
+
+# What others may have put there.
+
+
+@pytest.mark.usefixtures("hard_limit")
+@pytest.mark.parametrize("planted", ["pipe", "link", "dangling link", "socket"])
+def test_what_is_no_log_is_an_error_with_words(tmp_path: Path, planted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, precious = tmp_path / "server" / "server.log", tmp_path / "precious"
+    path.parent.mkdir()
+    precious.write_text("precious")
+    if planted == "pipe":
+        os.mkfifo(path)
+    elif planted == "socket":
+        monkeypatch.chdir(path.parent)
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind("server.log")
+    else:
+        path.symlink_to(precious if planted == "link" else tmp_path / "absent")
+    before = open_descriptors()
+    log = ServerLog(tmp_path, "server")
+    with pytest.raises(OSError, match=r"server\.log is a (pipe|link|socket) and not an ordinary file: remove it"):
+        log.open()
+    assert open_descriptors() == before
+    # Nor does a reader wait, or follow.
+    assert (log.read(), log.read_head(0, 9), log.read_new(0, 9)) == ("", b"", (b"", 0, 0))
+    assert LogFollower(frozenset()).new_lines(path, 0) == []
+    assert precious.read_text() == "precious"
+    assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.usefixtures("hard_limit")
+@pytest.mark.parametrize("name", [".lock", "server.previous.log"])
+def test_other_files_of_a_log_are_no_pipes_and_links_either(tmp_path: Path, name: str) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    os.close(open_log(ServerLog(tmp_path, "server"), b"old"))
+    planted = tmp_path / "server" / name
+    planted.unlink(missing_ok=True)
+    if name == ".lock":
+        os.mkfifo(planted)
+        with pytest.raises(OSError, match=r"\.lock is a pipe"):
+            ServerLog(tmp_path, "server").open()
+    else:
+        planted.symlink_to(precious)
+        os.close(open_log(ServerLog(tmp_path, "server"), b"new"))
+        assert planted.read_bytes() == b"old"
+    assert precious.read_text() == "precious"
+
+
+def test_nobody_else_can_write_a_log_whatever_the_umask(tmp_path: Path) -> None:
+    previous = os.umask(0)
+    try:
+        os.close(open_log(ServerLog(tmp_path / "logs", "server"), b"x"))
+    finally:
+        os.umask(previous)
+    for path in (tmp_path / "logs").rglob("*"):
+        assert not path.stat().st_mode & 0o022, path

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from pytest_infserver.launcher import machine
+from pytest_infserver.system import machine
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pytest_infserver.launcher.memory import resident_memory
+from pytest_infserver.system.processes.memory import resident_memory
 
 SIZE = 64 * 1024 * 1024
 HOLD = f"import sys; block = b'x' * {SIZE}; print('there', flush=True); sys.stdin.read()"

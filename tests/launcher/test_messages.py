@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from pytest_infserver import PortInUseError, ServerStartupError, ServerStartupTimeout
-from pytest_infserver.launcher import messages
 from pytest_infserver.launcher.command import Command, make_command
-from pytest_infserver.launcher.diagnosis import reports_port_taken, root_cause
-from pytest_infserver.launcher.log import ServerLog
-from pytest_infserver.launcher.process import Exit, Survivor
-from pytest_infserver.launcher.readiness import NotReady
+from pytest_infserver.launcher.diagnosis import messages
+from pytest_infserver.launcher.diagnosis.log import ServerLog
+from pytest_infserver.launcher.diagnosis.root_cause import reports_port_taken, root_cause
+from pytest_infserver.launcher.startup.readiness import NotReady
+from pytest_infserver.launcher.supervision.supervised_process import Exit, Survivor
 
 SECRET = "sk-0123456789abcdef"
 

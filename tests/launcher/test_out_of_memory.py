@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from pytest_infserver import CommandServer, ServerStartupError
-from pytest_infserver.launcher import out_of_memory
-from pytest_infserver.launcher.ends import Exit
-from pytest_infserver.launcher.kernel_log import KMSG, KernelLog, knows_our_pids
-from pytest_infserver.launcher.out_of_memory import Finding, OutOfMemoryWatch, Whom, shown_bytes
+from pytest_infserver.launcher.diagnosis import out_of_memory
+from pytest_infserver.launcher.diagnosis.out_of_memory import Finding, OutOfMemoryWatch, Whom, shown_bytes
+from pytest_infserver.launcher.supervision.exit import Exit
+from pytest_infserver.system.kernel_log import KMSG, KernelLog, knows_our_pids
 
 FAKE_ENGINE = Path(__file__).parents[1] / "fake_engine.py"
 
@@ -200,6 +200,26 @@ def test_what_was_counted_before_the_launch_does_not_count(machine: Machine) -> 
     assert watch.finding(NO_PID, SIGKILLED) is None
 
 
+@pytest.mark.parametrize(("below", "found"), [("", True), ("/infserver-1", True), ("/moved", False)])
+def test_what_was_counted_before_the_first_look_counts_in_a_cgroup_of_the_servers_own(
+    machine: Machine, below: str, found: bool
+) -> None:
+    watch = machine.watch()
+    machine.count(1, 1)
+    if below == "/moved":
+        # One that counts for itself: its counter has never been read.
+        moved = machine.own / "moved"
+        moved.mkdir()
+        for name in ("memory.events", "memory.events.local"):
+            (moved / name).write_text("oom_kill 1\n")
+    else:
+        (machine.own / below.strip("/")).mkdir(exist_ok=True)
+    (machine.proc / str(NO_PID)).mkdir()
+    (machine.proc / str(NO_PID) / "cgroup").write_text(f"0::/above/own{below}\n")
+    watch.look(NO_PID, os.getpid(), now=True)
+    assert (watch.finding(NO_PID, Exit(1, 0)) is not None) is found
+
+
 def test_a_pid_that_another_process_has_now_is_not_meant(machine: Machine) -> None:
     watch = machine.watch()
     watch.look(NO_PID, os.getppid(), now=True)
@@ -296,7 +316,7 @@ def ask(server: CommandServer, path: str) -> None:
 
 def test_the_kernel_kills_a_server(limited: Callable[..., CommandServer], memory_cgroup: Path) -> None:
     server = limited().start()
-    assert server.view().how is None
+    assert server.runtime.view().how is None
     ask(server, f"/eat?bytes={LARGE}")
     assert server.wait_death(30)
     reason = server.why_died()
@@ -306,8 +326,8 @@ def test_the_kernel_kills_a_server(limited: Callable[..., CommandServer], memory
     assert lines[1].startswith("  cause:   the kernel killed ")
     assert lines[2].startswith("           the limit of its cgroup is 64 MiB, peak 6")
     assert str(memory_cgroup) in lines[2]
-    assert server.view().how == "was killed by the kernel for memory (SIGKILL)"
-    how, _ = server.last_exit
+    assert server.runtime.view().how == "was killed by the kernel for memory (SIGKILL)"
+    how, _ = server.runtime.last_exit()
     assert how is not None
     assert how.out_of_memory is not None
     assert how.out_of_memory.whom is Whom.ROOT
@@ -340,7 +360,7 @@ def test_the_kernel_kills_a_server_that_starts(limited: Callable[..., CommandSer
 
 
 def test_a_server_that_hangs_since_the_kernel_killed_a_process_of_it(limited: Callable[..., CommandServer]) -> None:
-    server = limited("--hungry-child=-1", heartbeat_interval=0.05, hang_timeout=0.3).start()
+    server = limited("--hungry-child=-1", heartbeat_interval=0.05, hang_timeout=1).start()
     ask(server, f"/feed?bytes={LARGE}")
     assert server.wait_death(30)
     reason = str(server.why_died())

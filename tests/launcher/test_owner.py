@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from descriptors import open_descriptors
 
-from pytest_infserver.launcher.owner import Owner
+from pytest_infserver.system.processes.owner import Owner
 
 pytestmark = pytest.mark.usefixtures("hard_limit", "nothing_left")
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pytest_infserver import InferenceServer, LlamaCppServer, SGLangServer, TransformersServer, VLLMServer
-from pytest_infserver.launcher.phases import Phase, newest_phase
+from pytest_infserver.launcher.startup.phases import Phase, newest_phase
 
 LINES = [
     (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -15,7 +16,8 @@ from typing import Any
 import pytest
 
 from pytest_infserver import CommandServer, PortInUseError, ServerStartupError, VLLMServer
-from pytest_infserver.launcher import launching, ports
+from pytest_infserver.launcher.startup import launching, ports
+from pytest_infserver.system.disk import places
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -124,30 +126,32 @@ def test_port_that_is_held_for_a_restart_is_nobody_elses_in_between(
 ) -> None:
     monkeypatch.setattr(ports, "_SEARCH", range(QUIET_PORT, QUIET_PORT + 2))
     server = fake_server()
-    server.holds_port = True
+    server.runtime.holds_port = True
     over = threading.Event()
 
     def take_what_is_free() -> None:
         while not over.is_set():
-            ports.reserve_port("127.0.0.1", None).release()
+            # The other two may have both.
+            with contextlib.suppress(PortInUseError):
+                ports.reserve_port("127.0.0.1", None).release()
 
     others = [threading.Thread(target=take_what_is_free) for _ in range(3)]
     try:
         server.start()
-        assert server.port == QUIET_PORT
+        port = server.port
         for other in others:
             other.start()
         for _ in range(5):
             os.kill(server.pid or 0, signal.SIGKILL)
             assert server.wait_death(30)
             server.start()
-            assert server.port == QUIET_PORT
+            assert server.port == port
     finally:
         over.set()
         for other in others:
             other.join()
         server.stop()
-        server.release_port()
+        server.runtime.release_port()
 
 
 def test_port_of_a_server_that_is_about_to_be_gone_is_waited_for() -> None:
@@ -350,6 +354,8 @@ class TestPortsThatGoTogether:
     def test_a_running_server_keeps_its_block(self, fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(CommandServer, "derived_ports", lambda self, port: self.further_ports(port), raising=False)
         monkeypatch.setattr(CommandServer, "further_ports", lambda self, port: range(port + 5, port + 8), raising=False)
+        # Where no other test looks for a port.
+        monkeypatch.setattr(ports, "_SEARCH", range(QUIET_PORT + 100, QUIET_PORT + 200))
         first, second = fake_server().start(), fake_server().start()
         assert not set(range(first.port + 5, first.port + 8)) & set(range(second.port + 5, second.port + 8))
         first.stop()
@@ -454,3 +460,88 @@ def test_a_start_that_fails_on_a_named_port_is_not_tried_again(fake_server: Fake
     with pytest.raises(PortInUseError):
         server.start()
     assert server.launches == 1
+
+
+# The files that promise ports.
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "state"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("INFSERVER_STATE_DIR", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("port", [QUIET_PORT, None], ids=["quiet", "any"])
+@pytest.mark.parametrize("planted", ["pipe", "link"])
+def test_a_promise_that_cannot_be_made_is_an_error_with_words(state: Path, port: int | None, planted: str) -> None:
+    name, precious = f"port-{port or ports.DEFAULT_PORT}.lock", state / "precious"
+    precious.write_text("precious")
+    file, shared = state / name, state / "pytest-infserver-devices" / name
+    shared.parent.mkdir()
+    for one in (file, shared):
+        os.mkfifo(one) if planted == "pipe" else one.symlink_to(precious)
+    with pytest.raises(ServerStartupError, match=rf"cannot be reserved: {file} is a {planted} and not .*: remove it"):
+        ports.reserve_port("127.0.0.1", port)
+    # Where only the place of all is spoilt, which anybody can do, this user's own is as good.
+    file.unlink()
+    ports.reserve_port("127.0.0.1", port).release()
+    assert precious.read_text() == "precious"
+
+
+def test_without_a_place_for_promises_no_port_is_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("INFSERVER_STATE_DIR", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(places, "_FOR_ALL_USERS", str(tmp_path / "nothing"))
+    (tmp_path / f"pytest-infserver-{os.getuid()}").symlink_to(tmp_path)
+    with pytest.raises(ServerStartupError, match=r"cannot be reserved: .*this user alone.*INFSERVER_STATE_DIR"):
+        ports.reserve_port("127.0.0.1", None)
+
+
+def test_whom_a_promise_names(state: Path) -> None:
+    reservation = ports.reserve_port("127.0.0.1", None)
+    words = "another server of pytest-infserver that starts or stops"
+    assert ports.describe_holder(reservation.port) == f"{words}, started by pid {os.getpid()}"
+    (state / "pytest-infserver-devices" / f"port-{reservation.port}.lock").write_text("x" * 100)
+    assert ports.describe_holder(reservation.port) == words
+    reservation.release()
+
+
+def test_promises_of_runs_with_other_places_for_temporary_files_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of several users, and of runs to which a wrapper gives a TMPDIR and a HOME each."""
+    common = tmp_path / "tmp"
+    common.mkdir()
+    monkeypatch.setattr(places, "_FOR_ALL_USERS", str(common))
+    monkeypatch.setattr(ports, "_PATIENCE", 0.0)
+    monkeypatch.delenv("INFSERVER_STATE_DIR", raising=False)
+
+    def become(run: str) -> None:
+        for name in ("XDG_RUNTIME_DIR", "HOME", "TMPDIR"):
+            folder = tmp_path / run / name
+            folder.mkdir(mode=0o700, parents=True)
+            monkeypatch.setenv(name, str(folder))
+        monkeypatch.setattr("tempfile.tempdir", str(folder))
+
+    become("one")
+    first = ports.reserve_port("127.0.0.1", QUIET_PORT)
+    become("two")
+    with pytest.raises(PortInUseError, match=f"started by pid {os.getpid()}"):
+        ports.reserve_port("127.0.0.1", QUIET_PORT)
+    other = ports.reserve_port("127.0.0.1", None, search=[QUIET_PORT, QUIET_PORT + 1])
+    assert other.port != QUIET_PORT
+    first.release()
+    other.release()
+
+
+def test_a_search_for_a_runs_server_begins_anywhere(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = range(QUIET_PORT, QUIET_PORT + 50)
+    monkeypatch.setattr(os, "urandom", lambda size: (17).to_bytes(size, "big"))
+    found = [ports.reserve_port("127.0.0.1", None, search=numbers, at_random=one) for one in (True, False)]
+    assert found[0].port in range(QUIET_PORT + 17, QUIET_PORT + 22)
+    assert found[1].port in range(QUIET_PORT, QUIET_PORT + 5)
+    for one in found:
+        one.release()

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pytest_infserver.launcher import proc_net
-from pytest_infserver.launcher.proc_net import Listener, listeners, socket_inodes, unix_sockets
+from pytest_infserver.system import proc_net
+from pytest_infserver.system.proc_net import Listener, listeners, socket_inodes, unix_sockets
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/net")
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_infserver.launcher import processes
-from pytest_infserver.launcher.processes import Process, age, command_line, descendants, is_alive, read_process
+from pytest_infserver.system.processes import table as processes
+from pytest_infserver.system.processes.table import Process, age, command_line, descendants, is_alive, read_process
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),

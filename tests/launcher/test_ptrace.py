@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_infserver.launcher import ptrace
-from pytest_infserver.launcher.ptrace import may_trace
+from pytest_infserver.system.processes import ptrace
+from pytest_infserver.system.processes.ptrace import may_trace
 
 
 @pytest.fixture(autouse=True)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_infserver import CommandServer, PortInUseError, ServerStartupError, ServerStartupTimeout
-from pytest_infserver.launcher.log import ServerLog
-from pytest_infserver.launcher.readiness import ReadinessCheck, _LogWatch
+from pytest_infserver.launcher.diagnosis.log import ServerLog
+from pytest_infserver.launcher.startup import readiness
+from pytest_infserver.launcher.startup.probes.http import HttpProbe
+from pytest_infserver.launcher.startup.readiness import NotReady, ReadinessCheck, _LogWatch, wait_until_ready
+from pytest_infserver.system.http.address import Address
+from pytest_infserver.system.http.probe import Answer
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -124,7 +130,7 @@ def test_end_is_noticed_while_a_request_is_under_way(
         "time.sleep(0.3); os._exit(5)\n"
     )
     command = [sys.executable, "-I", "-S", "-c", code, "{port}"]
-    monkeypatch.setattr("pytest_infserver.launcher.readiness._REQUEST_LIMIT", 60)
+    monkeypatch.setattr("pytest_infserver.launcher.startup.readiness._REQUEST_LIMIT", 60)
     server = CommandServer(launch_command=command, output_dir=tmp_path, stop_timeout=1, heartbeat_timeout=60)
     begin = time.monotonic()
     with pytest.raises(ServerStartupError, match="exited with code 5"):
@@ -134,7 +140,7 @@ def test_end_is_noticed_while_a_request_is_under_way(
 
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_infserver.launcher.readiness._FATAL_GRACE", 0.3)
+    monkeypatch.setattr("pytest_infserver.launcher.startup.readiness._FATAL_GRACE", 0.3)
 
 
 def test_listening_where_nobody_asks_is_said_soon(fake_server: FakeServer) -> None:
@@ -218,7 +224,7 @@ def test_a_line_that_is_written_while_the_log_is_read_is_seen_once(tmp_path: Pat
             return found
 
     write_on()
-    check = ReadinessCheck("http://127.0.0.1:9", 1, 1, 1, fatal=[re.compile(rb"^loading 43% done$")])
+    check = ReadinessCheck((), 1, 1, 1, fatal=[re.compile(rb"^loading 43% done$")])
     watch = _LogWatch(check, Written(tmp_path, "a"), 0, 0.0)
     found = []
     for _ in range(6):
@@ -254,7 +260,7 @@ HEALTHY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 def test_answer_of_a_foreign_server_is_not_ours(fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """It took the port after we had looked, and answers 200."""
-    monkeypatch.setattr("pytest_infserver.launcher.ports.is_free", lambda host, port: True)
+    monkeypatch.setattr("pytest_infserver.launcher.startup.ports.is_free", lambda host, port: True)
     found = pytest.raises(PortInUseError, match="another process answers there")
     with foreign_listener(HEALTHY) as port, found:
         fake_server("--delay=100", port=port).start()
@@ -263,7 +269,7 @@ def test_answer_of_a_foreign_server_is_not_ours(fake_server: FakeServer, monkeyp
 def test_own_reason_counts_more_than_the_foreign_server(
     fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pytest_infserver.launcher.ports.is_free", lambda host, port: True)
+    monkeypatch.setattr("pytest_infserver.launcher.startup.ports.is_free", lambda host, port: True)
     found = pytest.raises(PortInUseError, match="Address already in use")
     with foreign_listener(HEALTHY) as port, found as caught:
         fake_server(port=port).start()
@@ -272,7 +278,7 @@ def test_own_reason_counts_more_than_the_foreign_server(
 
 def test_listener_that_is_not_ours_to_own(fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """As under docker: the process that we launch is not the one that listens."""
-    monkeypatch.setattr("pytest_infserver.launcher.ports.is_free", lambda host, port: True)
+    monkeypatch.setattr("pytest_infserver.launcher.startup.ports.is_free", lambda host, port: True)
     with foreign_listener(HEALTHY) as port:
         server = fake_server("--delay=100", port=port, own_listener=False).start()
         assert server.check_health()
@@ -300,3 +306,68 @@ def test_key_is_brought_to_a_health_endpoint_that_wants_one(fake_server: FakeSer
     arguments = ["--need-key", "a-key-of-mine", "--api-key", "a-key-of-mine"]
     server = fake_server(*arguments, startup_timeout=20, heartbeat_interval=0.1).start()
     assert server.check_health()
+
+
+class Clock:
+    """The time as a wait for a server sees it, with a process and a log that change at given moments."""
+
+    exit = None
+
+    def __init__(self, news: Sequence[float], status: int | None) -> None:
+        self.now = 0.0
+        self.news = news
+        self.status = status
+        self.asked: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wait_exit(self, seconds: float) -> None:
+        self.now += seconds
+
+    def ask(self, *_: object, **__: object) -> Answer:
+        self.asked.append(self.now)
+        return Answer(self.status, "refused the connection", 0.001)
+
+    def size(self) -> int:
+        # The server writes down that it was asked, some time later.
+        asked = sum(moment + 0.05 < self.now for moment in self.asked)
+        return asked + 100 * sum(moment <= self.now for moment in self.news)
+
+    def read_new(self, position: int, limit: int) -> tuple[bytes, int, int]:
+        return b"", 0, position
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clock]:
+    def wait(*news: float, status: int | None = 503) -> Clock:
+        clock: Any = Clock(news, status)
+        monkeypatch.setattr(readiness, "time", clock)
+        probe = HttpProbe(Address(port=1), "http://127.0.0.1:1/health", asking=clock.ask)
+        check = ReadinessCheck([probe], 60, 60, 5)
+        outcome = wait_until_ready(check, clock, clock)
+        assert isinstance(outcome, NotReady)
+        assert outcome.timed_out
+        return clock
+
+    return wait
+
+
+def test_a_server_that_answers_is_asked_less_often_the_longer_it_takes(clock: Callable[..., Clock]) -> None:
+    asked = clock().asked
+    assert len([moment for moment in asked if moment < 8]) < 120
+    assert len(asked) < 180
+    pauses = [later - moment for moment, later in itertools.pairwise(asked)]
+    assert max(pauses) < 1.1
+    # A quick server does not wait for that.
+    assert max(pauses[:20]) < 0.02
+    # Nor does it cost a server anything that its port is not open.
+    assert len(clock(status=None).asked) > 500
+
+
+def test_what_a_server_writes_by_itself_has_it_asked_at_once(clock: Callable[..., Clock]) -> None:
+    news = [20.33, 20.77, 41.5]
+    asked = clock(*news).asked
+    for moment in news:
+        assert min(late for when in asked if (late := when - moment) >= 0) < 0.11
+    assert len(asked) < 190

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from pytest_infserver import CommandServer, ProfileError, ServerStartupError
-from pytest_infserver.launcher import messages
-from pytest_infserver.launcher.handover import door_and_info
-from pytest_infserver.launcher.hang import _Report
-from pytest_infserver.launcher.journal import Journal
-from pytest_infserver.launcher.leaks.finding import Finding
+from pytest_infserver.launcher.diagnosis import messages
+from pytest_infserver.launcher.diagnosis.journal import Journal
+from pytest_infserver.launcher.diagnosis.log_follower import LogFollower
+from pytest_infserver.launcher.health.hang import _Report
+from pytest_infserver.launcher.keeping.handover import control_socket_and_info
 from pytest_infserver.launcher.leaks.report import as_text, judged
-from pytest_infserver.launcher.log_follower import LogFollower
+from pytest_infserver.launcher.profiling.chosen import profile_settings
 from pytest_infserver.launcher.profiling.tools import TOOLS
+from pytest_infserver.leak_finding import Finding
 
 SECRET = "sk-supersecret-123456"
 COLOURED = "sk-supersecret-\x1b[1;36m123456"
@@ -57,7 +58,7 @@ def test_warnings_progress_and_errors(server: CommandServer) -> None:
     heard: list[str] = []
     server.on_warning = server.on_progress = heard.append
     server.warn(f"bad {COLOURED}")
-    server._note_download(f"from {COLOURED}")
+    server.runtime.note_download(f"from {COLOURED}")
     error = ServerStartupError(f"bad {COLOURED}", exit_code=2)
     messages.hide_secrets(error, server.secrets)
     assert heard == ["bad ********", "from ********"]
@@ -77,7 +78,7 @@ def test_a_start_that_fails(tmp_path: Path) -> None:
 
 
 def test_profiles_and_their_errors(server: CommandServer) -> None:
-    profiler = TOOLS["py-spy"](server, server.profile_settings("py-spy"))
+    profiler = TOOLS["py-spy"](server, profile_settings(server.settings, "py-spy"))
     error = profiler.error(f"not with {COLOURED}", f"said {COLOURED}\nsk-supersecret-1".encode())
     assert isinstance(error, ProfileError)
     assert "supersecret" not in str(error)
@@ -109,7 +110,7 @@ def test_lines_that_are_followed(tmp_path: Path) -> None:
 
 
 def test_what_others_are_told(server: CommandServer) -> None:
-    told = f"{door_and_info(server)['info']} {server.command()!r} {server.command()}"
+    told = f"{control_socket_and_info(server)['info']} {server.command()!r} {server.command()}"
     assert "supersecret" not in told
     assert "hunter22" not in told
     attached = CommandServer(url="http://bob:hunter22@127.0.0.1:1")

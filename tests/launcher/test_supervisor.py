@@ -15,10 +15,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fake_servers import fake_command
 
 from pytest_infserver import CommandServer, LeakError
-from pytest_infserver.launcher import processes, supervisor
-from pytest_infserver.launcher.owner import Owner
+from pytest_infserver.launcher.supervision import limits, program, supervisor
+from pytest_infserver.launcher.supervision.exit import Exit
+from pytest_infserver.system.processes import own_cgroup
+from pytest_infserver.system.processes import table as processes
+from pytest_infserver.system.processes.owner import Owner
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -28,6 +32,11 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs a child s
 
 def tree(server: CommandServer) -> list[psutil.Process]:
     return psutil.Process(server.pid).children(recursive=True)
+
+
+def cgroup_of(pid: int) -> str | None:
+    """Return the cgroup that a supervisor has made."""
+    return own_cgroup.cgroup_made_by(pid, own_cgroup.start_of(pid))
 
 
 def ended(process: psutil.Process) -> bool:
@@ -52,7 +61,7 @@ def test_forgotten_children_are_asked_to_end_at_once(fake_server: FakeServer) ->
     begin = time.monotonic()
     server.stop()
     # Not after the time that those have who may end by themselves.
-    assert time.monotonic() - begin < supervisor.DRAIN_GRACE
+    assert time.monotonic() - begin < limits.DRAIN_GRACE
     assert all(map(ended, children))
     assert server.survivors == ()
 
@@ -69,7 +78,7 @@ def test_forgotten_children_are_a_leak_in_debug_mode(fake_server: FakeServer) ->
 @linux_only
 def test_daemon_in_a_session_of_its_own_is_found(fake_server: FakeServer) -> None:
     server = fake_server("--daemon").start()
-    process = server._process
+    process = server.runtime.process
     assert process is not None
     below = psutil.Process(process.supervisor_pid).children(recursive=True)
     daemon = [one for one in below if one.pid != server.pid and not ended(one)]
@@ -141,14 +150,14 @@ def test_process_whose_first_thread_has_ended_is_killed(fake_server: FakeServer)
     pid = server.pid
     begin = time.monotonic()
     server.stop()
-    assert time.monotonic() - begin < supervisor.KILL_LIMIT
+    assert time.monotonic() - begin < limits.KILL_LIMIT
     assert [(survivor.pid, survivor.stuck) for survivor in server.survivors] == [(pid, False)]
 
 
 @linux_only
 def test_sigterm_to_the_supervisor_is_a_stop(fake_server: FakeServer) -> None:
     server = fake_server("--children", "1").start()
-    process = server._process
+    process = server.runtime.process
     assert process is not None
     os.kill(process.supervisor_pid or 0, signal.SIGTERM)
     assert server.wait_death(30)
@@ -191,8 +200,8 @@ def test_processes_can_be_listed_by_ps() -> None:
 
 def processes_of_ours(server: CommandServer) -> list[psutil.Process]:
     """Return the server's supervisor and the guard above it."""
-    assert server._process is not None
-    supervisor_process = psutil.Process(server._process.supervisor_pid)
+    assert server.runtime.process is not None
+    supervisor_process = psutil.Process(server.runtime.process.supervisor_pid)
     return [supervisor_process, psutil.Process(supervisor_process.ppid())]
 
 
@@ -244,6 +253,122 @@ def test_processes_in_other_sessions_end_when_supervisor_and_guard_are_both_kill
 
 
 @linux_only
+def test_a_daemon_ends_too_when_both_are_killed_if_it_has_been_seen(
+    fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(own_cgroup.SWITCH, "0")
+    server = fake_server("--daemon", heartbeat_interval=0.05).start()
+    process = server.runtime.process
+    assert process is not None
+    [daemon] = [one for one in psutil.Process(process.supervisor_pid).children() if one.pid != server.pid]
+    # Looks are a second apart.
+    time.sleep(1.5)
+    for one in reversed(processes_of_ours(server)):
+        one.kill()
+    assert server.wait_death(30)
+    psutil.wait_procs([daemon], 30)
+    assert ended(daemon)
+    how = str(server.why_died())
+    assert "cannot be known" in how
+    assert f"pid {daemon.pid} (" in how
+    assert f"pid {server.pid or process.pid} (" in how
+
+
+@linux_only
+def test_a_daemon_that_nobody_has_seen_ends_too_where_the_server_has_a_cgroup(
+    fake_server: FakeServer, needs_cgroup: None
+) -> None:
+    # Nobody looks in an hour.
+    server = fake_server("--daemon", heartbeat_interval=3600).start()
+    process = server.runtime.process
+    assert process is not None
+    process._last_seen._seen = {}
+    [daemon] = [one for one in psutil.Process(process.supervisor_pid).children() if one.pid != server.pid]
+    folder = cgroup_of(process.supervisor_pid or 0)
+    assert folder is not None
+    for one in reversed(processes_of_ours(server)):
+        one.kill()
+    assert server.wait_death(30)
+    psutil.wait_procs([daemon], 30)
+    assert ended(daemon)
+    assert not Path(folder).exists()
+    assert "ended together with its supervisor (was that killed?)" in str(server.why_died())
+
+
+@linux_only
+def test_a_server_that_its_cgroup_refuses_has_none(
+    fake_server: FakeServer, needs_cgroup: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the kernel lets it make one, and not move into it."""
+    code = "from pytest_infserver.system.processes import own_cgroup; own_cgroup.enter_cgroup = lambda folder: None; "
+    monkeypatch.setattr(program, "PROGRAM", program.PROGRAM.replace('__import__("py"', f'{code}__import__("py"'))
+    server = fake_server("--daemon", heartbeat_interval=3600).start()
+    supervisor_process, _ = processes_of_ours(server)
+    assert cgroup_of(supervisor_process.pid) is None
+    for one in reversed(processes_of_ours(server)):
+        one.kill()
+    assert server.wait_death(30)
+    assert "cannot be known" in str(server.why_died())
+
+
+@linux_only
+@pytest.mark.parametrize("killed", ["nobody", "supervisor", "engine"])
+def test_the_cgroup_goes_with_the_server(fake_server: FakeServer, needs_cgroup: None, killed: str) -> None:
+    server = fake_server("--children", "1", "--daemon").start()
+    supervisor_process, _ = processes_of_ours(server)
+    folder = cgroup_of(supervisor_process.pid)
+    assert folder is not None
+    inside = {int(line) for line in Path(folder, "cgroup.procs").read_text().split()}
+    assert server.pid in inside
+    assert {one.pid for one in tree(server)} <= inside
+    assert len(inside) == 3
+    if killed != "nobody":
+        os.kill(supervisor_process.pid if killed == "supervisor" else server.pid or 0, signal.SIGKILL)
+        assert server.wait_death(30)
+    server.stop()
+    assert not Path(folder).exists()
+
+
+@linux_only
+def test_what_is_left_when_nobody_is_left_ends_before_the_next_server(
+    fake_server: FakeServer, needs_cgroup: None, tmp_path: Path
+) -> None:
+    code = (
+        "import os, signal, psutil\n"
+        "from pytest_infserver import CommandServer\n"
+        f"server = CommandServer(launch_command={fake_command('--setsid-child', '--daemon')!r}, output_dir='logs')\n"
+        "server.start()\n"
+        "supervisor = psutil.Process(server.runtime.process.supervisor_pid)\n"
+        "print(supervisor.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGSTOP)\n"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert owner.stdout is not None
+    supervisor_process = psutil.Process(int(owner.stdout.readline()))
+    folder = cgroup_of(supervisor_process.pid)
+    assert folder is not None
+    left = [psutil.Process(int(line)) for line in Path(folder, "cgroup.procs").read_text().split()]
+    assert len(left) == 3
+    for number in (owner.pid, supervisor_process.ppid(), supervisor_process.pid):
+        os.kill(number, signal.SIGKILL)
+    owner.wait(30)
+    owner.stdout.close()
+    assert not all(map(ended, left))
+    with fake_server():
+        psutil.wait_procs(left, 30)
+        assert all(map(ended, left))
+        assert not Path(folder).exists()
+
+
+def test_what_was_never_seen_is_said_to_be_unknown() -> None:
+    assert "cannot be known; nothing of it had been seen" in str(Exit(None, 0, last_seen=()))
+    many = str(Exit(None, 0, last_seen=tuple(f"pid {number} (x)" for number in range(20))))
+    assert "pid 7 (x), ..." in many
+    assert "pid 8 (x)" not in many
+    assert str(Exit(None, 0)) == "ended together with its supervisor (was that killed?)"
+
+
+@linux_only
 def test_what_was_seen_before_the_supervisor_was_killed_is_said_to_be_lost(fake_server: FakeServer) -> None:
     server = fake_server(debug_mode=True).start()
     processes_of_ours(server)[0].kill()
@@ -265,9 +390,9 @@ def test_nothing_is_said_to_an_owner_that_is_gone() -> None:
             for number, handler in handlers.items():
                 with contextlib.suppress(OSError, TypeError):
                     signal.signal(number, handler)
-        alone._send(event="first")
-        alone._lose_owner()
-        alone._send(event="second")
+        alone.ownership.send(event="first")
+        alone.lose_owner()
+        alone.ownership.send(event="second")
         assert theirs.recv(1000) == b'{"event": "first"}\n'
         theirs.setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -279,9 +404,9 @@ def test_end_of_the_owner_is_seen(
     system_tells: bool, tmp_path: Path, nothing_left: None, fake_server: FakeServer
 ) -> None:
     """Also where there is no pidfd, and a fork of the owner holds its socket open."""
-    package = Path(supervisor.__file__).parents[1]
+    package = Path(supervisor.__file__).parents[2]
     copy = shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("__pycache__"))
-    script = copy / "launcher" / "owner.py"
+    script = copy / "system" / "processes" / "owner.py"
     source = script.read_text()
     assert 'hasattr(os, "pidfd_open")' in source
     script.write_text(source if system_tells else source.replace('hasattr(os, "pidfd_open")', "False"))
@@ -289,8 +414,9 @@ def test_end_of_the_owner_is_seen(
     owner = f"""
 import os, sys, time
 from pytest_infserver import CommandServer
-from pytest_infserver.launcher import processes, supervisor
-supervisor.__file__ = {str(script)!r}
+from pytest_infserver.launcher.supervision import program
+from pytest_infserver.system.processes import table as processes
+program.__file__ = {str(script)!r}
 server = CommandServer(launch_command={command!r}, output_dir={str(tmp_path)!r}, stop_timeout=2).start()
 fork = os.fork()
 if fork == 0:

@@ -11,7 +11,7 @@ import pytest
 
 import pytest_infserver
 from pytest_infserver import CommandServer, ConfigError, UserCodeError
-from pytest_infserver.launcher.engine_facts import EngineFacts
+from pytest_infserver.launcher.engine.facts import EngineFacts
 from pytest_infserver.launcher.user_code import asked, call
 
 ERRORS = [KeyError("users bug"), OSError(5, "users bug"), SystemExit("users bug"), RecursionError("users bug")]
@@ -160,7 +160,7 @@ OVERRIDABLE = {
     *("require_engine", "why_not_profiled", "check_health"),
 }
 # The attribute of another object that is called like one of a backend's.
-OTHERS = {("launcher/readiness.py", "phases")}
+OTHERS = {("launcher/startup/readiness.py", "phases")}
 # For who asks a backend through another method or property of it.
 OF_BACKENDS = {("launcher/configured.py", "endpoint_paths"), ("launcher/server.py", "endpoint_paths")}
 OF_BACKENDS |= {("launcher/server.py", "mounted_endpoints"), ("launcher/configured.py", "get_binary_path")}

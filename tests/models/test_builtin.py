@@ -291,6 +291,75 @@ class TestFetching:
         assert shop.fetch().read_bytes() == CONTENT
         shop.assert_only(FILE)
 
+    def test_that_a_file_of_the_right_size_and_another_content_is_replaced(self, shop: Shop) -> None:
+        shop.models.mkdir(parents=True)
+        shop.path.write_bytes(b"y" * len(CONTENT))
+        assert shop.fetch().read_bytes() == CONTENT
+        assert shop.lines[0] == f"{shop.path} is not the expected file (its sha256 differs): it is not used"
+        shop.assert_only(FILE)
+
+    def test_that_the_hash_is_looked_at_once_until_the_file_changes(
+        self, shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looks: list[str] = []
+        real = builtin._sha256
+        monkeypatch.setattr(builtin, "_sha256", lambda file: looks.append(file.name) or real(file))
+        shop.models.mkdir(parents=True)
+        shop.path.write_bytes(CONTENT)
+        for _ in range(3):
+            assert ensure_builtin(MODEL) == builtin_path(MODEL) == shop.path
+        assert len(looks) == 1
+        # Of the same size, with the same times as far as anybody can set them.
+        status = shop.path.stat()
+        with shop.path.open("r+b") as file:
+            file.write(b"x")
+        os.utime(shop.path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert shop.fetch().read_bytes() == CONTENT
+        assert len(shop.pids()) == 1
+
+    def test_that_a_wrong_file_that_cannot_be_replaced_is_passed_over(
+        self, shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shop.models.mkdir(parents=True)
+        shop.path.write_bytes(b"y" * len(CONTENT))
+        (shop.models / ".lock").mkdir()
+        private = shop.base / f"pytest-infserver-{os.getuid()}" / "models" / FILE
+        assert shop.fetch() == private == builtin_path(MODEL)
+        assert shop.path.read_bytes() == b"y" * len(CONTENT)
+
+    @pytest.mark.parametrize("planted", ["pipe", "dangling link"])
+    def test_that_no_pipe_is_waited_for(self, shop: Shop, planted: str) -> None:
+        shop.models.mkdir(parents=True)
+        os.mkfifo(shop.path) if planted == "pipe" else shop.path.symlink_to("absent")
+        assert shop.fetch().read_bytes() == CONTENT
+        assert not shop.path.is_symlink()
+
+    def test_that_a_link_put_there_by_hand_will_do(self, shop: Shop) -> None:
+        shop.models.mkdir(parents=True)
+        (shop.base / "elsewhere.gguf").write_bytes(CONTENT)
+        shop.path.symlink_to(shop.base / "elsewhere.gguf")
+        assert shop.fetch() == shop.path
+        assert shop.pids() == []
+
+    def test_that_a_cache_that_anybody_may_write_is_said_and_replaced(self, shop: Shop) -> None:
+        shop.models.mkdir(parents=True)
+        shop.path.write_bytes(CONTENT)
+        shop.models.chmod(0o777)
+        private = shop.base / f"pytest-infserver-{os.getuid()}"
+        assert shop.fetch() == private / "models" / FILE
+        assert f"{shop.models} can be written by anybody" in shop.lines[0]
+        assert shop.lines[0].endswith(f"using {private}")
+
+    @pytest.mark.parametrize("umask", [0, 0o002])
+    def test_that_nobody_else_can_write_the_cache_whatever_the_umask(self, shop: Shop, umask: int) -> None:
+        previous = os.umask(umask)
+        try:
+            path = shop.fetch()
+        finally:
+            os.umask(previous)
+        for made in (path, path.parent, path.parent.parent, path.parent / ".lock"):
+            assert not made.stat().st_mode & 0o022, made
+
     def test_that_progress_is_told_at_intervals(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(builtin, "_REPORT_EVERY_S", 0.4)
         monkeypatch.setattr(builtin, "_POLL_S", 0.02)
@@ -327,7 +396,7 @@ class TestFetching:
         (private / "models").mkdir(parents=True)
         (private / "models" / FILE).write_bytes(b"y" * len(CONTENT))
         private.chmod(0o777)
-        with pytest.raises(ModelFetchError, match=f"others can write to {private}"):
+        with pytest.raises(ModelFetchError, match=f"{private} is not a folder of this user alone"):
             shop.fetch()
         assert shop.pids() == []
 
@@ -336,7 +405,7 @@ class TestFetching:
         monkeypatch.setenv("INFSERVER_CACHE_DIR", str(shop.base / "file/cache"))
         (shop.base / "elsewhere").mkdir(mode=0o700)
         (shop.base / f"pytest-infserver-{os.getuid()}").symlink_to(shop.base / "elsewhere")
-        with pytest.raises(ModelFetchError, match="others can write"):
+        with pytest.raises(ModelFetchError, match="is not a folder of this user alone"):
             shop.fetch()
 
     def test_that_scratch_folders_of_dead_fetches_are_removed(self, shop: Shop) -> None:

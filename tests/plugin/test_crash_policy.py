@@ -115,7 +115,12 @@ def test_rerunfailures_gets_a_living_server(everything, result) -> None:
     pytest.importorskip("pytest_rerunfailures")
     assert "INTERNALERROR" not in result.stdout.str()
     outcomes = everything.outcomes("test_rerun")
-    assert not {"failed", "errors"} & outcomes.keys()
+    assert "failed" not in outcomes
+    # One beside the test that kills may have passed when its server dies: that is told after its teardown, when nobody
+    # repeats it any more.
+    late = re.findall(r"^_+ ERROR at (\w+) of (test_\w+)\[.*rerun_[ab]\] _+$", result.stdout.str(), re.MULTILINE)
+    assert set(late) <= {("teardown", "test_fine")}
+    assert outcomes.get("errors", 0) == len(late) <= 2
     assert outcomes["rerun"] >= 2
     # A test beside the one that kills may pass, have its server die before its teardown, and pass once more.
     assert 8 <= outcomes["passed"] <= 8 + outcomes["rerun"] - 2

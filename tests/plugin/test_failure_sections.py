@@ -15,7 +15,7 @@ from parts import part
 
 from pytest_infserver import CommandServer
 
-TITLE = re.compile(r"^-* ?(\w+): state(?: \((\w+), (http://[\d.:]+)\))? ?-*$")
+TITLE = re.compile(r"^-* ?([\w.-]+): state(?: \((\w+), (http://[\d.:]+)\))? ?-*$")
 SECRET = "very-secret-\u00e9-1"
 QUICK = {"heartbeat_interval": 0.05}
 
@@ -33,7 +33,7 @@ def shared(request, shared_project, tmp_path_factory):
             late=fake_block(heartbeat_interval=77),
             sick=fake_block(**QUICK, hang_timeout=99),
             **{name: fake_block(**QUICK) for name in ("dies", "dies_in_setup", "dies_in_teardown")},
-            hung=fake_block(**QUICK, hang_timeout=0.3),
+            hung=fake_block(**QUICK, hang_timeout=1.5),
             far={"backend": "remote", "url": engine.server_url, **QUICK},
             left=[],
             right=[],
@@ -62,8 +62,10 @@ def shared(request, shared_project, tmp_path_factory):
         if request.param:
             project.files(test_crash=CRASH)
         plugins = ("xdist",) if request.param else ()
-        arguments = ("-v", "--junitxml=junit.xml", "--infserver-max-servers=4", *request.param)
-        return project, project.run(*arguments, plugins=(*plugins, *installed("pytest_rerunfailures")))
+        arguments = ("-v", "--junitxml=junit.xml", "--infserver-max-servers=30", *request.param)
+        return project, project.run(
+            "--infserver-max-servers=30", *arguments, plugins=(*plugins, *installed("pytest_rerunfailures"))
+        )
 
 
 @pytest.fixture
@@ -101,19 +103,19 @@ def test_nothing_of_the_inside_is_shown(result, quiet) -> None:
 
 SPY = """
 import pytest
-from pytest_infserver.launcher.server import InferenceServer
-from pytest_infserver.pool.remote import RemoteMember
+from pytest_infserver.launcher.runtime.runtime import Runtime
+from pytest_infserver.pool.broker.remote import RemoteMember
 
 def spy(kind):
     original = kind.view
     def view(self, *names):
         import traceback
         if any(frame.name == "add_server_sections" for frame in traceback.extract_stack()):
-            note("asked", names[0] if names else self.name)
+            note("asked", names[0] if names else self.server.name)
         return original(self, *names)
     kind.view = view
 spy(RemoteMember)
-spy(InferenceServer)
+spy(Runtime)
 """
 PHASES = """
 import pytest, time
@@ -266,7 +268,7 @@ SEVERAL = """
 import pytest
 @pytest.mark.infserver_needs("left", "right")
 def test_several(inference_servers, inference_server_factory):
-    inference_server_factory("left", port=None)
+    inference_server_factory("left", fresh=True)
     assert 0
 """
 
@@ -274,7 +276,11 @@ def test_several(inference_servers, inference_server_factory):
 def test_servers_of_the_factory_and_several_at_once(everything, result) -> None:
     assert everything.outcomes("test_several") == {"failed": 1}
     found = states(part(result, "test_several"))
-    assert [name for name, _ in found] == ["left", "right", "left"]
+    assert sorted(re.sub(r"gw\d\.", "", name) for name, _ in found) == [
+        "left",
+        "left.fresh-1",
+        "right",
+    ]
     assert all(state.startswith("ready, up ") for _, (state, _) in found)
 
 
@@ -407,7 +413,7 @@ def test_a_server_that_died_and_runs_again_is_shown_as_it_was_when_it_died(resul
     text = shown.str()
     assert "before-the-end" in text
     # What the next launch wrote is none of this test's business.
-    assert "first words" not in text
+    assert "\nfirst words" not in text
 
 
 CRASH = """

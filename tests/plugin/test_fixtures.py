@@ -323,3 +323,26 @@ def test_client_without_openai(inline_project, servers_yaml, quiet) -> None:
     result = inline_project.run()
     result.assert_outcomes(errors=1)
     assert "pip install 'pytest-infserver[openai]'" in quiet(result)
+
+
+def test_a_session_reaches_the_server_without_a_proxy(
+    inline_project, servers_yaml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    servers_yaml(a=["--need-key", "a-key-of-mine", "--api-key", "a-key-of-mine"])
+    inline_project.files(
+        test_1="""
+        import requests
+        def test_session(inference_server, inference_session):
+            assert inference_session.get("/health", timeout=20).status_code == 200
+            assert inference_session.get(inference_server.url_for("/health"), timeout=20).ok
+            assert inference_session.base_url == inference_server.server_url
+        def test_own_request(inference_server):
+            requests.get(inference_server.url_for("/health"), timeout=20)
+        """
+    )
+    result = inline_project.run()
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["proxy: http_proxy is set and NO_PROXY does not exempt 127.0.0.1: requests of your*"])

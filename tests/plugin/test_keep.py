@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pytest_infserver.cli import main
-from pytest_infserver.launcher.kept import all_servers
+from pytest_infserver.cli.main import main
+from pytest_infserver.launcher.keeping.kept import all_servers
 
 KEEP = "--infserver-keep=10m"
 TEST = """
@@ -93,13 +93,17 @@ def test_the_next_run_takes_over_and_the_last_one_stops(project, servers_yaml, r
     assert all(map(alive, first.values()))
     assert {server.name: server.state for server in all_servers()} == {"a": "kept", "b": "kept"}
     for arguments in (("-n2", KEEP), ("-n2", "--dist=each", KEEP)):
-        assert run(*arguments)[0] == first, arguments
+        pids, text = run(*arguments)
+        assert pids == first, arguments
+        assert "had kept it" not in text
         assert all(map(alive, first.values()))
     # One that a filter leaves out goes on; one that is used and not to be kept ends with its run.
     assert run("--infserver-server=a", "-n2")[0] == {"a": first["a"]}
     assert project.events("stopped") == ["stopped a gone"]
     assert [alive(first[name]) for name in "ab"] == [False, True]
-    assert run("--infserver-server=b")[0] == {"b": first["b"]}
+    pids, text = run("--infserver-server=b")
+    assert pids == {"b": first["b"]}
+    assert text.count("b (command): an earlier run had kept it; this one took it over and stops it at its end") == 1
     assert not alive(first["b"])
     assert all_servers() == []
 
@@ -220,3 +224,15 @@ def test_a_kept_server_that_dies_in_the_next_run_is_started_again(project, serve
     assert after["a"] != before
     assert alive(after["a"])
     assert not alive(before)
+
+
+def test_a_run_says_why_it_does_not_take_over_what_is_kept(project, servers_yaml, run) -> None:
+    servers_yaml(a=["--said", "one"])
+    project.files(test_1=TEST)
+    first, _ = run(KEEP)
+    servers_yaml(a=["--said", "two"])
+    second, text = run(KEEP)
+    assert first != second
+    [line] = [line for line in text.splitlines() if "is not taken over" in line]
+    assert line.startswith(f"a (command): the one that is kept (pid {first['a']}, ")
+    assert line.endswith("of the command ('two')")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 from fake_servers import fake_block
 from parts import part
 
-from pytest_infserver.launcher.gpus import NoTelemetry, read_gpus
-from pytest_infserver.launcher.places import state_dir
+from pytest_infserver.system.disk.places import state_dir
+from pytest_infserver.system.gpus import NoTelemetry, read_gpus
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="leaks are best effort elsewhere")
 
@@ -96,6 +97,19 @@ def test_the_error_stands_at_the_test_that_ended_the_use_of_the_leaking_server(e
             '  What to do: *: allow_leaks: [[]"process:[*]fake_engine.py[*]"]',
         ]
     )
+
+
+def test_the_report_has_the_whole_error_and_what_each_process_was(everything, result) -> None:
+    record = json.loads((everything.path / "server_logs" / "run.json").read_text())
+    [test] = [test for test in record["tests"] if test["id"].endswith("test_b_2[leaky]")]
+    [error] = test["details"]
+    assert error["title"] == "Error at teardown"
+    lines = error["text"].splitlines()
+    assert len(lines) >= 4
+    assert (lines[0], "What to do: " in lines[-1]) == ("leaky (command) left behind a process:", True)
+    part(result, "test_b_2").fnmatch_lines([line.replace("[", "[[]") for line in lines])
+    [server] = [server for server in record["servers"] if server["name"] == "leaky"]
+    assert {"fake_engine.py" in leak["text"] for leak in server["leaks"]} == {True}
 
 
 DYING = """

@@ -143,7 +143,7 @@ def test_no_server_left_is_a_skip_that_names_what_was_asked_and_what_is_configur
 ) -> None:
     servers_yaml(a=[])
     inline_project.files(test_marks=NO_SERVER)
-    result = inline_project.run("-rs")
+    result = inline_project.run("-rs", "--infserver-optional-names=zz", "--infserver-optional-names=no*")
     result.assert_outcomes(skipped=4)
     for asked in ("backend('transformers')", "infserver('zz')", "infserver('nobody')"):
         result.stdout.fnmatch_lines([f"SKIPPED*no configured server fits {asked}; configured: a (command)"])
@@ -155,7 +155,7 @@ def test_no_server_left_is_a_skip_that_names_what_was_asked_and_what_is_configur
 def test_strict_makes_it_fail(inline_project, servers_yaml, quiet) -> None:
     servers_yaml(a=[])
     inline_project.files(test_marks=NO_SERVER)
-    result = inline_project.run("--infserver-strict")
+    result = inline_project.run("--infserver-strict", "--infserver-optional-names=zz", "--infserver-optional-names=no*")
     result.assert_outcomes(errors=4)
     assert quiet(result).count("no configured server fits backend('transformers'); configured: a (command)") >= 1
     assert inline_project.events() == []
@@ -176,7 +176,10 @@ def test_arguments_without_a_meaning_are_errors_that_name_the_mark_and_the_test(
     result.assert_outcomes(errors=len(marks))
     text = quiet(result)
     for number, mark in enumerate(marks):
-        assert f"test_{number}.py::test: {mark.split('(')[0]}(" in text
+        kind = mark.split("(")[0]
+        # Any keyword of infserver but exclusive is a setting of the server.
+        said = f"test_{number}.py:2: unknown key 'exclude'" if "exclude='a'" in mark else f"{kind}("
+        assert f"test_{number}.py::test: {said}" in text
 
     for file in files:
         (inline_project.path / f"{file}.py").unlink()
@@ -190,6 +193,106 @@ def test_arguments_without_a_meaning_are_errors_that_name_the_mark_and_the_test(
     result = inline_project.run()
     result.assert_outcomes(passed=1, errors=1)
     assert "infserver(3): names must be texts" in quiet(result)
+
+
+TYPOS = {
+    'infserver("bgi")': "infserver('bgi'): no server is called 'bgi'; did you mean 'big'?",
+    'infserver("small", "bgi")': "infserver('small', 'bgi'): no server is called 'bgi'; did you mean 'big'?",
+    'backend("comand")': "backend('comand'): no backend is called 'comand'; did you mean 'command'?",
+    'backend(exclude="vlm")': "backend(exclude='vlm'): no backend is called 'vlm'; did you mean 'vllm'?",
+    'infserver("x")': "infserver('x'): no server is called 'x'; known are: big, small.",
+}
+
+
+@pytest.mark.promise
+@pytest.mark.parametrize("mark", TYPOS)
+def test_a_name_that_is_no_server_or_backend_is_an_error_before_anything_starts(
+    inline_project, servers_yaml, quiet, mark
+) -> None:
+    servers_yaml(big=[], small=[])
+    inline_project.files(
+        test_typo=f"""
+        import pytest
+        @pytest.mark.{mark}
+        def test_typo(inference_server): pass
+        """,
+        test_good="def test_good(inference_server): pass",
+    )
+    result = inline_project.run()
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["*_ ERROR collecting test_typo.py _*", f"*test_typo.py::test_typo: {TYPOS[mark]}*"])
+    assert "infserver_optional_names = " in quiet(result)
+    assert inline_project.events() == []
+
+
+def test_where_a_misspelt_name_is_known_only_later_it_is_an_error_of_its_test(inline_project, servers_yaml) -> None:
+    servers_yaml(big=[])
+    inline_project.files(
+        test_typo="""
+        import pytest, unittest
+        @pytest.mark.infserver("bgi")
+        class TestOld(unittest.TestCase):
+            @pytest.fixture(autouse=True)
+            def give(self, inference_server): pass
+            def test_old(self): pass
+        @pytest.mark.parametrize("x", [pytest.param(1, marks=pytest.mark.infserver("bgi"))])
+        def test_param(inference_server, x): pass
+        """
+    )
+    result = inline_project.run()
+    result.assert_outcomes(errors=2)
+    assert result.stdout.str().count("no server is called 'bgi'; did you mean 'big'?") >= 2
+    assert inline_project.events("started") == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        # Left out by the user, not misspelt.
+        ["--infserver-server=b*"],
+        ["--infserver-optional-names=els*"],
+    ],
+)
+def test_a_name_that_may_be_absent_skips(inline_project, servers_yaml, words) -> None:
+    servers_yaml(big=[], small=[])
+    name = "elsewhere" if "optional" in words[0] else "small"
+    inline_project.files(
+        test_it=f"""
+        import pytest
+        @pytest.mark.infserver("{name}")
+        def test_it(inference_server): pass
+        @pytest.mark.infserver_needs("{name}", "big")
+        def test_both(inference_servers): pass
+        @pytest.mark.infserver("nothing-*")
+        def test_glob(inference_server): pass
+        """
+    )
+    inline_project.run(*words).assert_outcomes(skipped=3)
+
+
+def test_without_a_file_names_of_servers_are_those_of_another_run(inline_project) -> None:
+    inline_project.files(
+        test_it="""
+        import pytest
+        @pytest.mark.infserver("small")
+        def test_small(inference_server): pass
+        @pytest.mark.backend("vlm")
+        def test_vllm(inference_server): pass
+        """
+    )
+    words = ["--infserver-url=http://127.0.0.1:1", "--continue-on-collection-errors", "--co", "-q"]
+    result = inline_project.bare(*words)
+    result.stdout.fnmatch_lines(
+        ["test_it.py::test_vllm: backend('vlm'): no backend is called 'vlm'; did you mean 'vllm'?*"]
+    )
+    inline_project.files(
+        test_it="""
+        import pytest
+        @pytest.mark.infserver("small")
+        def test_small(inference_server): pass
+        """
+    )
+    inline_project.bare(words[0]).assert_outcomes(skipped=1)
 
 
 def test_marks_of_the_same_name_on_other_tests_do_no_harm(inline_project, servers_yaml) -> None:

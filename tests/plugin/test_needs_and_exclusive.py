@@ -36,7 +36,7 @@ def test_servers_come_together_or_not_at_all(twin_project, servers_yaml) -> None
             time.sleep(0.1)
         @pytest.mark.infserver_needs("a", "bad")
         def test_bad(inference_servers): note("never")
-        @pytest.mark.infserver_needs("a", "nosuch")
+        @pytest.mark.infserver_needs("a", "elsewhere")
         def test_unknown(inference_servers): note("never")
         @pytest.mark.infserver("a")
         @pytest.mark.infserver_needs("b")
@@ -46,7 +46,7 @@ def test_servers_come_together_or_not_at_all(twin_project, servers_yaml) -> None
         def test_no_mark(inference_servers): note("never")
         """
     )
-    result = twin_project.run("--infserver-max-servers=2")
+    result = twin_project.run("--infserver-max-servers=2", "--infserver-optional-names=elsewhere")
     result.assert_outcomes(passed=7, errors=2, skipped=1)
     result.stdout.fnmatch_lines(["*exited with code 5*"])
     assert twin_project.events("never") == []
@@ -131,14 +131,15 @@ def test_factory(twin_project, servers_yaml) -> None:
         @pytest.mark.parametrize("n", range(4))
         def test_it(inference_server_factory, inference_server, n):
             assert all(not alive(pid) for pid in pids)
-            mine = inference_server_factory("a")
+            mine = inference_server_factory("a", fresh=True)
             pids.append(get(mine, "/argv")["pid"])
             assert mine.port != inference_server.port and pids[-1] == mine.pid != inference_server.pid
             if n == 2: mine.stop()
         """
     )
-    twin_project.run().assert_outcomes(passed=4)
-    assert twin_project.events("started") == ["started a"]
+    twin_project.run("--infserver-max-servers=4").assert_outcomes(passed=4)
+    assert twin_project.events("started", of=["a"]) == ["started a"]
+    assert len(twin_project.events("started")) == 5
 
 
 def test_alone_a_test_may_stop_kill_and_start_its_server(twin_project, servers_yaml) -> None:

@@ -83,7 +83,7 @@ def shared(request, shared_project):
         test_elsewhere=ELSEWHERE,
     )
     plugins = ("xdist",) if request.param else ()
-    arguments = ("--junitxml=report.xml", "--infserver-max-servers=4", *request.param)
+    arguments = ("--junitxml=report.xml", "--infserver-max-servers=16", *request.param)
     return project, project.run(*arguments, plugins=(*plugins, *installed("pytest_rerunfailures")))
 
 

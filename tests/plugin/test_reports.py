@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import string
+import sys
 
 import pytest
 from fake_servers import fake_block
@@ -28,7 +30,7 @@ def shared(shared_project):
         last_words=[],
         phases=[],
         four_times=[],
-        hung=fake_block(heartbeat_interval=0.05, hang_timeout=0.3),
+        hung=fake_block(heartbeat_interval=0.05, hang_timeout=1.5),
         similar=[],
         one=[],
     )
@@ -110,7 +112,8 @@ def test_a_failing_test_shows_what_its_server_logged_meanwhile(everything, resul
     assert sections(shown) == ["says"] * 5
     for words in ("in-setup", "in-teardown", "in-fail-********", "(nothing)", "after-the-flood", "bytes left out, see"):
         assert words in shown.str()
-    text = result.stdout.str()
+    # The command has all that it is told to say.
+    text = "\n".join(line for line in result.outlines if "--say" not in line)
     for hidden in ("in-pass", "in-xfail", "very-secret-1", "words of the start", "before-the-" + "flood"):
         assert hidden not in text
     assert "very-secret-1" in (everything.path / "server_logs" / "says" / "server.log").read_text()
@@ -330,6 +333,19 @@ def pytest_infserver_server_stopping(server):
     assert text.count("user bug at the stop") >= 2
 
 
+def test_of_a_server_that_was_never_ready_the_last_lines_are_shown(inline_project) -> None:
+    code = (
+        "import string, time; print('\\n'.join(a + b for a in 'wxyz' for b in string.ascii_lowercase)); time.sleep(60)"
+    )
+    command = [sys.executable, "-u", "-S", "-c", code, "{port}"]
+    inline_project.servers(a={"backend": "command", "launch_command": command, "startup_timeout": 2})
+    inline_project.files(test_1="def test_1(inference_server): pass")
+    result = inline_project.run()
+    result.assert_outcomes(errors=1)
+    lines = [line for line in result.outlines if len(line) == 2 and line[0] in "wxyz"]
+    assert lines == [f"z{letter}" for letter in string.ascii_lowercase[-20:]]
+
+
 def test_a_start_that_never_launched_shows_no_old_log(inline_project) -> None:
     inline_project.servers(a=["--say", "words of an earlier run"])
     inline_project.files(test_1="def test_it(inference_server): pass")
@@ -386,7 +402,8 @@ def test_a_marker_with_a_slip_of_the_pen_suggests_the_right_name(inline_project)
         def test_glob(inference_server): pass
         """
     )
-    result = inline_project.run("-rs")
+    # Of another configuration they may be right.
+    result = inline_project.run("-rs", *(f"--infserver-optional-names={name}" for name in ("comand", "tinny")))
     result.assert_outcomes(skipped=3)
     result.stdout.fnmatch_lines_random(
         ["*configured: tiny (command); did you mean 'command'?", "*did you mean 'tiny'?"]

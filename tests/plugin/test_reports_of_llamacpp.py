@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from pytest_infserver.reporting.run_schema import run_schema
+from pytest_infserver.reporting.record.run_schema import run_schema
 
 pytest.importorskip("xllamacpp")
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from pytest_infserver.errors import ServerStartupError
 from pytest_infserver.launcher.devices import Demand, Visible
-from pytest_infserver.launcher.follower import View
-from pytest_infserver.launcher.process import Exit
+from pytest_infserver.launcher.runtime.view import View
+from pytest_infserver.launcher.supervision.supervised_process import Exit
 from pytest_infserver.pool.room import MachineRoom
 
 LIMIT = 20.0
@@ -69,29 +69,36 @@ class Room:
 
 
 class FakeServer:
-    """As much of a server as the pool looks at."""
+    """As much of a server as the pool looks at; it is its own runtime and status."""
 
     def __init__(self, name: str) -> None:
+        self.runtime = self.status = self
         self.name = name
         self.attached = False
+        self.awake = True
         self.log_path = Path(f"/logs/{name}/server.log")
         self.output_dir = Path("/logs")
-        self.settings = SimpleNamespace(port=None)
+        self.settings = SimpleNamespace(port=None, reset=())
         self.state = "new"
+        self.backend_name, self.model, self.phase, self.first_phase = "fake", "", "starting", "starting"
+        self.start_seconds: float | None = 0.5
         self.launches = 0
         self.log_size = 100
         self.secrets: frozenset[str] = frozenset()
         self.launch_log_start = 40
-        self.refusal: str | None = None
+        self.stop_refusal: str | None = None
         self.device_keys: tuple[str, ...] = ()
         self.holds_port = False
         self.runs_elsewhere = False
+        self.was_killed = False
         self.start_error: BaseException | None = None
         self.stop_error: BaseException | None = None
         self.kept_already = False
+        self.taken_over = False
         self.can_be_kept = True
         self.kept_for: float | None = None
         self.why_not_kept: str | None = None
+        self.profiler: None = None
         self.gate = threading.Event()
         """Open unless a test closes it: a start does not get past it."""
         self.gate.set()
@@ -102,14 +109,14 @@ class FakeServer:
     def running(self) -> bool:
         return self.state == "ready"
 
-    def profile_problem(self, *, also_on_demand: bool) -> str | None:
-        return None
+    @property
+    def starting_seconds(self) -> float | None:
+        return 0.1 if self.state == "starting" else None
 
     @property
     def launched(self) -> bool:
         return self.state in ("ready", "died", "starting")
 
-    @property
     def last_exit(self) -> tuple[Exit | None, str | None]:
         return (Exit(1, 0) if self.state == "died" else None), None
 
@@ -133,7 +140,7 @@ class FakeServer:
             self.gate.set()
 
     def stop(self) -> None:
-        assert self.refusal is None, self.refusal
+        assert self.stop_refusal is None, self.stop_refusal
         self.state = "stopped"
         self.over.set()
         if self.stop_error is not None:
@@ -150,9 +157,6 @@ class FakeServer:
         self.over.wait(min(timeout, LIMIT))
         return self.state == "died"
 
-    def refuse_stop(self, reason: str | None) -> None:
-        self.refusal = reason
-
     def use_devices(self, claim: object) -> None:
         assert claim is None
 
@@ -162,7 +166,7 @@ class FakeServer:
         return self.kept_already
 
     def keep(self, seconds: float) -> bool:
-        assert self.refusal is None
+        assert self.stop_refusal is None
         if self.can_be_kept:
             self.kept_for = seconds
             self.state = "stopped"

@@ -12,7 +12,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScheduling
 
-from pytest_infserver.pool.affinity import AHEAD, AHEAD_SHORT, ServerAffinity
+from pytest_infserver.pool.broker.affinity import AHEAD, AHEAD_SHORT, AHEAD_TINY, ServerAffinity
 
 LONG = 1.0
 
@@ -124,6 +124,32 @@ def test_every_test_is_given_once_however_few_there_are(nodes, count) -> None:
         session.assert_over()
     else:
         assert session.scheduler.tests_finished
+
+
+def test_tiny_tests_without_a_server_come_many_at_a_time_and_those_of_a_server_do_not() -> None:
+    session = Session(many(("-", 1000), ("a", 40)), 2, ready=set())
+    node = session.nodes[0]
+    queues = []
+    for _ in range(300):
+        assert session.run_one(node, 0.001)[0] == "-"
+        queues.append(len(node.queue))
+    # It is not asked for each of them.
+    assert max(queues) == AHEAD_TINY
+    assert sum(later > earlier for earlier, later in itertools.pairwise(queues)) < 6
+    # The longer they take, the fewer.
+    while len(node.queue) > 27:
+        session.run_one(node, 0.009)
+    for _ in range(60):
+        session.run_one(node, 0.009)
+        assert len(node.queue) <= 27
+    session.ready.add("a")
+    while session.run_one(node, 0.001)[0] == "-":
+        pass
+    assert len(node.queue) <= AHEAD_SHORT
+    session.run(lambda test: 0.001)
+    session.assert_over()
+    # The last ones are for both.
+    assert min(len(one.ran) for one in session.nodes) > 30
 
 
 @pytest.mark.parametrize("duration", [0.001, LONG])

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from pytest_infserver.config.model import ServerConfig
 from pytest_infserver.errors import ConfigError
-from pytest_infserver.pool.configured import backend_of, configured_servers, single_server
+from pytest_infserver.pool.configured import all_servers, backend_of, chosen_servers, single_server
 from pytest_infserver.settings import Settings
 
 FILE = """\
@@ -15,6 +16,11 @@ servers:
   b: {backend: sglang, model: m}
   c: {backend: vllm, model: m, url: 'http://gpu-box:1'}
 """
+
+
+def configured_servers(settings: Settings) -> dict[str, ServerConfig]:
+    """Return the servers of a run."""
+    return chosen_servers(all_servers(settings), settings)
 
 
 @pytest.fixture
@@ -142,8 +148,35 @@ def test_a_url_stands_for_the_one_server_that_is_left(file: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         configured_servers(settings(file, url="http://h:2"))
     assert str(caught.value) == (
-        "--infserver-url http://h:2 could stand for any of a, b, c: choose one with --infserver-server"
+        "--infserver-url http://h:2 could stand for any of a, b, c: choose one with --infserver-server, or write"
+        " NAME=http://h:2"
     )
+
+
+def test_urls_by_name_attach_these_servers_and_leave_the_others(file: Path) -> None:
+    urls = {"a": "http://h:2", "c": "http://h:3"}
+    servers = configured_servers(settings(file, urls=urls))
+    assert {name: one.url for name, one in servers.items()} == {"a": "http://h:2", "b": None, "c": "http://h:3"}
+    servers = configured_servers(settings(file, urls=urls, url_is_default=True))
+    assert servers["c"].url == "http://gpu-box:1"
+    with pytest.raises(
+        ConfigError, match=r"^--infserver-url d=http://h:2: no server is called 'd'; known are: a, b, c"
+    ):
+        configured_servers(settings(file, urls={"d": "http://h:2"}))
+    with pytest.raises(ConfigError, match=r"^--infserver-url: server 'a': 'url': expected a URL"):
+        configured_servers(settings(file, urls={"a": "h:2"}))
+
+
+def test_urls_by_name_need_no_file() -> None:
+    urls = {"big": "http://h:2", "small": "http://h:3"}
+    servers = configured_servers(settings(urls=urls))
+    assert {name: (one.backend, one.url) for name, one in servers.items()} == {
+        name: ("remote", url) for name, url in urls.items()
+    }
+    assert [one.backend for one in configured_servers(settings(urls=urls, backends=("vllm",))).values()] == ["vllm"] * 2
+    assert list(configured_servers(settings(urls=urls, servers=("s*",)))) == ["small"]
+    with pytest.raises(ConfigError, match="'name'"):
+        configured_servers(settings(urls={"a b": "http://h:2"}))
 
 
 def test_a_wrong_url_for_a_server_of_a_file_names_the_option(file: Path) -> None:

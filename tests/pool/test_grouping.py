@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pytest_infserver.pool.grouping import grouped, units_of
-from pytest_infserver.pool.order import Group
+from pytest_infserver.pool.collection.grouping import grouped, units_of
+from pytest_infserver.pool.collection.order import Group
 
 Arrange = Callable[..., list[str]]
 

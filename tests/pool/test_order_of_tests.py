@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from pytest_infserver.pool.order import Group, Order, Rearranged
+from pytest_infserver.pool.collection.order import Group, Order, Rearranged
 
 
 def servers_of(test: str) -> Group:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 from pool_fakes import OUTSIDE, Room
 
-from pytest_infserver.pool.planner import GRACE, HOLD, RETRY, Decision, Grant, Phase, Planner, Request, Start, Stop
+from pytest_infserver.pool.planning.decisions import Decision, Grant, Phase, Request, Start, Stop
+from pytest_infserver.pool.planning.planner import GRACE, RETRY, Planner
 
 
 class Book:
@@ -156,45 +156,6 @@ def test_an_idle_server_gives_its_place_to_one_that_is_asked_for_after_a_grace()
     assert book.decide() == ["start b"]
     book.up("b")
     assert book.decide() == [f"grant {wanted}"]
-
-
-def room_beside(book: Book, places: int) -> Callable[[Iterable[str]], bool]:
-    """Tell whether so many places are left for one that is not the planner's."""
-    return lambda without: len(book.room.placed - set(without)) <= book.room.places - places
-
-
-def test_idle_servers_make_room_for_one_that_is_not_the_planners() -> None:
-    book = Book(places=3)
-    for name in "abc":
-        book.planner.want(name)
-    assert book.decide() == ["start a", "start b", "start c"]
-    book.up("a", "b", "c")
-    ticket = book.ask("c1", "a")
-    assert book.decide() == [f"grant {ticket}"]
-    book.now = 5.0
-    stops = book.planner.make_room_for("x", room_beside(book, 1), book.now)
-    # Not the one that is in use, and no more than are needed.
-    assert [shown(stop) for stop in stops] == ["stop b for x"]
-    # It is being stopped already.
-    assert book.planner.make_room_for("x", room_beside(book, 1), book.now) == []
-    book.planner.stopped("b")
-    # Whoever waits outside gets it, not a start that nobody waits for.
-    assert book.decide() == []
-    book.now += HOLD
-    assert book.decide() == ["start b"]
-
-
-def test_nobody_is_stopped_where_that_does_not_help_or_others_ask_for_it() -> None:
-    book = Book(places=2)
-    for name in "ab":
-        book.planner.want(name)
-    book.decide()
-    book.up("a", "b")
-    book.now = 5.0
-    assert book.planner.make_room_for("x", room_beside(book, 3), book.now) == []
-    book.have("c1", "a", alone=True)
-    book.ask("c2", "b", alone=True)
-    assert book.planner.make_room_for("x", room_beside(book, 1), book.now) == []
 
 
 def test_there_is_no_grace_where_everybody_waits() -> None:

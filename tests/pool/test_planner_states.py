@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from pool_fakes import OUTSIDE, Room
 
-from pytest_infserver.pool.planner import GRACE, Grant, Phase, Planner, Request, Start, Stop
+from pytest_infserver.pool.planning.decisions import Grant, Phase, Request, Start, Stop
+from pytest_infserver.pool.planning.planner import GRACE, Planner
 
 CLIENTS = ("c1", "c2", "c3")
 

@@ -19,13 +19,14 @@ from pytest_infserver.errors import (
     ServerDiedError,
     ServerStartupError,
 )
-from pytest_infserver.launcher import kept
-from pytest_infserver.launcher.liveness import notice_death
+from pytest_infserver.launcher.health.liveness import notice_death
+from pytest_infserver.launcher.keeping import kept
 from pytest_infserver.pool import pool as pool_module
 from pytest_infserver.pool import threads
 from pytest_infserver.pool.lease import Problem
-from pytest_infserver.pool.member import LocalMember
+from pytest_infserver.pool.member import LocalMember, Plan
 from pytest_infserver.pool.pool import MAX_RESTARTS, Hooks, Policy, Pool
+from pytest_infserver.system.http.address import Address
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 
@@ -138,10 +139,10 @@ def test_more_servers_together_than_the_user_allows_are_an_error_before_anything
 
 def test_a_test_may_not_stop_a_server_that_is_shared_or_has_been_stopped(pool) -> None:
     (lease,) = pool.acquire("c1", ["a"])
-    assert "shared with other tests" in fake(pool).refusal
+    assert "shared with other tests" in fake(pool).stop_refusal
     pool.release(lease.ticket)
     eventually(lambda: fake(pool).state == "stopped")
-    eventually(lambda: "has been stopped" in (fake(pool).refusal or ""))
+    eventually(lambda: "has been stopped" in (fake(pool).stop_refusal or ""))
 
 
 def test_a_pinned_server_runs_to_the_end(pool, tellers) -> None:
@@ -187,20 +188,20 @@ def test_why_a_server_must_not_be_stopped_is_what_is_so_now(make_pool) -> None:
     (lease,) = pool.acquire("c1", ["a"], test="1")
     pool.release(lease.ticket, "1")
     (lease,) = pool.acquire("c1", ["b"], test="2")
-    assert "has been stopped: it is started again for the next test" in fake(pool).refusal
+    assert "has been stopped: it is started again for the next test" in fake(pool).stop_refusal
     pool.release(lease.ticket, "2")
     (lease,) = pool.acquire("c1", ["a"], test="3")
     assert (lease.launch, fake(pool).state) == (2, "ready")
-    assert "is shared with other tests" in fake(pool).refusal
+    assert "is shared with other tests" in fake(pool).stop_refusal
     pool.release(lease.ticket, "3")
-    eventually(lambda: "no later test of this run was known to want it" in (fake(pool).refusal or ""))
+    eventually(lambda: "no later test of this run was known to want it" in (fake(pool).stop_refusal or ""))
 
 
 def test_a_server_that_has_failed_is_not_said_to_be_shared(pool) -> None:
     fake(pool).start_error = ServerStartupError("no")
     pool.plan({"1": ["a"], "2": ["a"]})
     pool.acquire("c1", ["a"], test="1")
-    assert "does not run: it has failed" in fake(pool).refusal
+    assert "does not run: it has failed" in fake(pool).stop_refusal
 
 
 def test_each_line_is_told_once_however_many_wait(pool) -> None:
@@ -225,15 +226,12 @@ def test_each_line_is_told_once_however_many_wait(pool) -> None:
 # What goes wrong inside.
 
 
-class NoThreads(threading.Thread):
-    """What the system answers when there are too many."""
-
-    def start(self) -> None:
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-
-def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "Thread", NoThreads)
+    # What the system answers when there are too many.
+    monkeypatch.setattr(threads, "_start", start)
 
 
 def ends_with(pool: Pool, error: type[BaseException], text: str) -> None:
@@ -244,7 +242,7 @@ def ends_with(pool: Pool, error: type[BaseException], text: str) -> None:
         pool.take_problems()
     assert pool.take_problems() == []
     closed(pool)
-    assert not any(server.launched for server in pool.servers)
+    assert not any(server.runtime.launched for server in pool.servers)
 
 
 @pytest.mark.parametrize("error", [ValueError("bug"), KeyboardInterrupt("bug"), pytest.exit.Exception("bug")])
@@ -264,7 +262,7 @@ def test_a_lease_that_nobody_hears_of_comes_back(pool, monkeypatch, error) -> No
 
 def test_a_lease_comes_back_when_the_run_ends_with_an_error(pool) -> None:
     pool.pin("a")
-    member = LocalMember(pool, waiting=lambda outlook: None, progress=lambda text: None)
+    member = LocalMember(pool, waiting=lambda wait_report: None, progress=lambda text: None)
     pool._exit = RuntimeError("bug")
     with pytest.raises(RuntimeError, match="bug"):
         member.acquire(["a"], None, True)
@@ -274,20 +272,20 @@ def test_a_lease_comes_back_when_the_run_ends_with_an_error(pool) -> None:
 def test_what_ends_the_run_while_it_is_planned_is_raised_there(pool, tellers) -> None:
     fake(pool).kept_already = True
     tellers.errors["started"] = pytest.exit.Exception("enough")
-    member = LocalMember(pool, waiting=lambda outlook: None, progress=lambda text: None)
+    member = LocalMember(pool, waiting=lambda wait_report: None, progress=lambda text: None)
     with pytest.raises(pytest.exit.Exception, match="enough"):
-        member.plan({"1": ["a"]})
+        member.plan(Plan({"1": ["a"]}))
 
 
 def test_a_client_that_is_gone_gets_nothing_that_had_been_granted_meanwhile(pool) -> None:
     pool.pin("a")
 
-    def leave(outlook: object) -> None:
+    def leave(wait_report: object) -> None:
         pool.leave("c1")
 
     (lease,) = in_thread(lambda: pool.acquire("c1", ["a"], exclusive=True, waiting=leave))()
     assert "c1 is gone" in str(lease.error)
-    assert fake(pool).refusal is not None
+    assert fake(pool).stop_refusal is not None
     assert in_thread(lambda: pool.acquire("c2", ["a"], exclusive=True))()[0].error is None
 
 
@@ -376,7 +374,7 @@ def test_of_several_servers_none_is_given_if_one_fails(pool) -> None:
     both = pool.acquire("c1", ["b", "a"], exclusive=True)
     assert [lease.error for lease in both] == [fake(pool).start_error] * 2
     assert [lease.log_start for lease in both] == [100, 40]
-    eventually(lambda: fake(pool, "b").refusal is not None)
+    eventually(lambda: fake(pool, "b").stop_refusal is not None)
     # Nobody has b: whoever wants it gets it.
     (lease,) = pool.acquire("c2", ["b"], exclusive=True)
     assert lease.error is None
@@ -413,7 +411,7 @@ def test_a_server_that_died_is_not_restarted_if_the_user_says_so(make_pool) -> N
 def test_a_death_between_two_tests_is_an_incident_once(pool) -> None:
     pool.plan({"1": ["a"], "2": ["a"]})
     told: list[int] = []
-    pool.on_end = lambda server: told.append(server.launches)
+    pool.on_end = lambda server, reason: told.append(server.launches)
     (lease,) = pool.acquire("c1", ["a"], test="1")
     pool.release(lease.ticket, "1")
     fake(pool).die()
@@ -425,7 +423,7 @@ def test_a_death_between_two_tests_is_an_incident_once(pool) -> None:
 
 def test_a_death_during_a_test_is_told_at_once_and_is_no_incident(pool) -> None:
     told = threading.Event()
-    pool.on_end = lambda server: told.set()
+    pool.on_end = lambda server, reason: told.set()
     pool.pin("a")
     pool.acquire("c1", ["a"])
     fake(pool).die()
@@ -547,13 +545,13 @@ def test_who_has_a_server_alone_may_stop_it_and_the_next_one_finds_it_running(po
     pool.plan({"1": ["a"], "2": ["a"]})
     (lease,) = pool.acquire("c1", ["a"], test="1", exclusive=True)
     assert lease.exclusive
-    assert fake(pool).refusal is None
+    assert fake(pool).stop_refusal is None
     assert pool.alone("c1", "a") is fake(pool)
     with pytest.raises(InferenceServerError, match="shared with other tests"):
         pool.alone("c2", "a")
     fake(pool).stop()
     pool.release(lease.ticket, "1")
-    assert "shared with other tests" in fake(pool).refusal
+    assert "shared with other tests" in fake(pool).stop_refusal
     (lease,) = pool.acquire("c2", ["a"], test="2")
     assert (lease.error, lease.launch) == (None, 2)
     assert pool.incidents == []
@@ -579,7 +577,7 @@ def test_the_end_of_a_server_that_a_test_has_started_itself_is_noticed(pool) -> 
     fake(pool).start()
     pool.release(lease.ticket)
     told = threading.Event()
-    pool.on_end = lambda server: told.set()
+    pool.on_end = lambda server, reason: told.set()
     (lease,) = pool.acquire("c2", ["a"])
     assert lease.launch == 2
     fake(pool).die()
@@ -609,7 +607,7 @@ def test_the_workers_hear_of_the_end_of_a_server_that_a_test_has_alone(pool) -> 
     pool.pin("a")
     pool.acquire("c1", ["a"], exclusive=True)
     told = threading.Event()
-    pool.on_end = lambda server: told.set()
+    pool.on_end = lambda server, reason: told.set()
     fake(pool).die()
     assert told.wait(LIMIT)
     assert pool.death("a", 1) is None
@@ -788,12 +786,13 @@ class Listener:
     attached = False
     remote = False
     running = True
+    is_asked_at_port = True
     host = "127.0.0.1"
 
     def __init__(self, port: int, pid: int | None = None) -> None:
         self.port = port
         self.pid = pid
-        self.server_url = f"http://127.0.0.1:{port}"
+        self.reach = Address(port=port)
         self.settings = SimpleNamespace(own_listener=True)
         self.waited = False
 
@@ -813,3 +812,26 @@ def test_only_a_server_without_a_listener_is_waited_for() -> None:
     stopped.running = False
     notice_death(stopped)
     assert not stopped.waited
+
+
+def test_those_who_wait_do_not_keep_one_another_busy(make_pool, monkeypatch) -> None:
+    pool = make_pool(1)
+    (lease,) = pool.acquire("c0", ["a"])
+    looks: list[float] = []
+    decide = pool._planner.decide
+    monkeypatch.setattr(pool._planner, "decide", lambda now: looks.append(now) or decide(now))
+    told: list[object] = []
+
+    def use(client: str, name: str) -> str:
+        (got,) = pool.acquire(client, [name], waiting=told.append)
+        pool.release(got.ticket)
+        return name
+
+    wanted = {"c1": "b", "c2": "c", "c3": "b"}
+    waiting = [in_thread(lambda client=client, name=name: use(client, name)) for client, name in wanted.items()]
+    time.sleep(1.5)
+    # Each looks some four times a second.
+    assert len(looks) < 100
+    assert len(told) < 100
+    pool.release(lease.ticket)
+    assert [result() for result in waiting] == list(wanted.values())

@@ -21,7 +21,8 @@ from pool_fakes import LIMIT, FakeServer, in_thread
 from pytest_infserver.errors import InferenceServerError, ServerStartupError
 from pytest_infserver.launcher.devices import Demand, Visible
 from pytest_infserver.pool.lease import Lease
-from pytest_infserver.pool.planner import Phase, Planner
+from pytest_infserver.pool.planning.decisions import Phase
+from pytest_infserver.pool.planning.planner import Planner
 from pytest_infserver.pool.pool import Hooks, Policy, Pool
 from pytest_infserver.pool.room import MachineRoom
 
@@ -47,7 +48,6 @@ SERVER = (
     "log_size_now",
     "why_died",
     "wait_death",
-    "refuse_stop",
     "release_port",
     "use_devices",
     "cancel_start",
@@ -150,14 +150,13 @@ class Runs(RuleBasedStateMachine):
         server_class = faults.before(Server, [name for name in SERVER if name not in ("start", "stop")])
         server_class.faults = faults  # type: ignore[attr-defined]
         patch = lambda target, value: self.patches.enter_context(mock.patch(target, value))  # noqa: E731
-        thread_class = type("Thread", (threading.Thread,), {})
-        thread_class.start = lambda this: (faults.reach("thread"), threading.Thread.start(this))  # type: ignore
-        patch("pytest_infserver.pool.threads.Thread", thread_class)
+        start = threading.Thread.start
+        patch("pytest_infserver.pool.threads._start", lambda this: (faults.reach("thread"), start(this)))
         patch("pytest_infserver.launcher.factory.create_from_config", server_class)
-        patch("pytest_infserver.launcher.kept.kept_servers", self.kept_servers)
+        patch("pytest_infserver.launcher.keeping.kept.kept_servers", self.kept_servers)
         patch("pytest_infserver.pool.pool.Planner", faults.before(Planner, PLANNER))
         patch("pytest_infserver.pool.pool.notice_death", lambda server: None)
-        for name in ("pool._STEP", "pool._LOOK_AGAIN", "planner.GRACE", "planner.RETRY"):
+        for name in ("pool._STEP", "pool._LOOK_AGAIN", "planning.planner.GRACE", "planning.planner.RETRY"):
             patch(f"pytest_infserver.pool.{name}", 0.01)
         demands = {name: Demand(0, "none") for name in NAMES}
         self.room = faults.before(MachineRoom, ROOM)(places, (), demands, Visible("", (), "none"))
@@ -166,7 +165,7 @@ class Runs(RuleBasedStateMachine):
         hooks = Hooks(*(lambda server, word=word: faults.reach(word) for word in OTHERS[1:4]))
         policy = Policy(prelaunch=prelaunch, keep=100.0 if keep else None)
         self.pool = Pool({name: name for name in NAMES}, self.room, hooks, policy)  # type: ignore[misc]
-        self.pool.on_end = lambda server: faults.reach("on_end")
+        self.pool.on_end = lambda server, reason: faults.reach("on_end")
         for name in NAMES:
             self.server(name).kept_already = name in kept
         self.places = places
@@ -235,7 +234,7 @@ class Runs(RuleBasedStateMachine):
                     test=f"{self.tests}-{min(names)}" if test else None,
                     exclusive=alone == "exclusive",
                     undisturbed=alone == "undisturbed",
-                    waiting=lambda outlook: self.faults.reach("waiting"),
+                    waiting=lambda wait_report: self.faults.reach("waiting"),
                     progress=lambda text: self.faults.reach("line"),
                 )
                 results.append(leases)
@@ -284,7 +283,7 @@ class Runs(RuleBasedStateMachine):
         self.server(name).on_progress("a line")
         self.call(lambda: self.pool.death(name, 1))
         self.call(lambda: self.pool.view(name, 1))
-        self.call(self.pool.outlook)
+        self.call(self.pool.wait_report)
 
     @rule()
     def time_passes(self) -> None:
@@ -335,7 +334,7 @@ class Runs(RuleBasedStateMachine):
         assert self.pool._running == {}
 
     def nothing_is_left(self) -> None:
-        assert [server.name for server in self.pool.servers if server.launched] == []
+        assert [server.name for server in self.pool.servers if server.runtime.launched] == []
         assert self.pool._planner.names(*(phase for phase in Phase if phase is not Phase.DOWN)) == []
         assert not any(thread.is_alive() for thread in self.pool._threads)
         cause = self.pool._cause

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from pytest_infserver.config.loading import build_server
 from pytest_infserver.launcher.backends.vllm import VLLMServer
-from pytest_infserver.pool.profilers import default_tool, wanted_profilers
+from pytest_infserver.launcher.profiling.chosen import check_profiler
+from pytest_infserver.pool.collection import profilers
+from pytest_infserver.pool.collection.profilers import default_tool, wanted_profilers
 
 
 class Item(str):
@@ -34,6 +35,7 @@ class Choice:
             )
             for name, one in settings.items()
         }
+        self.all_configs = self.configs
         self.wishes: dict[Any, tuple[str | None, tuple[str, ...]]] = {}
         self.refused: dict[Any, str] = {}
 
@@ -58,13 +60,12 @@ class Choice:
 def checked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Note which server was asked about which profiler."""
     asked = []
-    check: Callable[..., None] = VLLMServer.check_profiler
 
     def note(server: VLLMServer, tool: str) -> None:
         asked.append((server.name, tool))
-        check(server, tool)
+        check_profiler(server, tool)
 
-    monkeypatch.setattr(VLLMServer, "check_profiler", note)
+    monkeypatch.setattr(profilers, "check_profiler", note)
     return asked
 
 

@@ -8,11 +8,11 @@ import pytest
 from pool_fakes import places
 
 from pytest_infserver import load_server_configs
-from pytest_infserver.launcher import machine
 from pytest_infserver.launcher.devices import Demand, Device, Visible
 from pytest_infserver.launcher.devices.visible import Machine
 from pytest_infserver.pool import room as room_module
 from pytest_infserver.pool.room import MachineRoom, default_max_servers, machine_room
+from pytest_infserver.system import machine
 
 
 @pytest.mark.parametrize(
@@ -198,3 +198,20 @@ def test_the_room_of_real_configurations(tmp_path, monkeypatch) -> None:
     assert room.claim("a")
     assert room.claim("far")
     assert room.places_left() == 0
+
+
+def test_servers_with_the_same_port_take_turns() -> None:
+    needs = {name: Demand(0, "none") for name in "abc"}
+    room = MachineRoom(4, (), needs, gpus(0), {"a": 8123, "b": 8123, "c": None})
+    assert room.claim("a")
+    assert not room.claim("b", beyond=True)
+    assert not room.fits("b", ())
+    assert room.fits("b", ["a"])
+    assert "a" in room.holders("b")
+    assert room.claim("c")
+    assert room.shortage(["a", "b"]) == (
+        "needs a and b at the same time, and both have the port 8123: leave out 'port' of one of them"
+    )
+    assert room.shortage(["a", "c"]) is None
+    room.release("a")
+    assert room.claim("b")

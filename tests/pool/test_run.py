@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 from pool_fakes import FakeServer
 
 from pytest_infserver.errors import ConfigError, InferenceServerError, UserCodeError
-from pytest_infserver.pool import items
 from pytest_infserver.pool import run as run_module
-from pytest_infserver.pool.choice import Choice
-from pytest_infserver.pool.late import LateReports
+from pytest_infserver.pool.collection import items
+from pytest_infserver.pool.collection.choice import Choice
+from pytest_infserver.pool.collection.durations import Durations
+from pytest_infserver.pool.collection.selection import Candidate, MarkerError
+from pytest_infserver.pool.late_reports import LateReports
 from pytest_infserver.pool.lease import Lease, Problem
+from pytest_infserver.pool.member import Plan
 from pytest_infserver.pool.run import Run
-from pytest_infserver.selection import Candidate, MarkerError
 from pytest_infserver.settings import Settings
 
 mark = pytest.mark
@@ -216,13 +219,14 @@ class Member:
     def servers(self) -> Any:
         return list(self.made.values())
 
-    def plan(
-        self, tests: Mapping[str, Sequence[str]], profilers: Mapping[str, str] | None = None, *, in_order: bool = False
-    ) -> None:
-        self.in_order = in_order
+    def add(self, configs: Mapping[str, Any]) -> None:
+        assert not configs
+
+    def plan(self, plan: Plan) -> None:
+        self.in_order = plan.in_order
         if self.plan_error is not None:
             raise self.plan_error
-        self.planned, self.profilers = tests, profilers
+        self.planned, self.profilers = plan.tests, plan.profilers
 
     def is_ready(self, name: str) -> bool:
         return self.server(name).running
@@ -270,7 +274,9 @@ def member() -> Member:
 
 
 CONFIG: Any = SimpleNamespace(
-    getoption=lambda name, default=None: default, pluginmanager=SimpleNamespace(get_plugins=set)
+    getoption=lambda name, default=None: default,
+    pluginmanager=SimpleNamespace(get_plugins=set),
+    hook=SimpleNamespace(pytest_runtest_setup=SimpleNamespace(get_hookimpls=list)),
 )
 
 
@@ -283,7 +289,15 @@ def reports() -> list[pytest.TestReport]:
 def run(member: Member, reports: list[Any], monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(run_module, "will_run", lambda one: "skipped" not in one.nodeid)
     config: Any = SimpleNamespace(hook=SimpleNamespace(pytest_runtest_logreport=lambda report: reports.append(report)))
-    return Run(Settings(), make_choice(), member, LateReports(config))
+    return Run(Settings(), make_choice(), member, LateReports(config), durations=Durations())
+
+
+@contextlib.contextmanager
+def running(run: Run, one: Any, following: Any) -> Iterator[None]:
+    """A test whose fixtures are being made."""
+    with run.test(one, following):
+        run.before_fixtures(one)
+        yield
 
 
 def test_the_plan_says_who_needs_what_in_the_order_in_which_the_tests_stand(run, member) -> None:
@@ -306,14 +320,13 @@ def test_a_plan_that_cannot_be_is_a_usage_error(run, member, error) -> None:
 def test_a_test_has_its_servers_from_beginning_to_end(run, member) -> None:
     one, two = item("1", param="a"), item("2", param="b")
     run.plan(CONFIG, [one, two])
-    with run.test(one, two):
+    with running(run, one, two):
         assert run.item is one
-        run.before_setup(one)
         assert run.handle("a") is member.server("a")
         assert run.servers_in_use() == [(member.server("a"), 10)]
     assert run.item is None
     assert run.servers_in_use() == []
-    with run.test(two, None):
+    with running(run, two, None):
         pass
     assert member.calls == [
         "acquire a for 1",
@@ -329,15 +342,29 @@ def test_a_test_that_is_skipped_or_uses_no_server_gets_none(run, member) -> None
     following = item("2", param="a")
     for one in (item("skipped", param="a"), item("plain", ours=False)):
         with run.test(one, following):
-            run.before_setup(one)
+            run.before_fixtures(one)
     assert member.calls == []
+
+
+def test_a_test_that_has_no_way_to_a_server_is_passed_by(run, member) -> None:
+    plain, asks, user = item("plain", ours=False), item("asks", ours=False), item("user", param="a")
+    asks.fixturenames = ["request"]
+    run.plan(CONFIG, [plain, asks, user])
+    assert [run.passes_by(one, user) for one in (plain, asks, user)] == [True, False, False]
+    # After the last one the servers are stopped, and one of the factory may die while any test runs.
+    assert not run.passes_by(plain, None)
+    run.know_extra(FakeServer("extra"))
+    assert not run.passes_by(plain, user)
+    member.problems = [Problem("left something", "unknown")]
+    run.tell_problems()
+    assert run.errors == ["left something"]
 
 
 def test_servers_that_are_needed_together_are_asked_for_together_and_given_back_once(run, member) -> None:
     both = item("1", mark.infserver_needs("a", "b"), mark.infserver(exclusive=True), ours=False, several=True)
     run.plan(CONFIG, [both])
     with run.test(both, item("2")):
-        run.before_setup(both)
+        run.before_fixtures(both)
         assert dict(run.needed(both)) == {name: member.server(name) for name in "ab"}
     assert member.calls == ["acquire a+b for 1 alone", "release 1 done 1"]
 
@@ -348,7 +375,7 @@ def test_a_test_whose_server_could_not_be_had_fails_in_its_setup(run, member) ->
     run.plan(CONFIG, [one])
     with run.test(one, item("2")):
         with pytest.raises(pytest.fail.Exception, match="it did not start"):
-            run.before_setup(one)
+            run.before_fixtures(one)
         with pytest.raises(pytest.fail.Exception, match="it did not start"):
             run.handle("a")
     assert member.calls[-1] == "release 1 done 1"
@@ -358,7 +385,7 @@ def test_a_test_that_is_refused_fails_in_its_setup_without_a_server(run, member)
     bad = item("1", mark.backend(), param="a")
     run.choice.choose([bad])
     with run.test(bad, item("2")), pytest.raises(pytest.fail.Exception, match="name at least one"):
-        run.before_setup(bad)
+        run.before_fixtures(bad)
     assert member.calls == []
 
 
@@ -366,9 +393,9 @@ def test_a_rerun_that_finds_its_server_dead_gets_it_again_and_the_test_counts_on
     one = item("1", param="a")
     run.plan(CONFIG, [one])
     with run.test(one, item("2")):
-        run.before_setup(one)
+        run.before_fixtures(one)
         member.server("a").die()
-        run.before_setup(one)
+        run.before_fixtures(one)
         assert member.server("a").running
     assert member.calls == ["acquire a for 1", "release 1", "acquire a for 1", "release 2 done 1"]
 
@@ -376,10 +403,10 @@ def test_a_rerun_that_finds_its_server_dead_gets_it_again_and_the_test_counts_on
 def test_a_server_that_nobody_knew_of_is_leased_on_the_spot_and_stays(run, member) -> None:
     one, two = item("1", ours=False), item("2", ours=False)
     two.fixturenames = ["request"]
-    with run.test(one, two):
+    with running(run, one, two):
         assert run.handle("b") is member.server("b")
         assert run.handle("b") is member.server("b")
-    with run.test(two, item("3")):
+    with running(run, two, item("3")):
         assert list(run.leases) == ["b"]
     assert member.calls == ["pin b", "acquire b for 1", "release 1", "acquire b for 2", "release 2"]
 
@@ -387,7 +414,7 @@ def test_a_server_that_nobody_knew_of_is_leased_on_the_spot_and_stays(run, membe
 def test_a_death_fails_its_test_once(run, member, reports) -> None:
     one = item("1", param="a")
     run.plan(CONFIG, [one])
-    with run.test(one, item("2")):
+    with running(run, one, item("2")):
         server = member.server("a")
         assert run.death(server) is None
         member.deaths["a", 1] = "a died"
@@ -399,7 +426,7 @@ def test_a_death_fails_its_test_once(run, member, reports) -> None:
 def test_a_death_that_shows_after_the_last_phase_is_an_error_at_the_tests_teardown(run, member, reports) -> None:
     one = item("1", param="a")
     run.plan(CONFIG, [one])
-    with run.test(one, item("2")):
+    with running(run, one, item("2")):
         member.deaths["a", 1] = "a died"
     (report,) = reports
     assert (report.nodeid, report.when, report.outcome, report.longrepr) == ("1", "teardown", "failed", "a died")
@@ -409,7 +436,7 @@ def test_a_death_that_shows_after_the_last_phase_is_an_error_at_the_tests_teardo
 def test_a_test_that_has_its_server_alone_may_kill_it(run, member, reports) -> None:
     one = item("1", mark.infserver(exclusive=True), param="a")
     run.plan(CONFIG, [one])
-    with run.test(one, item("2")):
+    with running(run, one, item("2")):
         member.deaths["a", 1] = "a died"
         assert run.death(member.server("a")) is None
     assert reports == []
@@ -434,7 +461,7 @@ def test_a_server_of_the_factory_that_dies_is_told_of_with_its_test(run, member)
 def test_problems_at_stops_go_to_who_used_the_server_last(run, member, reports) -> None:
     one = item("1", param="a")
     run.plan(CONFIG, [one])
-    with run.test(one, item("2")):
+    with running(run, one, item("2")):
         run.late_errors.append("of the factory")
         member.problems = [Problem("a left something", "1"), Problem("b left something", None)]
     assert [(report.nodeid, report.longrepr) for report in reports] == [
@@ -464,9 +491,9 @@ def test_a_test_fails_in_its_setup_where_nobody_can_say_how_its_server_is(run, m
     run.plan(CONFIG, [one])
     monkeypatch.setattr(member, "acquire", acquire)
     with run.test(one, item("2")), pytest.raises(pytest.fail.Exception, match="the controller is gone"):
-        run.before_setup(one)
+        run.before_fixtures(one)
     with run.test(item("2"), item("3")):
-        run.before_setup(item("2"))
+        run.before_fixtures(item("2"))
 
 
 def test_the_end_tells_what_is_left(run, member, reports) -> None:
@@ -485,7 +512,7 @@ def test_what_depends_on_a_server_is_finished_before_it_goes(run, member, follow
     one = item("1", param="a")
     other = None if following is None else item("2", param=following)
     order: list[str] = []
-    with run.test(one, other):
+    with running(run, one, other):
         run.remember_dependents("a", lambda: order.append(f"finished with {len(run.leases)} leases"))
         run.after_teardown()
         run.after_teardown()
@@ -496,8 +523,8 @@ def test_pause_reaches_all_servers_and_is_undone(run, member) -> None:
     calls: list[str] = []
     for name in "ab":
         server = member.server(name)
-        server.pause_heartbeat = lambda name=name: calls.append(f"pause {name}")
-        server.resume_heartbeat = lambda name=name: calls.append(f"resume {name}")
+        server.runtime.pause_heartbeat = lambda name=name: calls.append(f"pause {name}")
+        server.runtime.resume_heartbeat = lambda name=name: calls.append(f"resume {name}")
     resume = run.pause()
     resume()
     assert calls == ["pause a", "pause b", "resume a", "resume b"]
@@ -506,7 +533,7 @@ def test_pause_reaches_all_servers_and_is_undone(run, member) -> None:
 def test_an_error_in_a_test_gives_its_servers_back(run, member) -> None:
     one = item("1", param="a")
     run.plan(CONFIG, [one])
-    with pytest.raises(KeyboardInterrupt), run.test(one, item("2")):
+    with pytest.raises(KeyboardInterrupt), running(run, one, item("2")):
         raise KeyboardInterrupt
     assert member.calls == ["acquire a for 1", "release 1 done 1"]
 
@@ -519,7 +546,7 @@ def test_a_server_of_which_nobody_can_tell_whether_it_died_is_given_back(run, me
         raise ValueError("users bug")
 
     monkeypatch.setattr(member, "death", death)
-    with pytest.raises(ValueError, match="users bug"), run.test(one, item("2")):
+    with pytest.raises(ValueError, match="users bug"), running(run, one, item("2")):
         pass
     assert member.calls == ["acquire a for 1", "release 1 done 1"]
 

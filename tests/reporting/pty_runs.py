@@ -46,7 +46,7 @@ class Terminal:
         self._deadline = time.monotonic() + LIMIT
 
     def read(self) -> bool:
-        """Take in what is written within a moment; tell whether more may come."""
+        """Take in what is written within a moment; return whether more may come."""
         assert time.monotonic() < self._deadline, "\n".join(lines_of(self.screen))
         if not select.select([self._master], [], [], 0.05)[0]:
             return True

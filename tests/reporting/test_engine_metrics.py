@@ -21,8 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_infserver import InferenceServer, ServerState, create_server
-from pytest_infserver.reporting import engine_metrics
-from pytest_infserver.reporting.engine_metrics import Counters, EngineMetrics, difference
+from pytest_infserver.reporting.record import engine_metrics
+from pytest_infserver.reporting.record.engine_metrics import Counters, EngineMetrics, difference
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 
@@ -263,7 +263,7 @@ def metrics() -> Iterator[EngineMetrics]:
 def server_at(url: str, backend: str = "remote", **settings: Any) -> InferenceServer:
     """Return a server as it is when it runs."""
     server = create_server(backend, url=url, **settings)
-    server._state = ServerState.READY
+    server.runtime.change(state=ServerState.READY)
     return server
 
 
@@ -367,7 +367,7 @@ def test_a_server_without_metrics_is_asked_once(
     server = server_at(listener.url, "vllm", model="m")
     assert [metrics.read(server) for _ in range(5)] == [None] * 5
     assert len(listener.connections) == 1
-    server.launches += 1
+    server.runtime.change(launches=server.launches + 1)
     assert metrics.read(server) is None
     assert len(listener.connections) == 2
 
@@ -487,7 +487,7 @@ def test_connections_to_servers_that_are_gone_are_closed(
     listener = listen(answering(http_answer(LLAMA)))
     gone, other = (server_at(listener.url, "llamacpp", model="m") for _ in range(2))
     assert metrics.read(gone) is not None
-    gone._state = ServerState.STOPPED
+    gone.runtime.change(state=ServerState.STOPPED)
     assert metrics.read(other) is not None
     assert list(metrics._sources) == [other]
     deadline = time.monotonic() + HUNG
@@ -657,7 +657,7 @@ def test_a_prometheus_client_that_cannot_be_imported_makes_no_difference(monkeyp
 def test_neither_the_plugin_nor_a_reading_imports_prometheus_client() -> None:
     code = """
 import sys, pytest_infserver.plugin, pytest_infserver
-from pytest_infserver.reporting.engine_metrics import EngineMetrics
+from pytest_infserver.reporting.record.engine_metrics import EngineMetrics
 print(sorted({name.partition(".")[0] for name in sys.modules} & {"prometheus_client", "requests"}))
 EngineMetrics().read(pytest_infserver.create_server("remote", url="http://127.0.0.1:9"))
 print("prometheus_client" in sys.modules)

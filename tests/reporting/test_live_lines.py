@@ -14,8 +14,8 @@ import pytest
 from _pytest._io import TerminalWriter
 from screens import Tty, resize
 
-from pytest_infserver.reporting import live_lines
-from pytest_infserver.reporting.live_lines import LiveLines, terminal_size
+from pytest_infserver.reporting.terminal import live_lines
+from pytest_infserver.reporting.terminal.live_lines import LiveLines, terminal_size
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def server(tmp_path: Path) -> CommandServer:
         launch_command=["run", "{port}"], health_endpoint="/", output_dir=str(tmp_path), env_vars={"MY_TOKEN": SECRET}
     )
     made.log_path.parent.mkdir(parents=True)
-    made.launches = 1
+    made.runtime.change(launches=1)
     return made
 
 
@@ -26,10 +27,38 @@ def test_long_lines_and_many_lines_are_bounded() -> None:
     long = bounded("x" * 16_000)
     assert len(long) < 2100
     assert long.endswith("[... 14000 characters left out]")
-    many = bounded("a\nb\n" * 4000).split("\n")
-    assert many[0] == "[... 7600 lines left out]"
-    assert len(many) == 401
+    words = [f"{first}{second}" for first in string.ascii_letters for second in string.ascii_letters]
+    many = bounded("\n".join(words)).split("\n")
+    assert many == [f"[... {len(words) - 400} lines left out]", *words[-400:]]
+    assert bounded("\n".join(words), 20).split("\n") == [f"[... {len(words) - 20} lines left out]", *words[-20:]]
     assert len(bounded("first\n" + "\n" * 16_000 + "last\n").split("\n")) < 10
+
+
+ASKED = ["code {}, message Service Unavailable", '"GET /health HTTP/1.1" 503 - id={:08x}', "  (see {})", "done"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_what_says_the_same_again_and_again_is_shown_twice(size: int) -> None:
+    def lines(*times: int) -> list[str]:
+        return [line.format(time * 977) for time in times for line in ASKED[:size]]
+
+    shown = bounded("\n".join(["loading", *lines(*range(1, 60)), "ready", *lines(*range(60, 65))])).split("\n")
+    # Five times are few enough to be shown.
+    some = [f"[... {57 * size} similar lines left out]"]
+    assert shown == ["loading", *lines(1), *some, *lines(59), "ready", *lines(*range(60, 65))]
+
+
+def test_other_lines_stay_as_they_are() -> None:
+    text = "\n".join(f"{word} {number}" for number, word in enumerate("the quick brown fox jumps over it".split() * 9))
+    assert bounded(text) == text
+
+
+def test_an_excerpt_begins_with_a_whole_line(server: CommandServer) -> None:
+    server.log_path.write_text("first line\nsecond line\nthird line\n")
+    assert excerpt(server, 0, None, 20) == ("third line", 23)
+    assert excerpt(server, 0, None, 11) == ("third line", 23)
+    # Rather a part than nothing.
+    assert excerpt(server, 0, None, 5) == ("line", 29)
 
 
 @pytest.mark.parametrize("colour", ["", "\x1b[1;36m"])

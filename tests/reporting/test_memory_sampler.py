@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pytest_infserver import CommandServer
-from pytest_infserver.launcher.gpus import Gpu
-from pytest_infserver.reporting import memory_sampler
-from pytest_infserver.reporting.memory_sampler import MemorySampler, gpu_memory
+from pytest_infserver.reporting.record import memory_sampler
+from pytest_infserver.reporting.record.memory_sampler import MemorySampler, gpu_memory
+from pytest_infserver.system.gpus import Gpu
 
 
 def gpu(uuid: str, used: int | None, processes: dict[int, int] | None) -> Gpu:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pytest_infserver.reporting.records_of_tests import TestRecords as Records
-from pytest_infserver.reporting.records_of_tests import outcomes
+from pytest_infserver.reporting.record.records_of_tests import TestRecords as Records
+from pytest_infserver.reporting.record.records_of_tests import outcomes
 
 
 def report(when: str, outcome: str = "passed", at: float = 10.0, nodeid: str = "t.py::a", **more: Any) -> Any:
@@ -111,6 +111,54 @@ def test_an_error_that_turns_up_later_changes_the_outcome() -> None:
     assert (record["outcome"], record["message"]) == ("error", "it left something behind")
 
 
+def test_what_pytest_shows_of_a_failure_is_kept_clean_and_once() -> None:
+    records = Records(lambda: frozenset({"very-secret-1"}))
+    out, state = ("Captured stdout call", "said \x1b[31mvery-secret-1\x1b[0m\n"), ("a: state", "ready")
+    log = ("a: log during this test (vllm, http://x)", "the page has it anyway")
+    failed = report("call", "failed", longrepr="line 1\nline 2", sections=[out, state, log])
+    late = "a left behind 2 processes:\n  process 1\n  process 2\n  What to do: nothing"
+    record = add(records, report("setup"), failed, report("teardown", "failed", longrepr="torn", sections=[out]))
+    add(records, report("teardown", "failed", longrepr=late))
+    assert record["message"] == "line 1"
+    assert [(one["title"], one["text"]) for one in record["details"]] == [
+        ("Failure", "line 1\nline 2"),
+        ("Captured stdout call", "said ********\n"),
+        ("a: state", "ready"),
+        ("Error at teardown", "torn"),
+        ("Error at teardown", late),
+    ]
+
+
+def test_nothing_is_kept_of_a_test_that_went_well() -> None:
+    sections = [("Captured stdout call", "said")]
+    for outcome, more in (("passed", {}), ("skipped", {}), ("skipped", {"wasxfail": "reason"})):
+        record = add(Records(frozenset), report("setup"), report("call", outcome, sections=sections, **more))
+        assert list(record["details"]) == []
+
+
+def test_long_details_are_cut_and_a_late_error_stays_whole() -> None:
+    sections = [(f"Captured {name} call", f"{name} " * 100_000) for name in ("stdout", "stderr")]
+    late = "a left behind:\n" + "\n".join(f"  process {number}" for number in range(500))
+    records = Records(frozenset)
+    for when in ("call", "teardown"):
+        trace = "begin\n" + "middle\n" * 10_000 + "E  the cause"
+        record = add(records, report("setup"), report(when, "failed", longrepr=trace, sections=sections))
+    assert all("characters left out" in one["text"] for one in record["details"])
+    assert record["details"][0]["text"].endswith("E  the cause")
+    record = add(records, report("teardown", "failed", longrepr=late))
+    assert record["details"][-1]["text"] == late
+    for _ in range(1000):
+        add(records, report("teardown", "failed", longrepr=late))
+    assert sum(len(one["text"]) for one in record["details"]) < 50_000
+    assert record["details"][-1]["title"] == "More"
+
+
+def test_the_wait_for_a_server_is_a_part_of_its_own() -> None:
+    record = add(Records(frozenset), report("setup", infserver_wait=2.5), report("call"))
+    assert (record["wait_seconds"], record["setup_seconds"]) == (2.5, 1.0)
+    assert add(Records(frozenset), report("setup"))["wait_seconds"] == 0
+
+
 def test_a_worker_that_crashes_fails_its_test() -> None:
     records = Records(frozenset)
     records.add(report("setup", worker_id="gw0"))
@@ -179,7 +227,7 @@ def test_a_crash_is_that_of_the_test_in_its_own_worker() -> None:
     records = Records(frozenset)
     for worker in ("gw0", "gw1"):
         records.add(report("setup", worker_id=worker))
-    node = SimpleNamespace(gateway=SimpleNamespace(id="gw0"))
+    node = SimpleNamespace(gateway=SimpleNamespace(id="gw0"), _workerinfocache="[gw0]")
     records.add(report("???", "failed", longrepr="worker 'gw0' crashed", node=node))
     for when in ("call", "teardown"):
         records.add(report(when, worker_id="gw1"))

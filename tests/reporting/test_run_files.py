@@ -14,10 +14,10 @@ import pytest
 from descriptors import open_descriptors
 
 from pytest_infserver.config.model import ServerConfig
-from pytest_infserver.launcher.places import take_lock
-from pytest_infserver.reporting import run_files as module
-from pytest_infserver.reporting.run_files import RunFiles, as_json, run_folder
+from pytest_infserver.reporting.record import run_files as module
+from pytest_infserver.reporting.record.run_files import RunFiles, as_json, run_folder
 from pytest_infserver.settings import Settings
+from pytest_infserver.system.disk.locks import take_lock
 
 
 def config(name: str, **settings: object) -> ServerConfig:
@@ -112,7 +112,7 @@ def test_the_files_of_an_earlier_run_go_when_a_run_begins(tmp_path: Path) -> Non
 def test_a_run_that_was_killed_does_not_hold_its_name(tmp_path: Path) -> None:
     code = f"""
 import os, pathlib
-from pytest_infserver.reporting.run_files import RunFiles
+from pytest_infserver.reporting.record.run_files import RunFiles
 RunFiles(pathlib.Path({str(tmp_path)!r})).claim()
 os.kill(os.getpid(), 9)
 """
@@ -153,3 +153,41 @@ def test_json_has_a_line_for_each_test_and_is_strict() -> None:
     assert '{"id": "a"},\n{"id": "b\\n"}\n' in text
     with pytest.raises(ValueError, match="JSON"):
         as_json({"tests": [{"value": float("nan")}]})
+
+
+# What others may have put there.
+
+
+@pytest.mark.parametrize("name", [".run.json.part", "run.json", "run.part"])
+def test_links_that_somebody_has_planted_lead_nowhere(tmp_path: Path, name: str) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    (tmp_path / name).symlink_to(precious)
+    assert RunFiles(tmp_path).write("run.json", lambda: "x") == tmp_path / "run.json"
+    assert not (tmp_path / "run.json").is_symlink()
+    assert precious.read_text() == "precious"
+
+
+@pytest.mark.usefixtures("hard_limit")
+def test_a_pipe_in_place_of_the_lock_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".run.lock")
+    assert RunFiles(tmp_path).write("run.json", lambda: "x").read_text() == "x"
+
+
+def test_a_folder_that_anybody_may_write_is_refused_with_words(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    files = RunFiles(tmp_path)
+    files.claim()
+    with pytest.raises(OSError, match=r"can be written by anybody.*chmod o-w"):
+        files.write("run.json", lambda: "x")
+    assert os.listdir(tmp_path) == []
+
+
+def test_nobody_else_can_write_the_files_whatever_the_umask(tmp_path: Path) -> None:
+    previous = os.umask(0)
+    try:
+        path = RunFiles(tmp_path / "logs").write("run.json", lambda: "x")
+    finally:
+        os.umask(previous)
+    for made in (path, path.parent):
+        assert not made.stat().st_mode & 0o022

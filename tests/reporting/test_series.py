@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_infserver.reporting.series import Series, halved
+from pytest_infserver.reporting.record.series import Series, halved
 
 
 @given(st.lists(st.integers(0, 10**6)), st.integers(2, 9))

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from pytest_infserver import CommandServer
-from pytest_infserver.launcher.journal import Event, Journal
+from pytest_infserver.launcher.diagnosis.journal import Event, Journal
 from pytest_infserver.reporting.paths import relative
-from pytest_infserver.reporting.server_record import heartbeat_record, lives_of, merged, server_record
+from pytest_infserver.reporting.record.server_record import heartbeat_record, lives_of, merged, server_record
 
 
 def events(*steps: tuple[Any, ...]) -> list[Event]:

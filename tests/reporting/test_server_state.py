@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pytest_infserver.launcher.follower import View
-from pytest_infserver.launcher.heartbeat import Pulse
-from pytest_infserver.launcher.http_probe import Answer
+from pytest_infserver.launcher.health.heartbeat import Pulse
+from pytest_infserver.launcher.runtime.view import View
 from pytest_infserver.launcher.state import ServerState
 from pytest_infserver.reporting.server_state import describe_state
+from pytest_infserver.system.http.probe import Answer
 
 GOOD = Pulse(Answer(200, "", 0.003), 2.0, 2.0, None, 5, 300)
 BAD = Pulse(Answer(503, "", 0.003), 0.5, 7.0, 4.0, 5, 300)
@@ -76,7 +76,7 @@ def test_an_attached_server_has_no_process() -> None:
             dataclasses.replace(READY, pulse=dataclasses.replace(GOOD, still=True)),
             "answered 200 in 3 ms, 2.0 s ago, paused now (debugger or profiler)",
         ),
-        (dataclasses.replace(READY, pulse=None), "not known, the controller of xdist did not answer"),
+        (dataclasses.replace(READY, pulse=None), "not known, the process of the pool did not answer"),
         # Checks that fail since its end say nothing.
         (dataclasses.replace(DIED, pulse=dataclasses.replace(BAD, failing_for=0.9)), "last good answer 7.0 s ago"),
         (

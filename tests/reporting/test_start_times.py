@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pytest_infserver.reporting.start_times import KEY, StartTimes
+from pytest_infserver.pool.wait_report import start_key
+from pytest_infserver.reporting.terminal.start_times import KEY, StartTimes
 
 
 class Server(SimpleNamespace):
@@ -31,7 +32,7 @@ def stored(config: pytest.Config) -> Any:
 
 
 def last(config: pytest.Config, server: Any) -> float | None:
-    return StartTimes(config).last(server)
+    return StartTimes(config).last(start_key(server))
 
 
 def remember(config: pytest.Config, *servers: Any) -> None:
@@ -61,7 +62,7 @@ def test_nothing_is_written_that_is_written_already(config: pytest.Config, monke
 
 def test_what_another_run_has_written_meanwhile_stays(config: pytest.Config) -> None:
     times = StartTimes(config)
-    assert times.last(Server()) is None  # type: ignore[arg-type]
+    assert times.last(start_key(Server())) is None  # type: ignore[arg-type]
     remember(config, Server("b"))
     times.remember([Server()])  # type: ignore[list-item]
     assert set(stored(config)) == {"a vllm m", "b vllm m"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_infserver.reporting.summary import is_wanted, summary_lines
+from pytest_infserver.reporting.terminal.summary import is_wanted, summary_lines
 
 
 def server(name: str, **values: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from _pytest._io.wcwidth import wcswidth
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_infserver.reporting.wait_table import Row, cut, pad, table
+from pytest_infserver.reporting.terminal.wait_table import Row, cut, pad, table
 
 ROWS = [
     Row("llama-tp1 (vllm)", "loading weights 43 %", "31 s", " (last time 52 s)"),

@@ -12,9 +12,9 @@ import pytest
 from _pytest._io import TerminalWriter
 from screens import Tty
 
-from pytest_infserver.pool.outlook import Outlook, Wait, outlook
-from pytest_infserver.reporting import live_lines, plain_lines, waiting
-from pytest_infserver.reporting.waiting import Waiting
+from pytest_infserver.pool.wait_report import WaitReport, wait_of, wait_report
+from pytest_infserver.reporting.terminal import live_lines, plain_lines, waiting
+from pytest_infserver.reporting.terminal.waiting import Waiting
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 
@@ -46,10 +46,13 @@ class Server(SimpleNamespace):
     start_seconds = None
     starting_seconds = None
     first_phase = "importing"
+    backend_name = "vllm"
+    model = None
     secrets = frozenset({"hunter2-hunter2"})
 
     def __init__(self, name: str = "llama", phase: str = "importing") -> None:
         super().__init__(name=name, phase=phase)
+        self.runtime = self.status = self
 
     def begin(self, seconds: float, phase: str) -> None:
         self.starting_seconds, self.phase = seconds, phase
@@ -80,13 +83,14 @@ class Bench:
         self.file = file
         self.reporter: Reporter | None = Reporter(file, verbosity)
         self.last: dict[str, float] = {}
+        self.known: dict[str, Any] = {}
         self.plugins: set[str] = set(options.pop("plugins", ()))
         manager = SimpleNamespace(
             get_plugin=lambda name: self.reporter if name == "terminalreporter" else None,
             hasplugin=self.plugins.__contains__,
         )
         config: Any = SimpleNamespace(pluginmanager=manager, getoption=lambda name, default: options.get(name, "fd"))
-        times: Any = SimpleNamespace(last=lambda server: self.last.get(server.name))
+        times: Any = SimpleNamespace(last=lambda kind: self.last.get(kind.split()[0]))
         self.waiting = Waiting(config, times)
         self.size: os.terminal_size | None = os.terminal_size((file.screen.columns, file.screen.lines))
         monkeypatch.setattr(waiting, "terminal_size", lambda file: self.size)
@@ -96,9 +100,10 @@ class Bench:
         self.now = 1000.0 + seconds
         waits: list[Any] = []
         for server in servers:
-            since = seconds if server.starting_seconds is None else server.starting_seconds
-            waits.append(Wait(server, since, (hindered or {}).get(server, "")))  # type: ignore[arg-type]
-        self.waiting(outlook(tuple(waits)))
+            since = seconds if server.runtime.starting_seconds is None else server.runtime.starting_seconds
+            waits.append(wait_of(server, since, (hindered or {}).get(server, "")))  # type: ignore[arg-type]
+            self.known[server.name] = server
+        self.waiting(wait_report(tuple(waits), self.known.values()))
         return self.file.lines
 
 
@@ -224,7 +229,7 @@ def test_more_servers_than_half_of_the_terminal_are_counted(bench: Bench) -> Non
 def test_an_outlook_that_comes_too_late_is_not_shown(bench: Bench) -> None:
     server: Any = Server()
     server.begin(2.0, "importing")
-    late = outlook((Wait(server, 2.0),))
+    late = wait_report((wait_of(server, 2.0),))
     assert bench.show(2.0, server)
     assert bench.show(3.0) == []
     bench.waiting(late)
@@ -302,12 +307,12 @@ def test_threads_that_end_their_waits_at_once_leave_nothing(monkeypatch: pytest.
         nonlocal waiters
         for _ in range(200):
             with lock:
-                now: Outlook = outlook((Wait(server, 2.0),))
+                now: WaitReport = wait_report((wait_of(server, 2.0),))
             bench.now += 0.1
             bench.waiting(now)
         with lock:
             waiters -= 1
-            now = outlook((Wait(server, 2.0),) if waiters else ())
+            now = wait_report((wait_of(server, 2.0),) if waiters else ())
         bench.waiting(now)
 
     threads = [threading.Thread(target=wait, daemon=True) for _ in range(waiters)]
@@ -392,7 +397,7 @@ import re
 from pathlib import Path
 import sys
 from pytest_infserver import InferenceServer
-from pytest_infserver.launcher.phases import Phase
+from pytest_infserver.launcher.startup.phases import Phase
 
 class Slow(InferenceServer):
     requires_model = False

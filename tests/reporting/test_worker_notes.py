@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_infserver.reporting.worker_notes import Notes, WorkerNotes, leave_notes
+from pytest_infserver.reporting.record.worker_notes import Notes, WorkerNotes, leave_notes
 
 
 @pytest.fixture
@@ -43,3 +43,17 @@ def test_half_a_note_of_a_worker_that_was_killed_is_none(notes: WorkerNotes) -> 
 def test_notes_that_cannot_be_left_are_shown_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     leave_notes("/nonexistent/folder", "gw0", Notes(["a"], ["b"]))
     assert capsys.readouterr().err == "a\nb\n"
+
+
+def test_a_folder_that_somebody_else_has_made_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    notes = WorkerNotes()
+    folder = Path(notes.folder)
+    folder.mkdir()
+    folder.chmod(0o777)
+    (folder / "gw0.json").write_text('{"errors": ["forged"]}')
+    leave_notes(notes.folder, "gw1", Notes(["a"]))
+    assert capsys.readouterr().err == "a\n"
+    assert notes.collect() == Notes()

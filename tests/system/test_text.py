@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 
 import pytest
@@ -10,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_infserver.system.secrets import MIN_LENGTH
-from pytest_infserver.system.text import clean, clean_part, cleaned, legible, margin, one_line, without_escapes
+from pytest_infserver.system.text import (
+    clean,
+    clean_part,
+    cleaned,
+    legible,
+    margin,
+    one_line,
+    without_escapes,
+    without_middle,
+)
 
 SECRET = "sk-0123456789-é-abcdef"
 SECRETS = frozenset({SECRET})
@@ -20,6 +30,25 @@ REPEATED = b"abc-abc-abcdef"
 
 
 # Whole texts.
+
+
+def test_a_text_that_is_too_long_has_its_beginning_and_end_and_says_what_is_left_out() -> None:
+    lines = [f"line {number} {COLOUR}{SECRET}\x1b[0m" for number in range(1000)]
+    text = "\n".join(lines)
+    assert without_middle(text, SECRETS, len(text)) == clean(text, SECRETS)
+    shown = without_middle(text, SECRETS, 3000)
+    assert len(shown) < 3100
+    first, note, last = re.split(r"\n(\[.*characters left out ...\])\n", shown)
+    assert first.startswith("line 0 ********\nline 1")
+    assert last.endswith("line 999 ********")
+    assert len(text) - 3000 <= int(note.split()[1]) < len(text) - 2800
+    assert without_middle(text, SECRETS, 0) == f"\n[... {len(text)} characters left out ...]\n"
+
+
+@pytest.mark.parametrize("limit", range(30, 120))
+def test_where_the_middle_is_left_out_no_part_of_a_secret_stays(limit: int) -> None:
+    text = f"https://bob:url-pass-1@host/x {SECRET} " * 40
+    assert not re.search(r"0123|abcd|url-p|pass", without_middle(text, SECRETS, limit))
 
 
 @pytest.mark.parametrize(

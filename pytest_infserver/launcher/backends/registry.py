@@ -38,6 +38,11 @@ def register_backend(backend: type[InferenceServer]) -> type[InferenceServer]:
     return backend
 
 
+def use_backend(name: str, backend: type[InferenceServer]) -> None:
+    """Let a name, or an import path, of configurations stand for a class."""
+    _registered[name] = backend
+
+
 def backend_name(backend: type[InferenceServer]) -> str:
     """Return the name of a backend class without making a server of it.
 

@@ -11,13 +11,15 @@ from typing import Any
 
 from pytest_infserver.config.flags import ARGUMENT_KEYS
 from pytest_infserver.errors import ServerStartupError
-from pytest_infserver.launcher.arguments import option_values
 from pytest_infserver.launcher.backends.hub import HUB_DOWNLOADS
-from pytest_infserver.launcher.changed_options import ChangedOption
-from pytest_infserver.launcher.phases import Phase
+from pytest_infserver.launcher.engine.address_flags import AddressFlags
+from pytest_infserver.launcher.engine.arguments import option_values
+from pytest_infserver.launcher.engine.changed_options import ChangedOption
+from pytest_infserver.launcher.engine.sleep_requests import SleepRequests
 from pytest_infserver.launcher.profiling.endpoints import Options, ProfileEndpoints
 from pytest_infserver.launcher.server import InferenceServer
 from pytest_infserver.launcher.share import SeveralNodes
+from pytest_infserver.launcher.startup.phases import Phase
 
 
 def _nothing(folder: str, version: str | None, options: Options) -> tuple[Sequence[str], Mapping[str, str]]:
@@ -46,6 +48,7 @@ class SGLangServer(InferenceServer):
         ChangedOption("--cuda-graph-max-bs", "write --cuda-graph-max-bs-decode", since="0.5.23"),
         ChangedOption("--cuda-graph-bs", "write --cuda-graph-bs-decode", since="0.5.23"),
     )
+    takes_entrypoint = True
     config_keys = frozenset(ARGUMENT_KEYS)
     uses_gpus = True
     # --tp and the like are argparse's abbreviations.
@@ -70,6 +73,8 @@ class SGLangServer(InferenceServer):
         "--model-path": "model",
         "--model": "model",
     }
+    # Its --fastapi-root-path is for a proxy: requests without that path are answered.
+    address_flags = AddressFlags(certificate=("--ssl-certfile",), api_key=("--api-key",), added=("api_key",))
     drawn_ports = range(22000, 30000)
     torch_endpoints = ProfileEndpoints(_nothing, _profile_request)
     cuda_endpoints = ProfileEndpoints(_nothing, _capture_request)
@@ -125,6 +130,12 @@ class SGLangServer(InferenceServer):
         Phase(re.compile(rb"The server is fired up"), "nearly ready"),
     )
 
+    sleep_requests = SleepRequests(
+        "/release_memory_occupation",
+        "/resume_memory_occupation",
+        advice="SGLang gives memory back with --enable-memory-saver",
+    )
+
     def get_backend_name(self) -> str:
         """Return ``sglang``."""
         return "sglang"
@@ -135,14 +146,18 @@ class SGLangServer(InferenceServer):
 
     def get_launch_command(self) -> list[str]:
         """Return ``python -m sglang.launch_server --model-path MODEL``, or ``sglang serve`` for that binary."""
-        python = Path(self.binary_path).name.startswith(("python", "pypy"))
-        start = ["-m", "sglang.launch_server"] if python else ["serve"]
         address = ["--host", self.host, "--port", str(self.port)]
-        words = [self.binary_path, *start, "--model-path", self.model_path, *address, *self.server_args()]
+        words = [*self.options_entry, "--model-path", self.model_path, *address, *self.server_args()]
         if self.share is None:
             return words
         ranks = ["--nnodes", str(self.share.nodes), "--node-rank", str(self.share.rank)]
         return [*words, *ranks, "--dist-init-addr", self.share.meeting]
+
+    @property
+    def options_entry(self) -> Sequence[str]:
+        """``python -m sglang.launch_server``, or ``sglang serve`` for that binary."""
+        python = Path(self.binary_path).name.startswith(("python", "pypy"))
+        return self.entry(*(["-m", "sglang.launch_server"] if python else ["serve"]))
 
     def derived_ports(self, port: int) -> Sequence[int]:
         """Return what data parallel attention takes besides ``port``: a handshake at +13, and the block from +233 on.
@@ -177,7 +192,8 @@ class SGLangServer(InferenceServer):
             ServerStartupError: It is not.
         """
         super().require_engine()
-        if self.binary_path == sys.executable and importlib.util.find_spec("sglang") is None:
+        usual = self.settings.entrypoint is None
+        if usual and self.binary_path == sys.executable and importlib.util.find_spec("sglang") is None:
             raise ServerStartupError(
                 f"{self} cannot start: the package 'sglang' is not installed for {sys.executable}."
                 f" {self.install_hint} Or name another environment's interpreter or 'sglang' command with"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from pytest_infserver.config.flags import ARGUMENT_KEYS
 from pytest_infserver.launcher.backends.hub import HUB_DOWNLOADS
-from pytest_infserver.launcher.phases import Phase
 from pytest_infserver.launcher.server import InferenceServer
+from pytest_infserver.launcher.startup.phases import Phase
 
 
 class TransformersServer(InferenceServer):
@@ -15,6 +16,7 @@ class TransformersServer(InferenceServer):
 
     install_hint = "Install it with \"pip install 'transformers[serving]'\"."
     packages = ("transformers",)
+    takes_entrypoint = True
     config_keys = frozenset(ARGUMENT_KEYS)
     # Its default is --device auto, which spreads a model over all GPUs.
     uses_gpus = True
@@ -46,4 +48,9 @@ class TransformersServer(InferenceServer):
     def get_launch_command(self) -> list[str]:
         """Return ``transformers serve MODEL --host HOST --port PORT`` and the configured arguments."""
         address = ["--host", self.host, "--port", str(self.port)]
-        return [self.binary_path, "serve", self.model_path, *address, *self.server_args()]
+        return [*self.entry("serve"), self.model_path, *address, *self.server_args()]
+
+    @property
+    def options_entry(self) -> Sequence[str] | None:
+        """``transformers serve``."""
+        return self.entry("serve")

@@ -12,13 +12,15 @@ from pathlib import Path
 from pytest_infserver.config.flags import ARGUMENT_KEYS
 from pytest_infserver.errors import ServerStartupError
 from pytest_infserver.launcher.backends.hub import HUB_DOWNLOADS
-from pytest_infserver.launcher.changed_options import ChangedOption
 from pytest_infserver.launcher.command import make_command, require_binary
-from pytest_infserver.launcher.engine_version import interpreter_of, is_at_least
-from pytest_infserver.launcher.phases import Phase
+from pytest_infserver.launcher.engine.address_flags import AddressFlags
+from pytest_infserver.launcher.engine.changed_options import ChangedOption
+from pytest_infserver.launcher.engine.sleep_requests import SleepRequests
+from pytest_infserver.launcher.engine.version import interpreter_of, is_at_least
 from pytest_infserver.launcher.profiling.endpoints import Options, ProfileEndpoints
 from pytest_infserver.launcher.server import InferenceServer
 from pytest_infserver.launcher.share import SeveralNodes
+from pytest_infserver.launcher.startup.phases import Phase
 
 _DEVELOPMENT = {
     "server_info": "/server_info",
@@ -86,6 +88,7 @@ class VLLMServer(InferenceServer):
         ChangedOption("--swap-space", "leave it out, or see --cpu-offload-gb", since="0.32"),
         ChangedOption("--device", "leave it out, the build decides", since="0.32"),
     )
+    takes_entrypoint = True
     config_keys = frozenset(ARGUMENT_KEYS)
     uses_gpus = True
     parallel_sizes = (
@@ -94,6 +97,9 @@ class VLLMServer(InferenceServer):
         ("--data-parallel-size", "-dp"),
         ("--prefill-context-parallel-size", "-pcp"),
     )
+    # External load balancing: each rank is a server of its own, and takes what it says is local, or one.
+    local_sizes = {"--data-parallel-size": ("--data-parallel-size-local", "-dpl")}  # noqa: RUF012
+    rank_options = {"--data-parallel-size": ("--data-parallel-rank", "-dpn")}  # noqa: RUF012
     node_counts = ("--nnodes", "-n")
     several_nodes = SeveralNodes.RAY
     node_options = {  # noqa: RUF012
@@ -120,6 +126,15 @@ class VLLMServer(InferenceServer):
         "load": "/load",
         **_DEVELOPMENT,
     }
+    # With --root-path it answers with and without that path; it compares the decoded path with what it was told.
+    address_flags = AddressFlags(
+        certificate=("--ssl-certfile",),
+        uds=("--uds",),
+        base_path=("--root-path",),
+        base_path_optional=True,
+        api_key=("--api-key",),
+        added=("uds", "base_path"),
+    )
     api_key_variables = ("VLLM_API_KEY",)
     # Requests without a body: what vLLM takes in one differs from version to version.
     torch_endpoints = ProfileEndpoints(_torch_profiler, flags=("--profiler-config",))
@@ -151,6 +166,12 @@ class VLLMServer(InferenceServer):
     # on a CPU with AVX-512 also leave what tensor parallel shares there.
     known_leftovers = ("socket:????????-????-????-????-????????????", "file:vllm_dist_*", "shm:vllm_dist_*-cpushm_*")
 
+    sleep_requests = SleepRequests(
+        "/sleep?level={level}",
+        "/wake_up",
+        advice="vLLM sleeps with VLLM_SERVER_DEV_MODE=1 in 'env_vars:', and gives memory back with --enable-sleep-mode",
+    )
+
     def get_backend_name(self) -> str:
         """Return ``vllm``."""
         return "vllm"
@@ -158,7 +179,7 @@ class VLLMServer(InferenceServer):
     def list_endpoints(self) -> dict[str, str]:
         """Return name to URL; before the start those for development only if the environment asks for them."""
         endpoints = super().list_endpoints()
-        if self.running or self._as_configured().env.get("VLLM_SERVER_DEV_MODE", "0") != "0":
+        if self.running or self.configured_command().env.get("VLLM_SERVER_DEV_MODE", "0") != "0":
             return endpoints
         return {name: url for name, url in endpoints.items() if name not in _DEVELOPMENT}
 
@@ -169,11 +190,17 @@ class VLLMServer(InferenceServer):
     def get_launch_command(self) -> list[str]:
         """Return ``vllm serve MODEL --host HOST --port PORT`` and the configured arguments."""
         address = ["--host", self.host, "--port", str(self.port)]
-        words = ["serve", self.model_path, *address, *self.server_args()]
+        words = [self.model_path, *address, *self.server_args()]
         if self.share is None:
-            return [self.binary_path, *words]
+            return [*self.entry("serve"), *words]
+        words = ["serve", *words]
         executor = [] if "--distributed-executor-backend" in words else ["--distributed-executor-backend", "ray"]
         return [self._python or sys.executable, str(_IN_GROUP), *words, *executor]
+
+    @property
+    def options_entry(self) -> Sequence[str] | None:
+        """``vllm serve``."""
+        return self.entry("serve")
 
     @property
     def env_vars(self) -> Mapping[str, str | None]:

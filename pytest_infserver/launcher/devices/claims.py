@@ -15,10 +15,11 @@ from pytest_infserver.errors import ServerStartupError
 from pytest_infserver.launcher.devices.demand import Demand, demand_of, shortage
 from pytest_infserver.launcher.devices.memory import MemoryBefore, describe_process
 from pytest_infserver.launcher.devices.visible import Device, Visible, visible_devices
-from pytest_infserver.launcher.places import shared_dir, take_shared_lock
+from pytest_infserver.system.disk.locks import named_holder, sign, take_shared_lock
+from pytest_infserver.system.disk.places import shared_lock_file
 
 if TYPE_CHECKING:
-    from pytest_infserver.launcher.server import InferenceServer
+    from pytest_infserver.launcher.spec import ServerSpec
 
 SWITCH = "INFSERVER_DEVICE_LOCKS"
 """The environment variable that switches the locks off with 0: Slurm and Kubernetes keep runs apart by themselves."""
@@ -32,27 +33,43 @@ class Locks:
     """Locks that are never lost, wherever an interrupt comes: they end with this object.
 
     Attributes:
-        lock_fds: Their descriptors.
+        refused: Why there can be no locks, with what to do; None if there can.
     """
 
     def __init__(self) -> None:
-        self.lock_fds: list[int] = []
+        self._locks: list[int] = []
+        self.refused: str | None = None
+
+    @property
+    def lock_fds(self) -> Sequence[int]:
+        """Their descriptors.
+
+        Raises:
+            ServerStartupError: There can be none: what should be locked may be used by others.
+        """
+        if self.refused is not None:
+            raise ServerStartupError(self.refused)
+        return self._locks
 
     def take(self, file: Path) -> int | None:
-        """Lock a file without waiting; return the descriptor, or None if somebody else holds the lock."""
-        before = len(self.lock_fds)
+        """Lock a file without waiting; return the descriptor, or None if somebody else holds the lock.
+
+        Raises:
+            OSError: The file cannot be used; see `take_shared_lock`.
+        """
+        before = len(self._locks)
         # In one line, so that nothing comes between a lock and its owner.
-        self.lock_fds.extend(lock for lock in [take_shared_lock(file)] if lock is not None)
-        return self.lock_fds[-1] if len(self.lock_fds) > before else None
+        self._locks.extend(lock for lock in [take_shared_lock(file)] if lock is not None)
+        return self._locks[-1] if len(self._locks) > before else None
 
     def give_up(self, lock: int) -> None:
         """Unlock one of them."""
-        os.close(self.lock_fds.pop(self.lock_fds.index(lock)))
+        os.close(self._locks.pop(self._locks.index(lock)))
 
     def release(self) -> None:
         """Close all of them; the locks last while a supervisor holds duplicates."""
-        while self.lock_fds:
-            os.close(self.lock_fds.pop())
+        while self._locks:
+            os.close(self._locks.pop())
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
@@ -66,6 +83,7 @@ class DeviceClaim(Locks):
         devices: The devices.
         env_vars: What the server's environment says of them.
         lock_fds: Locks on them; the server's supervisor must hold duplicates, so that they last as long as it does.
+            Where there can be none, no server starts with this claim.
         memory: Their memory before the server.
     """
 
@@ -77,8 +95,16 @@ class DeviceClaim(Locks):
 
     def release(self) -> None:
         """Give the devices back; while a supervisor holds duplicates of the locks they stay locked."""
-        _unreleased.discard(self)
+        if self in _unreleased:
+            _unreleased.discard(self)
+            self.memory.note_owed()
         super().release()
+
+    def not_back(self) -> str | None:
+        """Return which device still holds how much for whom, of those that no other server of this process uses."""
+        others = [one for one in list(_unreleased) if one is not self]
+        shared = {device.key for one in others for device in one.devices}
+        return self.memory.without(shared).wait_until_back(0)
 
     def wait_until_back(self, timeout: float = 30.0) -> str | None:
         """Wait until the devices' memory is back near what it was when they were claimed.
@@ -101,13 +127,14 @@ def claim(visible: Visible, demand: Demand, avoid: frozenset[str] = frozenset())
         avoid: Keys of devices not to take.
 
     Returns:
-        The claim, which the caller must release; None if too few devices are free.
+        The claim, which the caller must release; None if too few devices are free. Where no device can be locked,
+        or too few of them ever, it is a claim without locks that says so (`Locks.refused`).
     """
     made = DeviceClaim()
     try:
         candidates = [device for device in demand.candidates(visible) if device.key not in avoid]
         with _turn():
-            locks = _take(made, candidates, shared=bool(demand.variable)) if demand.count else {}
+            locks = _take(made, candidates, demand) if demand.count else {}
             if len(locks) < demand.count:
                 made.release()
                 return None
@@ -117,7 +144,9 @@ def claim(visible: Visible, demand: Demand, avoid: frozenset[str] = frozenset())
                 if lock is not None and device not in made.devices:
                     made.give_up(lock)
         for device in made.devices:
-            _sign(locks[device])
+            lock = locks[device]
+            if lock is not None:
+                sign(lock)
         made.env_vars = _environment(visible, demand, made.devices)
         made.memory = MemoryBefore.of(made.devices)
         return made
@@ -126,7 +155,7 @@ def claim(visible: Visible, demand: Demand, avoid: frozenset[str] = frozenset())
         raise
 
 
-def claim_for(server: InferenceServer) -> DeviceClaim | None:
+def claim_for(server: ServerSpec) -> DeviceClaim | None:
     """Claim what a server needs that nobody else has claimed for it.
 
     Returns:
@@ -143,6 +172,9 @@ def claim_for(server: InferenceServer) -> DeviceClaim | None:
     if missing is not None:
         raise ServerStartupError(f"{server} cannot start: {missing}. {_advice(visible, demand)}")
     made = claim(visible, demand)
+    if made is not None and made.refused is not None:
+        made.release()
+        raise ServerStartupError(f"{server} cannot start: {made.refused}")
     if made is None:
         sharing = f", or set {SWITCH}=0 if servers may share a GPU" if _locks_are_on() else ""
         raise ServerStartupError(
@@ -155,18 +187,17 @@ def claim_for(server: InferenceServer) -> DeviceClaim | None:
 def describe_taken(visible: Visible, demand: Demand) -> str:
     """Say in words which of the devices that a server could get are taken, and by whom."""
     with _turn():
-        taken = [device for device in demand.candidates(visible) if not _is_free(device)]
-    return "; ".join(f"{device} is taken by {describe_holder(device)}" for device in taken) or "they were a moment ago"
+        said = [_why_taken(device) for device in demand.candidates(visible)]
+    return "; ".join(filter(None, said)) or "they were a moment ago"
 
 
 def describe_holder(device: Device) -> str:
     """Say in words who has claimed a device, as far as this user may know."""
-    file = _lock_file(device)
-    if file is None or _claimed_here(device):
+    if not _locks_are_on() or _claimed_here(device):
         return f"another server of this process, {describe_process(os.getpid())}"
-    try:
-        pid = int(file.read_text())
-    except (OSError, ValueError):
+    file = _lock_file(device)
+    pid = named_holder(file)
+    if pid is None:
         return f"another run, which has not said who it is in {file}"
     shown = describe_process(pid)
     # Its server's supervisor holds the lock until the server is gone. Or the pid is that of another container.
@@ -187,24 +218,36 @@ def _environment(visible: Visible, demand: Demand, devices: Sequence[Device]) ->
     return visible.environment(devices, demand.variable or None)
 
 
-def _take(made: DeviceClaim, candidates: Sequence[Device], shared: bool) -> dict[Device, int | None]:
+def _take(made: DeviceClaim, candidates: Sequence[Device], demand: Demand) -> dict[Device, int | None]:
     """Lock all candidates that are free; return them with their locks, which are ``made``'s by now.
 
     Args:
         made: The claim.
         candidates: The devices.
-        shared: Whether servers may share a device where there are no locks: the user has named it for each.
+        demand: What the server needs.
     """
+    # Where there are no locks the user may have named a device for each of those that share it.
+    unlocked = {device: None for device in candidates if demand.variable or not _claimed_here(device)}
+    if not _locks_are_on():
+        return {**unlocked}
     taken: dict[Device, int | None] = {}
+    problems: dict[str, int] = {}
     for device in candidates:
-        file = _lock_file(device)
-        if file is None:
-            if shared or not _claimed_here(device):
-                taken[device] = None
+        try:
+            lock = made.take(_lock_file(device))
+        except OSError as error:
+            # Another run may use it: it is not taken.
+            problems[str(error)] = problems.get(str(error), 0) + 1
             continue
-        lock = made.take(file)
         if lock is not None:
             taken[device] = lock
+    if problems and len(candidates) - sum(problems.values()) < demand.count:
+        made.release()
+        made.refused = (
+            f"GPUs cannot be kept from other runs: {'; '.join(problems)}. Mend that, or name another folder for locks"
+            f" with INFSERVER_STATE_DIR in all runs, or set {SWITCH}=0 if nobody else uses these GPUs."
+        )
+        return {**unlocked}
     return taken
 
 
@@ -221,13 +264,20 @@ def _claimed_here(device: Device) -> bool:
     return any(device.key == other.key for held in list(_unreleased) for other in held.devices)
 
 
+def _why_taken(device: Device) -> str | None:
+    """Return in words why a device cannot be had, None if it can."""
+    try:
+        return None if _is_free(device) else f"{device} is taken by {describe_holder(device)}"
+    except OSError as error:
+        return f"{device} cannot be locked ({error})"
+
+
 def _is_free(device: Device) -> bool:
-    file = _lock_file(device)
-    if file is None:
+    if not _locks_are_on():
         return not _claimed_here(device)
     probe = Locks()
     try:
-        return probe.take(file) is not None
+        return probe.take(_lock_file(device)) is not None
     finally:
         probe.release()
 
@@ -236,28 +286,21 @@ def _locks_are_on() -> bool:
     return os.environ.get(SWITCH) != "0"
 
 
-def _lock_file(device: Device) -> Path | None:
-    folder = shared_dir() if _locks_are_on() else None
+def _lock_file(device: Device) -> Path:
     # Not the name of leaks/gpu.py: debug mode's lock is another one, on every device that its server might use.
-    return None if folder is None else folder / f"slot-{re.sub(r'[^A-Za-z0-9-]', '_', device.key)}.lock"
-
-
-def _sign(lock: int | None) -> None:
-    if lock is not None:
-        with contextlib.suppress(OSError):
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, str(os.getpid()).encode(), 0)
+    return shared_lock_file(f"slot-{re.sub(r'[^A-Za-z0-9-]', '_', device.key)}.lock")
 
 
 @contextlib.contextmanager
 def _turn() -> Iterator[None]:
     """Let one process at a time choose: two that each hold a part of what the other needs would both get nothing."""
-    folder = shared_dir() if _locks_are_on() else None
     turn = Locks()
     try:
-        if folder is not None:
+        # After the limit, or with a file that cannot be locked, without a turn: nobody is kept from a device by it.
+        with contextlib.suppress(OSError):
             deadline = time.monotonic() + _TURN_LIMIT
-            while turn.take(folder / "turn.lock") is None and time.monotonic() < deadline:
+            file = shared_lock_file("turn.lock") if _locks_are_on() else None
+            while file is not None and turn.take(file) is None and time.monotonic() < deadline:
                 time.sleep(0.002)
         yield
     finally:

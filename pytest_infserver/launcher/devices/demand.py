@@ -8,12 +8,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_infserver.launcher.arguments import option_values
-from pytest_infserver.launcher.devices.visible import CUDA, HIP, Device, Visible, entries, visible_devices
+from pytest_infserver.launcher.devices.visible import (
+    CUDA,
+    HIP,
+    ZE,
+    Device,
+    Visible,
+    entries,
+    masked,
+    masked_devices,
+    visible_devices,
+)
+from pytest_infserver.launcher.engine.arguments import option_values
 from pytest_infserver.launcher.user_code import asked
 
 if TYPE_CHECKING:
-    from pytest_infserver.launcher.server import InferenceServer
+    from pytest_infserver.launcher.spec import ServerSpec
 
 
 @dataclass(frozen=True)
@@ -23,8 +33,8 @@ class Demand:
     Attributes:
         count: How many devices; 0 if it needs none, or nothing is known of its needs.
         reason: Why, in words such as "gpus: 2".
-        fixed: Labels in the server's own CUDA_VISIBLE_DEVICES or HIP_VISIBLE_DEVICES; it gets ``count`` of these,
-            the first that are free, and no others.
+        fixed: Labels in the server's own CUDA_VISIBLE_DEVICES, HIP_VISIBLE_DEVICES or ZE_AFFINITY_MASK; it gets
+            ``count`` of these, the first that are free, and no others.
         variable: The variable that names ``fixed``, or "".
         hides: Whether the server must see no device.
     """
@@ -40,11 +50,13 @@ class Demand:
 
     def candidates(self, visible: Visible) -> tuple[Device, ...]:
         """Return the devices of which the server may get ``count``."""
+        if self.variable == ZE:
+            return masked_devices(self.fixed)
         # What the user names need not be in the caller's list: it stays as it is configured.
         return visible.machine.devices(self.fixed) if self.variable else visible.devices
 
 
-def demand_of(server: InferenceServer, visible: Visible | None = None) -> Demand:
+def demand_of(server: ServerSpec, visible: Visible | None = None) -> Demand:
     """Return what a server needs.
 
     Its ``gpus:`` counts first, then the ids in its own environment variable, then the parallel sizes in its
@@ -58,8 +70,11 @@ def demand_of(server: InferenceServer, visible: Visible | None = None) -> Demand
     if server.attached:
         return Demand(0, "it is not started here")
     variable = next((name for name in (CUDA, HIP) if server.env_vars.get(name) is not None), "")
+    # Empty it is no mask at all.
+    variable = variable or (ZE if server.env_vars.get(ZE) else "")
     listed = f"{variable}={server.env_vars[variable]} in env_vars" if variable else ""
-    fixed = entries(server.env_vars[variable] or "") if variable else ()
+    read = masked if variable == ZE else entries
+    fixed = read(server.env_vars[variable] or "") if variable else ()
     wanted = server.settings.gpus
     if wanted is not None:
         reason = f"gpus: {wanted}, {listed}" if listed else f"gpus: {wanted}"
@@ -71,7 +86,7 @@ def demand_of(server: InferenceServer, visible: Visible | None = None) -> Demand
     return _derived(server, visible or visible_devices(os.environ))
 
 
-def parallel_size(server: InferenceServer) -> tuple[int, str] | None:
+def parallel_size(server: ServerSpec) -> tuple[int, str] | None:
     """Return how many GPUs the arguments of a server say that it needs, and why; None if they do not say it."""
     argv = [_dashed(word) for word in server.server_args()]
     if _last(argv, ["--device"]) == "cpu":
@@ -80,8 +95,9 @@ def parallel_size(server: InferenceServer) -> tuple[int, str] | None:
     for flags in asked(server).parallel_sizes:
         size = _last(argv, flags)
         inner = asked(server).inner_sizes.get(flags[0])
+        local = _local_size(server, argv, flags[0], size)
         if size is not None and size.isdecimal() and int(size) and (inner is None or inner not in argv):
-            sizes[flags[0].removeprefix("--")] = int(size)
+            sizes[flags[0].removeprefix("--")] = int(size) if local is None else local
     if not sizes:
         return None
     total, reason = math.prod(sizes.values()), " x ".join(f"{name} {size}" for name, size in sizes.items())
@@ -91,7 +107,17 @@ def parallel_size(server: InferenceServer) -> tuple[int, str] | None:
     return total, reason
 
 
-def _derived(server: InferenceServer, visible: Visible) -> Demand:
+def _local_size(server: ServerSpec, argv: Sequence[str], name: str, size: str | None) -> int | None:
+    """Return how much of a size is the server's own, where it is one of several that make it up together."""
+    local = _last(argv, asked(server).local_sizes.get(name, ()))
+    if local is not None and local.isdecimal():
+        # 0 is said on a head that runs no engine itself, and uses none.
+        return int(local)
+    is_rank = size is not None and _last(argv, asked(server).rank_options.get(name, ())) is not None
+    return 1 if is_rank else None
+
+
+def _derived(server: ServerSpec, visible: Visible) -> Demand:
     backend = server.backend_name
     if not visible.devices:
         return Demand(0, f"a {backend} server where there is no GPU")
@@ -121,7 +147,8 @@ def shortage(visible: Visible, demand: Demand) -> str | None:
     if demand.count <= len(candidates):
         return None
     if demand.variable:
-        missing = next((label for label in demand.fixed if visible.machine.key(label) is None), None)
+        known = demand.fixed if demand.variable != ZE else ()
+        missing = next((label for label in known if visible.machine.key(label) is None), None)
         if missing is not None:
             return f"needs GPU {missing} ({demand.reason}), which this machine does not have ({visible.source})"
         if len(candidates) < len(dict.fromkeys(demand.fixed)):
@@ -153,7 +180,7 @@ def shortage_together(visible: Visible, demands: Mapping[str, Demand]) -> str | 
 
 
 def _can_serve(units: Sequence[Sequence[str]]) -> bool:
-    """Tell whether each unit can have a device of its own among those that it may have (bipartite matching)."""
+    """Return whether each unit can have a device of its own among those that it may have (bipartite matching)."""
     owner: dict[str, int] = {}
 
     def place(unit: int, tried: set[str]) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from pytest_infserver.launcher.devices.visible import Device
-from pytest_infserver.launcher.gpus import Gpu, NoTelemetry, read_gpus
+from pytest_infserver.system.gpus import Gpu, NoTelemetry, read_gpus
 from pytest_infserver.system.secrets import find_secrets
 from pytest_infserver.system.text import one_line
 
@@ -16,6 +17,9 @@ TOLERANCE = 512 << 20
 """Bytes by which a device's memory may differ and still leave room for the next server."""
 _STEP = 0.1
 _MAX_COMMAND = 80
+_noting = threading.Lock()
+_owed: dict[str, Gpu] = {}
+"""UUIDs of the devices that this process has released before their memory was back, each as it was before."""
 _MAX_READ = 64 * 1024
 
 
@@ -31,14 +35,31 @@ class MemoryBefore:
 
     @classmethod
     def of(cls, devices: Iterable[Device]) -> MemoryBefore:
-        """Look at devices now."""
+        """Look at devices now, or where memory is owed, as they were before that was taken; see `note_owed`."""
         keys = {device.key for device in devices}
         if not keys:
             return cls({})
         try:
-            return cls({gpu.uuid: gpu for gpu in read_gpus() if gpu.uuid in keys and gpu.used is not None})
+            now = {gpu.uuid: gpu for gpu in read_gpus() if gpu.uuid in keys and gpu.used is not None}
         except NoTelemetry:
             return cls({})
+        with _noting:
+            # What the one before has not given back is not this one's beginning.
+            return cls({uuid: _owed.get(uuid, gpu) for uuid, gpu in now.items()})
+
+    def note_owed(self) -> None:
+        """Remember, for whoever gets these devices next, what is not back yet."""
+        left = {gpu.uuid for gpu, _ in self._left()}
+        with _noting:
+            for uuid, gpu in self.gpus.items():
+                if uuid in left:
+                    _owed[uuid] = gpu
+                else:
+                    _owed.pop(uuid, None)
+
+    def without(self, uuids: Collection[str]) -> MemoryBefore:
+        """Return the memory of the other devices."""
+        return MemoryBefore({uuid: gpu for uuid, gpu in self.gpus.items() if uuid not in uuids})
 
     def wait_until_back(self, timeout: float = 30.0) -> str | None:
         """Wait until each device's memory is back near what it was.

@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pytest_infserver.launcher.gpus import Gpu, NoTelemetry, read_gpus
+from pytest_infserver.system.gpus import Gpu, NoTelemetry, read_gpus
 
 CUDA = "CUDA_VISIBLE_DEVICES"
 HIP = "HIP_VISIBLE_DEVICES"
 ROCR = "ROCR_VISIBLE_DEVICES"
+ZE = "ZE_AFFINITY_MASK"
+"""Intel's, whose devices no driver shows here: they count where a server names them."""
 ORDER = "CUDA_DEVICE_ORDER"
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _UUID = re.compile(r"(?:GPU|MIG)-\S+")
@@ -165,6 +167,17 @@ def entries(text: str) -> tuple[str, ...]:
             break
         found.append(entry)
     return tuple(found)
+
+
+def masked(text: str) -> tuple[str, ...]:
+    """Return the devices of an affinity mask, each once; of a part of one, such as ``0.1``, the whole."""
+    roots = [entry.strip().partition(".")[0] for entry in text.split(",")]
+    return tuple(dict.fromkeys(root for root in roots if _NUMBER.fullmatch(root)))
+
+
+def masked_devices(labels: Iterable[str]) -> tuple[Device, ...]:
+    """Return the devices of an affinity mask, as `masked` returns them."""
+    return tuple(Device(label, f"ze-{label}", index) for index, label in enumerate(labels))
 
 
 def _gpus() -> tuple[list[Gpu], str]:

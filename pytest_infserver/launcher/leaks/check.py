@@ -12,7 +12,7 @@ from pathlib import Path
 from pytest_infserver.launcher.leaks.gpu import GpuMemory
 from pytest_infserver.launcher.leaks.report import LeakReport, from_message, judged
 from pytest_infserver.launcher.leaks.temporary_files import PYTORCH_CACHES, TemporaryDirectory, new_path
-from pytest_infserver.launcher.process import ServerProcess
+from pytest_infserver.launcher.supervision.supervised_process import ServerProcess
 
 _SHORT = 40
 """Longest path, in bytes, under which the server's own temporary directory leaves room for unix sockets: 107 bytes."""

@@ -6,10 +6,11 @@ import os
 import time
 from collections.abc import Mapping
 
-from pytest_infserver.launcher.gpus import Gpu, NoTelemetry, read_gpus
-from pytest_infserver.launcher.leaks.finding import Finding
-from pytest_infserver.launcher.places import shared_dir, take_shared_lock
-from pytest_infserver.launcher.processes import is_alive, read_process
+from pytest_infserver.leak_finding import Finding
+from pytest_infserver.system.disk.locks import take_shared_lock
+from pytest_infserver.system.disk.places import shared_lock_file
+from pytest_infserver.system.gpus import Gpu, NoTelemetry, read_gpus
+from pytest_infserver.system.processes.table import is_alive, read_process
 
 RELEASE_LIMIT = 10.0
 """Seconds that the driver gets to take the memory of an ended process back: it comes later than the end."""
@@ -90,12 +91,15 @@ class GpuMemory:
         return self._pids_are_ours and gpu.processes is not None
 
     def _lock(self, gpu: Gpu) -> bool:
-        """Make sure that no other server's memory is taken for this one's; tell whether ``gpu`` can be judged."""
+        """Make sure that no other server's memory is taken for this one's; return whether ``gpu`` can be judged."""
         if gpu.used is None:
             self._reasons[f"the driver does not tell how much of {gpu} is in use"] = None
             return False
-        folder = shared_dir()
-        lock = None if folder is None else take_shared_lock(folder / f"gpu-{gpu.uuid}.lock")
+        try:
+            lock = take_shared_lock(shared_lock_file(f"gpu-{gpu.uuid}.lock"))
+        except OSError as error:
+            self._reasons[f"{gpu} cannot be locked: {error}"] = None
+            return False
         if lock is None:
             self._reasons[f"another server uses {gpu}, and its memory cannot be told by process here"] = None
             return False

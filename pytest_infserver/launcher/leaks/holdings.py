@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
-from pytest_infserver.launcher.processes import Process, command_line, read_file
+from pytest_infserver.system.processes.table import Process, command_line, read_file
 
 ObjectId: TypeAlias = "tuple[int, int]"
 """Device and inode: a named semaphore is mapped under a name that has not been its own for long."""

@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from typing import ClassVar
 
-from pytest_infserver.launcher.leaks.finding import Finding
 from pytest_infserver.launcher.leaks.holdings import Holdings
-from pytest_infserver.launcher.proc_net import Listener, listeners, socket_inodes
-from pytest_infserver.launcher.processes import age, command_line, read_process
+from pytest_infserver.leak_finding import Finding
+from pytest_infserver.system.proc_net import Listener, listeners, socket_inodes
+from pytest_infserver.system.processes.table import age, command_line, read_process
 
 
 class Ports:

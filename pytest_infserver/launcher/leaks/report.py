@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_infserver.launcher.leaks.finding import Finding
+from pytest_infserver.leak_finding import Finding
 from pytest_infserver.system.text import one_line, shortened
 
 _MAX_COMMAND = 160
@@ -81,7 +81,7 @@ def judged(findings: Sequence[Finding], allowed: Sequence[str], secrets: frozens
 
 
 def is_allowed(finding: Finding, allowed: Sequence[str]) -> bool:
-    """Tell whether one of the patterns ``kind:glob`` fits what was found; a path also by its last part."""
+    """Return whether one of the patterns ``kind:glob`` fits what was found; a path also by its last part."""
     names = {finding.name}
     if finding.kind in ("shm", "semaphore", "socket", "file"):
         names.add(os.path.basename(finding.name))  # noqa: PTH119
@@ -122,8 +122,9 @@ def as_known_text(who: str, findings: Sequence[Finding]) -> str:
 
 
 def finding_line(finding: Finding) -> str:
-    """Return what was found, in one line without its command."""
-    return " ".join(_finding_lines(finding, "", {finding.pid})[0].split())
+    """Return what was found, in one line with the whole command."""
+    head = " ".join(_finding_lines(finding, "", {finding.pid})[0].split())
+    return f"{head}; command: {finding.command}" if finding.command else head
 
 
 def _summary(findings: Sequence[Finding]) -> str:

@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from pytest_infserver.launcher.leaks.finding import Finding
 from pytest_infserver.launcher.leaks.holdings import Holdings, ObjectId, held_by_others
+from pytest_infserver.leak_finding import Finding
+from pytest_infserver.system.disk.removal import Seen
 
 FOLDER = "/dev/shm"
 _MAX_OBJECTS = 10_000
@@ -80,7 +81,7 @@ class SharedMemory:
             detail = f"{size}, new, named after a process of the server but never seen held, left alone"
             return Finding(kind, path, detail, age=seconds, fails=False)
         pid, command = self._held[identity]
-        return Finding(kind, path, size, pid, command, seconds, removed=_remove(path, identity))
+        return Finding(kind, path, size, pid, command, seconds, removed=Seen(path, *identity).remove())
 
     def _names_a_process(self, path: str) -> bool:
         # Whoever else is at work on this machine makes new objects too: only such a name makes one suspicious.
@@ -98,18 +99,6 @@ def _objects() -> Iterator[tuple[ObjectId, str, os.stat_result]]:
             status = os.lstat(path)
             if stat.S_ISREG(status.st_mode):
                 yield (status.st_dev, status.st_ino), path, status
-
-
-def _remove(path: str, identity: ObjectId) -> bool:
-    try:
-        status = os.lstat(path)
-        if (status.st_dev, status.st_ino) == identity:
-            os.unlink(path)  # noqa: PTH108
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 def _is_held(path: str) -> bool | None:

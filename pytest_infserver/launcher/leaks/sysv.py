@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
-from pytest_infserver.launcher.leaks.finding import Finding
 from pytest_infserver.launcher.leaks.holdings import Holdings
-from pytest_infserver.launcher.processes import age
+from pytest_infserver.leak_finding import Finding
+from pytest_infserver.system.processes.table import age
 
 _IPC_RMID = 0
 _SLACK = 1.5

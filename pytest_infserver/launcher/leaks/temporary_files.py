@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import time
 
-from pytest_infserver.launcher.leaks.finding import Finding
+from pytest_infserver.leak_finding import Finding
+from pytest_infserver.system.disk.removal import Seen, make_accessible, remove_own_folder
 
 PYTORCH_CACHES = ("file:torchinductor_*",)
 """PyTorch 2.13 keeps precompiled headers there, whatever TORCHINDUCTOR_CACHE_DIR says."""
@@ -27,6 +27,7 @@ class TemporaryDirectory:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._made: Seen | None = None
 
     def make(self) -> None:
         """Make it, for nobody else's eyes.
@@ -35,11 +36,15 @@ class TemporaryDirectory:
             OSError: It cannot be made.
         """
         os.mkdir(self.path, 0o700)  # noqa: PTH102
+        self._made = Seen.at(self.path)
 
     def left(self) -> list[Finding]:
         """Return what is in it, each thing at its top once, and remove it."""
-        found = []
-        _make_accessible(self.path)
+        found: list[Finding] = []
+        if self._made is not None and Seen.at(self.path) != self._made:
+            # Gone, or the server has put something else there, which is not what it was given.
+            return found
+        make_accessible(self.path)
         try:
             entries = sorted(os.listdir(self.path))  # noqa: PTH208
         except OSError:
@@ -58,43 +63,8 @@ class TemporaryDirectory:
 
     def remove(self) -> None:
         """Remove it with all that is in it, as far as possible."""
-        # Imported here: most servers leave nothing, and os.rmdir does.
-        try:
-            os.rmdir(self.path)  # noqa: PTH106
-        except FileNotFoundError:
-            pass
-        except OSError:
-            import shutil
-
-            status = os.lstat(self.path)
-            if not stat.S_ISDIR(status.st_mode):
-                # Somebody else was quicker to use the path.
-                return
-            if _is_mounted_on(self.path):
-                # What somebody has mounted there is not temporary.
-                return
-            for folder, names, _ in os.walk(self.path):
-                # Before the walk enters them.
-                for name in names:
-                    _make_accessible(os.path.join(folder, name))  # noqa: PTH118
-            shutil.rmtree(self.path, ignore_errors=True)
-
-
-def _is_mounted_on(folder: str) -> bool:
-    """Tell whether anything is mounted in a folder, also of the same file system."""
-    try:
-        with open("/proc/self/mountinfo", "rb") as file:  # noqa: PTH123
-            places = [line.split()[4] for line in file]
-    except OSError:
-        # Elsewhere than on Linux.
-        return any(os.path.ismount(place) for place, _, _ in os.walk(folder))
-    # The kernel writes blanks so.
-    inside = os.fsencode(os.path.realpath(folder)).replace(b" ", b"\\040") + b"/"
-    return any(place.startswith(inside) for place in places)
-
-
-def _make_accessible(folder: str) -> None:
-    with contextlib.suppress(OSError):
-        # A link's target is none of our business.
-        if not os.path.islink(folder):  # noqa: PTH114
-            os.chmod(folder, 0o700)  # noqa: PTH101
+        if self._made is not None:
+            self._made.remove()
+        else:
+            # Another process has made it.
+            remove_own_folder(self.path)

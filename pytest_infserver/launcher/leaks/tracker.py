@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from pytest_infserver.launcher.leaks.finding import Finding
 from pytest_infserver.launcher.leaks.holdings import Holdings, read_holdings
 from pytest_infserver.launcher.leaks.ports import Ports
 from pytest_infserver.launcher.leaks.shm import SharedMemory
@@ -15,7 +14,8 @@ from pytest_infserver.launcher.leaks.shm_alarm import open_alarm, quiet_alarm
 from pytest_infserver.launcher.leaks.sysv import SysVSharedMemory
 from pytest_infserver.launcher.leaks.temporary_files import TemporaryDirectory
 from pytest_infserver.launcher.leaks.unix_sockets import UnixSockets
-from pytest_infserver.launcher.processes import Process, age, command_line, read_process
+from pytest_infserver.leak_finding import Finding
+from pytest_infserver.system.processes.table import Process, age, command_line, read_process
 
 Result = TypeVar("Result")
 

@@ -8,9 +8,10 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
-from pytest_infserver.launcher.leaks.finding import Finding
 from pytest_infserver.launcher.leaks.holdings import Holdings, ObjectId
-from pytest_infserver.launcher.proc_net import unix_sockets
+from pytest_infserver.leak_finding import Finding
+from pytest_infserver.system.disk.removal import Seen
+from pytest_infserver.system.proc_net import unix_sockets
 
 
 class _Bound(NamedTuple):
@@ -54,7 +55,17 @@ class UnixSockets:
             status = _status(path)
             if status is not None and _identity(status) == bound.identity and bound.name not in spared:
                 seconds = max(0.0, time.time() - status.st_ctime)
-                found.append(Finding("socket", path, "", bound.pid, bound.command, seconds, removed=_remove(path)))
+                found.append(
+                    Finding(
+                        "socket",
+                        path,
+                        "",
+                        bound.pid,
+                        bound.command,
+                        seconds,
+                        removed=Seen(path, *bound.identity).remove(),
+                    )
+                )
         return found
 
     def _note(self, name: str, held: Holdings, fresh: bool) -> None:
@@ -82,11 +93,3 @@ def _status(path: str) -> os.stat_result | None:
 
 def _identity(status: os.stat_result) -> ObjectId:
     return status.st_dev, status.st_ino
-
-
-def _remove(path: str) -> bool:
-    try:
-        os.unlink(path)  # noqa: PTH108
-    except OSError:
-        return False
-    return True

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pytest_infserver.launcher.engine_version import installed_version
+from pytest_infserver.launcher.engine.version import installed_version
 from pytest_infserver.launcher.profiling.patience import patiently
 from pytest_infserver.launcher.user_code import asked
+from pytest_infserver.system.http.body import Reply
+from pytest_infserver.system.http.fetch import Limits, NoReply, fetch
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.profiling.endpoints import Options, ProfileEndpoints
     from pytest_infserver.launcher.profiling.profiler import Profiler, Waiting
 
 _MAX_SHOWN = 2000
+_MAX_ANSWER = 1024 * 1024
 
 
 def start_settings(
@@ -25,7 +29,7 @@ def start_settings(
         ProfileError: Its version has no such options.
     """
     server = profiler.server
-    command = server._as_configured()
+    command = server.configured_command()
     version = installed_version(command.argv[0], asked(server).packages, command.env)
     try:
         return endpoints.setup(folder, version, options)
@@ -45,23 +49,25 @@ def post(profiler: Profiler, path: str, body: Mapping[str, Any] | None, waiting:
     Raises:
         ProfileError: It was not answered, or refused.
     """
-    import requests
-
     server = profiler.server
+    sent = None if body is None else json.dumps(body).encode()
+    kind = {} if body is None else {"Content-Type": "application/json"}
+    limits = Limits(waiting.limit, _MAX_ANSWER)
 
-    def send() -> requests.Response:
-        with requests.Session() as session:
-            # A proxy of the environment would be asked for 127.0.0.1.
-            session.trust_env = False
-            return session.post(server.url_for(path), json=body, headers=server._headers(), timeout=waiting.limit)
+    def send() -> Reply:
+        address = server.address
+        headers = {**address.headers, **kind}
+        return fetch(server.url_for(path), limits, headers=headers, method="POST", body=sent, address=address)
 
     try:
         answer = patiently(send, waiting)
-    except requests.RequestException as error:
-        raise profiler.error(f"POST {path} failed: {error}") from None
+    except NoReply as error:
+        raise profiler.error(f"POST {path} {error}") from None
     if isinstance(answer, str):
         raise profiler.error(f"{answer} during POST {path}")
-    if answer.status_code == 404:
+    if answer.status == 404:
         raise profiler.error(f"the server has no {path}: it was not started for this profiler")
-    if not answer.ok:
-        raise profiler.error(f"POST {path} was answered {answer.status_code}", answer.text[:_MAX_SHOWN])
+    if not 200 <= answer.status < 300:
+        raise profiler.error(
+            f"POST {path} was answered {answer.status}", answer.body[:_MAX_SHOWN].decode("utf-8", "replace")
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -13,7 +12,13 @@ from typing import Any
 
 from psutil import pid_exists
 
-from pytest_infserver.launcher.processes import read_process
+from pytest_infserver.system.disk.files import read_start, remove_file, write_whole
+from pytest_infserver.system.disk.locks import wait_for_lock
+from pytest_infserver.system.processes.table import read_process
+
+_MAX_READ = 1 << 20
+_LOCK_LIMIT = 60.0
+"""Seconds that others may take to change the file: each needs a moment."""
 
 
 def this_process() -> tuple[int, str]:
@@ -95,13 +100,13 @@ class Ledger:
         self._lock = folder / ".profile.lock"
 
     def exists(self) -> bool:
-        """Tell whether it says anything."""
+        """Return whether it says anything."""
         return self._path.exists()
 
     def read(self) -> Entry:
         """Return what it says now; nothing if there is none."""
         try:
-            data = json.loads(self._path.read_text())
+            data = json.loads(read_start(self._path, _MAX_READ))
             stretch = data["stretch"]
             return Entry(data["place"], None if stretch is None else Stretch(**stretch))
         except (OSError, ValueError, KeyError, TypeError):
@@ -115,11 +120,8 @@ class Ledger:
             OSError: It cannot be written.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = wait_for_lock(self._lock, _LOCK_LIMIT)
         try:
-            with contextlib.suppress(OSError):
-                # A file system without locks: better no lock than no profile.
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
             entry = self.read()
             yield entry
             self._write(entry)
@@ -128,9 +130,7 @@ class Ledger:
 
     def _write(self, entry: Entry) -> None:
         if entry.place is None and entry.stretch is None:
-            self._path.unlink(missing_ok=True)
+            remove_file(self._path)
             return
         stretch = None if entry.stretch is None else asdict(entry.stretch)
-        fresh = self._path.with_suffix(".new")
-        fresh.write_text(json.dumps({"place": entry.place, "stretch": stretch}))
-        fresh.replace(self._path)
+        write_whole(self._path, json.dumps({"place": entry.place, "stretch": stretch}).encode())

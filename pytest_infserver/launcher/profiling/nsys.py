@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -17,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from pytest_infserver.errors import ProfileError
-from pytest_infserver.launcher.bounded_run import Output
-from pytest_infserver.launcher.processes import read_process
 from pytest_infserver.launcher.profiling.endpoints import ProfileEndpoints
 from pytest_infserver.launcher.profiling.engine_requests import given_flag, post, start_settings
 from pytest_infserver.launcher.profiling.patience import HUNG, wait_patiently
@@ -27,6 +26,8 @@ from pytest_infserver.launcher.profiling.tool_arguments import grouped, name_of,
 from pytest_infserver.launcher.profiling.traces import held_open
 from pytest_infserver.launcher.user_code import asked
 from pytest_infserver.system.environment import environment
+from pytest_infserver.system.processes.bounded_run import Output
+from pytest_infserver.system.processes.table import read_process
 
 _SESSION_LIMIT = 30.0
 """Seconds until the launched session must be known to nsys."""
@@ -53,6 +54,8 @@ class Nsys(Profiler):
     # Its agent sometimes leaves them there when it ends (seen in 1 of 12 lives with 2022.4.2).
     leftovers = ("shm:NSys-*", "shm:quadd-*", "semaphore:sem.nsys_sem_*")
     suffix = ".nsys-rep"
+    # 2022.4.2 ends so, with code 0, when its agent was too slow to answer on a busy machine.
+    own_failures = (re.compile(rb"^Connection to the Agent lost"),)
 
     @cached_property
     def binary(self) -> str:
@@ -165,7 +168,7 @@ class Nsys(Profiler):
         return asked(self.server).cuda_endpoints if wanted else None
 
     def _engine_has_ended(self) -> bool:
-        """Tell whether the engine is gone, below an nsys that is not."""
+        """Return whether the engine is gone, below an nsys that is not."""
         pid = self.server.pid
         process = None if pid is None else read_process(pid)
         return process is None or process.zombie

@@ -21,7 +21,7 @@ def wait_patiently(is_done: Callable[[float], bool], waiting: Waiting) -> str | 
     """Wait until something is done.
 
     Args:
-        is_done: Waits for it up to so many seconds and tells whether it is done.
+        is_done: Waits for it up to so many seconds and returns whether it is done.
         waiting: How long that may take, who is told, and what makes it pointless.
 
     Returns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -11,15 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_infserver.errors import ProfileError
-from pytest_infserver.launcher.bounded_run import run_bounded
 from pytest_infserver.launcher.profiling.clash import clash_of
 from pytest_infserver.launcher.profiling.tool_arguments import options_in
 from pytest_infserver.launcher.user_code import asked
+from pytest_infserver.system.disk.removal import remove_own_folder
+from pytest_infserver.system.processes.bounded_run import run_bounded
 from pytest_infserver.system.text import clean, clean_part
 
 if TYPE_CHECKING:
     from pytest_infserver.config.model import ProfileConfig
-    from pytest_infserver.launcher.configured import ConfiguredServer
+    from pytest_infserver.launcher.spec import ServerSpec
 
 ASK_LIMIT = 20.0
 """Seconds that a tool has to answer what needs no work."""
@@ -66,7 +68,7 @@ class Place:
         """Remove the folder."""
         # Its path was read from a file that anybody may have written.
         if Path(self.scratch).name.startswith(_PREFIX):
-            shutil.rmtree(self.scratch, ignore_errors=True)
+            remove_own_folder(self.scratch)
 
     def as_dict(self) -> dict[str, str]:
         """Return it as another process reads it."""
@@ -116,6 +118,7 @@ class Profiler:
         leftovers: What the tool itself may leave behind, as in ``allow_leaks``: nothing of the server's.
         loads_itself: Whether it loads a library into the server's process.
         has_engine_below: Whether the launched process is the profiler and the engine runs below it.
+        own_failures: Log lines of a start that failed by the tool's own fault: another start may do better.
     """
 
     name: ClassVar[str]
@@ -125,8 +128,9 @@ class Profiler:
     leftovers: ClassVar[Sequence[str]] = ()
     loads_itself: ClassVar[bool] = False
     has_engine_below: bool = False
+    own_failures: ClassVar[Sequence[re.Pattern[bytes]]] = ()
 
-    def __init__(self, server: ConfiguredServer, settings: ProfileConfig) -> None:
+    def __init__(self, server: ServerSpec, settings: ProfileConfig) -> None:
         self.server = server
         self.settings = settings
 
@@ -148,7 +152,7 @@ class Profiler:
         reason = asked(self.server).why_not_profiled(self.name)
         if reason is not None:
             raise self.error(reason)
-        configured = self.server._as_configured()
+        configured = self.server.configured_command()
         clash = clash_of(configured.argv, configured.env) if self.loads_itself else None
         if clash is not None:
             raise self.error(clash)
@@ -191,6 +195,10 @@ class Profiler:
             ProfileError: The trace is not complete.
         """
         raise NotImplementedError
+
+    def advice(self, target: Path) -> str | None:
+        """Return how a trace that is complete could tell more, or None."""
+        return None
 
     # The inside.
 

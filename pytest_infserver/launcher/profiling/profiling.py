@@ -6,22 +6,23 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_infserver.errors import ProfileError
 from pytest_infserver.launcher.profiling import traces
+from pytest_infserver.launcher.profiling.chosen import profile_settings
 from pytest_infserver.launcher.profiling.ledger import Entry, Ledger, Stretch, this_process
 from pytest_infserver.launcher.profiling.profiler import NothingSeenError, Place, Profiler, Waiting
 from pytest_infserver.launcher.profiling.tools import TOOLS
 from pytest_infserver.launcher.state import ServerState
-from pytest_infserver.system.folders import make_output_folder
+from pytest_infserver.system.disk.folders import make_output_folder
 from pytest_infserver.system.text import clean
 
 if TYPE_CHECKING:
-    from pytest_infserver.launcher.server import InferenceServer
+    from pytest_infserver.launcher.handle import ServerHandle
 
 _NOT_RUNNING = {"beginning": "has not begun yet", "ending": "is being ended already"}
 _WHOLE_LIFE = "server"
@@ -40,7 +41,7 @@ class Profiling:
         asked_for: Those of them that this process has begun and ended.
     """
 
-    def __init__(self, server: InferenceServer) -> None:
+    def __init__(self, server: ServerHandle) -> None:
         self._server = server
         self._prepared = False
         self._begun: Stretch | None = None
@@ -49,6 +50,15 @@ class Profiling:
         self.made: list[Path] = []
         self.asked_for: list[Path] = []
 
+    def note_made(self, files: Sequence[Path]) -> None:
+        """Count traces that the process has made which owned the server."""
+        self.made[:0] = [file for file in files if file not in self.made]
+
+    def note_brought(self, files: Sequence[Path]) -> None:
+        """Count a profile that was asked for here, and whose files were brought from another machine."""
+        self.made += files
+        self.asked_for += files
+
     @property
     def whole_life(self) -> bool:
         """Whether the server is profiled without being asked."""
@@ -56,7 +66,7 @@ class Profiling:
         return settings is not None and settings.enabled and not settings.on_demand
 
     def is_running(self) -> bool:
-        """Tell whether the server is being profiled in a way that makes it slow, by whomever.
+        """Return whether the server is being profiled in a way that makes it slow, by whomever.
 
         Not so in the middle of its whole life: who hangs then would never be found out.
         """
@@ -115,8 +125,8 @@ class Profiling:
                 self._begin_whole_life(profiler)
             except ProfileError:
                 # Why a server has died at once says its log, which is looked at next.
-                self._server._raise_if_cancelled()
-                process = self._server._process
+                self._server.runtime.raise_if_cancelled()
+                process = self._server.runtime.process
                 if process is None or process.wait_exit(_DEATH_LIMIT) is None:
                     raise
 
@@ -204,7 +214,7 @@ class Profiling:
     # The inside.
 
     def _was_ended_elsewhere(self, begun: Stretch) -> bool:
-        """Wait while somebody ends a profile of ours, as at the server's stop or death; tell whether one has."""
+        """Wait while somebody ends a profile of ours, as at the server's stop or death; return whether one has."""
         deadline = time.monotonic() + self._tool(begun.tool).settings.flush_timeout
         while True:
             stretch = self._ledger.read().stretch
@@ -255,7 +265,7 @@ class Profiling:
                 f"{self._server}: profiling with {name}: the server has to be started for it: write 'profile: "
                 + (how if TOOLS[name].parts else f"{{tool: {name}}}'")
             )
-        return TOOLS[name](self._server, self._server.profile_settings(name))
+        return TOOLS[name](self._server, profile_settings(self._server.settings, name))
 
     @contextlib.contextmanager
     def _changed(self) -> Iterator[Entry]:
@@ -430,6 +440,9 @@ class Profiling:
             problem = traces.problem_of(target, self._server.process_tree())
             if problem is not None:
                 raise profiler.error(problem, said)
+            advice = profiler.advice(target)
+            if advice is not None:
+                self._server.warn(f"{self._server}: {advice}")
         except BaseException as error:
             # nsys may still write it, at the server's end.
             self._unfinished.append(target)
@@ -453,13 +466,13 @@ class Profiling:
         return Waiting(limit, tell, self._why_pointless)
 
     def _why_pointless(self) -> str | None:
-        if self._server._start_is_cancelled():
+        if self._server.runtime.start_is_cancelled():
             return "the start was cancelled"
-        process = self._server._process
+        process = self._server.runtime.process
         return "the server has ended" if process is None or process.exit is not None else None
 
 
-def _being_made(server: InferenceServer, stretch: Stretch) -> str:
+def _being_made(server: ServerHandle, stretch: Stretch) -> str:
     return f"{server}: the profile '{stretch.name}' ({stretch.tool}) is being made"
 
 

@@ -7,25 +7,33 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_infserver.launcher.processes import read_process, send_signal
 from pytest_infserver.launcher.profiling.patience import wait_patiently
 from pytest_infserver.launcher.profiling.profiler import NothingSeenError, Place, Profiler, Waiting
 from pytest_infserver.launcher.profiling.tool_arguments import grouped, name_of, value_of
-from pytest_infserver.launcher.ptrace import may_trace
 from pytest_infserver.launcher.user_code import asked
+from pytest_infserver.system.disk.files import open_append, read_start, remove_file
 from pytest_infserver.system.environment import environment
+from pytest_infserver.system.processes.ptrace import may_trace
+from pytest_infserver.system.processes.table import descendants, read_file, read_process, send_signal
 
 _SUFFIXES = {"flamegraph": ".svg", "speedscope": ".speedscope.json", "chrometrace": ".trace.json", "raw": ".txt"}
+_MAX_GRAPH = 64 << 20
+_MAX_NOTES = 1 << 20
+"""Bytes that are read of what py-spy writes."""
 _BEGIN_LIMIT = 30.0
 _SHORTEST = 0.1
 _STEP = 0.02
 _KILL_LIMIT = 5.0
+_LOOK = 1.0
+_FROZEN = 5.0
+"""Seconds; to take a sample stops a process for some thousandths of one."""
 _OURS = {"-o", "--output", "-p", "--pid", "-d", "--duration"}
 
 
@@ -75,7 +83,7 @@ class PySpy(Profiler):
         env = {**environment(), "RUST_BACKTRACE": "0", "RUST_LIB_BACKTRACE": "0"}
         process = None
         try:
-            with notes.open("wb") as output, _signals_unblocked():
+            with open(open_append(notes, empty=True), "wb") as output, _signals_unblocked():  # noqa: PTH123
                 process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -96,15 +104,13 @@ class PySpy(Profiler):
             if process is not None:
                 process.kill()
                 process.wait()
-            notes.unlink(missing_ok=True)
+            remove_file(notes)
             raise
         _children[process.pid] = process
         found = read_process(process.pid)
-        return {
-            "pid": process.pid,
-            "start": "" if found is None else found.start,
-            "began": time.monotonic(),
-        }
+        start = "" if found is None else found.start
+        threading.Thread(target=_let_die, args=(pid, process.pid, start), daemon=True).start()
+        return {"pid": process.pid, "start": start, "began": time.monotonic()}
 
     def end(self, target: Path, place: Place | None, running: Mapping[str, Any], waiting: Waiting) -> bytes:
         """Interrupt it, which has it write the file; SIGTERM would not."""
@@ -139,6 +145,16 @@ class PySpy(Profiler):
             raise self.error("py-spy has ended without its file", output)
         return output
 
+    def advice(self, target: Path) -> str | None:
+        """Return that native code is not in the trace, where all of it is one stack."""
+        is_native = asked(self.server).works_in_native_code
+        if not is_native or "--native" in self._args or not _is_one_stack(target):
+            return None
+        return (
+            f"py-spy has seen one stack only ({target.name}): the work is done outside of Python, which"
+            " 'args: [--native]' under 'profile:' shows"
+        )
+
     @property
     def _args(self) -> Sequence[str]:
         args = self.settings.args
@@ -147,6 +163,17 @@ class PySpy(Profiler):
     @property
     def _format(self) -> str:
         return value_of(self.settings.args, "-f", "--format") or "flamegraph"
+
+
+def _is_one_stack(file: Path) -> bool:
+    """Return whether all samples of a flame graph are the same stack; of another format, False."""
+    try:
+        frames = re.findall(
+            r"<title>[^<]* samples, ([0-9.]+)%\)", read_start(file, _MAX_GRAPH).decode("utf-8", "replace")
+        )
+    except OSError:
+        return False
+    return bool(frames) and all(float(share) == 100 for share in frames)
 
 
 _children: dict[int, subprocess.Popen[bytes]] = {}
@@ -166,6 +193,30 @@ def _signals_unblocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _let_die(engine: int, py_spy: int, start: str) -> None:
+    """Interrupt a py-spy that keeps a process of the engine from ending; it then writes what it has seen.
+
+    A process that is killed while py-spy 0.4.3 looks into it stays stopped at its exit (ptrace(2)): py-spy neither
+    lets it go nor takes it for dead.
+    """
+    since: dict[bytes, float] = {}
+    while (process := read_process(py_spy)) is not None and process.start == start and not process.zombie:
+        now = time.monotonic()
+        stopped = [_stopped_at(pid) for pid in (engine, *(one.pid for one in descendants(engine)))]
+        since = {state: since.get(state, now) for state in stopped if state is not None}
+        if any(now - begin > _FROZEN for begin in since.values()):
+            send_signal(process, signal.SIGINT)
+            return
+        time.sleep(_LOOK)
+
+
+def _stopped_at(pid: int) -> bytes | None:
+    """Return what is the same for as long as a tracer keeps a process stopped without a break, or None if it runs."""
+    status = read_file(f"/proc/{pid}/status", 1 << 16)
+    switches = re.search(rb"\nvoluntary_ctxt_switches:.*\n.*", status)
+    return b"%d" % pid + switches[0] if b"\nState:\tt" in status and switches is not None else None
 
 
 def _is_running(pid: int, start: str) -> bool:
@@ -198,7 +249,7 @@ def _reap() -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_start(path, _MAX_NOTES)
     except OSError:
         return b""
 
@@ -206,5 +257,5 @@ def _read(path: Path) -> bytes:
 def _take(path: Path) -> bytes:
     data = _read(path)
     with contextlib.suppress(OSError):
-        path.unlink()
+        remove_file(path)
     return data

@@ -13,6 +13,8 @@ from pytest_infserver.launcher.profiling.engine_requests import given_flag, post
 from pytest_infserver.launcher.profiling.profiler import Place, Profiler, Waiting
 from pytest_infserver.launcher.profiling.traces import discard_if_empty, held_open
 from pytest_infserver.launcher.user_code import asked
+from pytest_infserver.system.disk.files import move_file
+from pytest_infserver.system.disk.folders import make_output_folder
 
 _START_LIMIT = 60.0
 _SETTLE = 0.5
@@ -48,7 +50,7 @@ class PyTorch(Profiler):
         """Ask the engine to begin."""
         assert place is not None
         spool = Path(self._spool(place))
-        spool.mkdir(parents=True, exist_ok=True)
+        make_output_folder(spool.parent, spool.name)
         endpoints = self._endpoints()
         # What an earlier profile has written too late.
         late = [str(path) for path in _files(spool)]
@@ -72,8 +74,8 @@ class PyTorch(Profiler):
                 raise
         for file in self._written(spool, late, begin + waiting.limit, waiting):
             place_of_file = target / file.relative_to(spool)
-            place_of_file.parent.mkdir(parents=True, exist_ok=True)
-            file.replace(place_of_file)
+            make_output_folder(target, *place_of_file.relative_to(target).parts[:-1])
+            move_file(file, place_of_file)
         discard_if_empty(spool)
         return b""
 

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
-from pytest_infserver.system.folders import make_output_folder
+from pytest_infserver.system.disk.files import open_new, remove_file
+from pytest_infserver.system.disk.folders import make_output_folder
 
 _MAX_NAME = 120
 
@@ -42,9 +43,9 @@ def claim(folder: Path, name: str, suffix: str) -> Path:
         path = folder / f"{stem}{'' if number == 1 else f'-{number}'}{suffix}"
         with contextlib.suppress(FileExistsError):
             if suffix:
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+                os.close(open_new(path))
             else:
-                path.mkdir()
+                path.mkdir(0o755)
             return path
     raise AssertionError
 
@@ -57,7 +58,7 @@ def discard_if_empty(target: Path) -> None:
                 folder.rmdir()
             target.rmdir()
         elif not target.stat().st_size:
-            target.unlink()
+            remove_file(target)
 
 
 def files_of(target: Path) -> list[Path]:

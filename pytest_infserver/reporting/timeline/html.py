@@ -7,29 +7,28 @@ request out.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
-from functools import cache
 from html import escape
-from importlib.resources import files
 from typing import Any
 
-from pytest_infserver.reporting.server_record import where_it_ran
-from pytest_infserver.reporting.server_table import as_size
+from pytest_infserver.reporting.record.server_record import where_it_ran
+from pytest_infserver.reporting.terminal.server_table import as_size
+from pytest_infserver.reporting.timeline.document import document_head, resource
 from pytest_infserver.reporting.timeline.links import link
-from pytest_infserver.reporting.timeline.payload import BAD, MAX_ID, MAX_NAME, Excerpt, Payload
+from pytest_infserver.reporting.timeline.payload import BAD, MAX_ID, MAX_NAME, MEANINGS, Excerpt, Payload
 from pytest_infserver.reporting.timeline.shape import known
 from pytest_infserver.reporting.timeline.text import plain
 
 MAX_SIZE = 290_000
-"""Bytes that excerpts of logs may fill the page up to."""
+"""Bytes that excerpts of logs may fill the page up to; what tells of failures comes on top of that."""
 _MIN_EXCERPTS = 24_000
 _MAX_EXCERPTS = 120_000
 _EXCERPTS_PER_TEST = 24
 _MAX_LISTED = 100
+_MAX_LINE = 20_000
+"""More than a leak's path and command line may have."""
 _ORDER = ("failed", "error", "interrupted", "passed", "skipped", "xfailed", "xpassed", "rerun")
 _EXITS = {
     0: "all passed",
@@ -64,7 +63,7 @@ def render_html(record: Mapping[str, Any], excerpt: Excerpt) -> str:
     """
     record = known(record)
     payload = Payload(record)
-    style, script = _resource("report.css"), _resource("report.js")
+    style, script = resource("report.css"), resource("report.js")
     before = _before(record, style, script)
     after = f"{_noscript(record)}</main>\n<script>{script}</script>\n</body>\n</html>\n"
     # The script may shorten what it gets, so the room for excerpts is what all else leaves.
@@ -72,6 +71,7 @@ def render_html(record: Mapping[str, Any], excerpt: Excerpt) -> str:
     tests = len(record["tests"])
     least = max(_MIN_EXCERPTS, _EXCERPTS_PER_TEST * tests)
     payload.add_excerpts(excerpt, _size, max(least, min(_MAX_EXCERPTS, MAX_SIZE - rest)))
+    payload.add_details()
     data = f'<script type="application/json" id="data">{_json(payload.packed())}</script>\n'
     # What is left of halves of surrogate pairs could not be written.
     return f"{before}{data}{after}".encode("utf-8", "replace").decode()
@@ -88,32 +88,10 @@ def _size(text: str) -> int:
     return len(_json(text).encode("utf-8", "replace"))
 
 
-@cache
-def _resource(name: str) -> str:
-    return (files(__package__) / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
 def _before(record: Mapping[str, Any], style: str, script: str) -> str:
-    policy = (
-        f"default-src 'none'; script-src 'sha256-{_hash(script)}'; style-src 'sha256-{_hash(style)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="referrer" content="no-referrer">
-<meta name="color-scheme" content="light dark">
-<title>{_text(_title(record))}</title>
-<style>{style}</style>
-</head>
-<body>
+    return (
+        document_head(plain(_title(record), MAX_NAME), style, script)
+        + f"""<body>
 <main>
 <header class="head">
 <p class="title">Inference servers under test</p>
@@ -130,6 +108,7 @@ def _before(record: Mapping[str, Any], style: str, script: str) -> str:
 </section>
 <section id="tests" aria-label="Tests" hidden></section>
 """
+    )
 
 
 def _text(value: object, limit: int = MAX_NAME) -> str:
@@ -228,7 +207,7 @@ def duration(seconds: float | None) -> str:
 def _notes(title: str, lines: list[str], kind: str) -> str:
     if not lines:
         return ""
-    shown = [f"<li>{_text(line, 4000)}</li>" for line in lines[:_MAX_LISTED]]
+    shown = [f"<li>{_text(line, _MAX_LINE)}</li>" for line in lines[:_MAX_LISTED]]
     if len(lines) > _MAX_LISTED:
         shown.append(f"<li>and {len(lines) - _MAX_LISTED} more in run.json</li>")
     return f'<section class="notes {kind}"><h2>{title}</h2><ul>{"".join(shown)}</ul></section>\n'
@@ -238,10 +217,14 @@ def _servers(record: Mapping[str, Any]) -> str:
     servers = record["servers"]
     if not servers:
         return '<p class="faint">No server was used.</p>'
-    head = "".join(f'<th scope="col">{name}</th>' for name in _HEAD)
+    head = "".join(f'<th scope="col"{_title_of(name)}>{name}</th>' for name in _HEAD)
     body = "".join(_server(server, record["started"] or 0.0) for server in servers)
     table = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
     return f'<div class="scroll"><table class="servers">{table}</table></div>'
+
+
+def _title_of(name: str) -> str:
+    return f' title="{escape(MEANINGS[name])}"' if name in MEANINGS else ""
 
 
 def _server(server: Mapping[str, Any], begin: float) -> str:
@@ -340,9 +323,12 @@ def _more(server: Mapping[str, Any], columns: int) -> str:
     for leak in server["leaks"] or []:
         kind, word = ("bad", "leak") if leak["fails"] else ("", "warning")
         lines.append((kind, f"{word} ({leak['kind']}): {leak['text']}"))
-    shown = [f'<div class="{kind}">{_text(line, 1000)}</div>' for kind, line in lines[:20]]
-    if len(lines) > 20:
-        shown.append(f"<div>and {len(lines) - 20} more in run.json</div>")
+    shown = [
+        f'<div class="{kind}"{_title_of(line.partition(" ")[0])}>{_text(line, _MAX_LINE)}</div>'
+        for kind, line in lines[:_MAX_LISTED]
+    ]
+    if len(lines) > _MAX_LISTED:
+        shown.append(f"<div>and {len(lines) - _MAX_LISTED} more in run.json</div>")
     if server["url"] or server["command"]:
         about = [_text(server[name], 4000) for name in ("url", "command") if server[name]]
         shown.append(f"<details><summary>address and command</summary><pre>{chr(10).join(about)}</pre></details>")

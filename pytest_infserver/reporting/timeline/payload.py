@@ -16,9 +16,23 @@ OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed", "xpassed", "rerun
 BAD = ("failed", "error")
 MAX_ID = 400
 MAX_NAME = 200
+MEANINGS = {
+    "launch": "Which start of the server's process in this run: 1 is the first, each restart is one more.",
+    "used": "alone: no other test used this server at the same time. shared: others did, and what the log and"
+    " the engine say may be theirs.",
+    "engine": "What the engine itself has counted, at its metrics endpoint: tokens, requests, errors.",
+    "waiting": "For the test's servers to start or to be free, before its fixtures. No part of the setup that pytest"
+    " reports.",
+    "other": "What pytest and its plugins did between these parts, such as hooks and the making of reports.",
+    "total": "From the test's begin to its end: waiting + setup + call + teardown + other.",
+}
+"""What words of the page mean."""
 _MESSAGES = 40_000
 """Characters for the messages of all tests."""
 _MAX_MESSAGE = 1500
+_DETAILS = 500_000
+"""Characters for the tracebacks and captured outputs of all tests."""
+_LEAST_DETAILS = 600
 _MAX_PHASES = 60
 _MAX_ARTIFACTS = 20
 _MEMORY_POINTS = 2400
@@ -51,6 +65,7 @@ class Payload:
             "begin": self._begin,
             "end": self._end(record),
             "outcomes": OUTCOMES,
+            "meanings": MEANINGS,
             "workers": self._workers,
             "messages": [plain(message, longest) for message in self._messages],
             "servers": [self._server(server) for server in self._servers],
@@ -67,7 +82,7 @@ class Payload:
         """
         bad = [index for index, test in enumerate(self._tests) if test["outcome"] in BAD]
         others = [index for index, test in enumerate(self._tests) if test["outcome"] not in BAD]
-        for group, most in ((bad, 6000), (others, 1500)):
+        for group, most in ((bad, 16 * 1024), (others, 1500)):
             left = sum(len(self._tests[index]["servers"]) for index in group)
             for index in group:
                 for place, use in enumerate(self._uses(self._tests[index])):
@@ -80,6 +95,19 @@ class Payload:
                     if text and size(text) <= budget:
                         budget -= size(text)
                         self.data["tests"][index][_EXCERPTS].append([place, text])
+
+    def add_details(self) -> None:
+        """Add the tracebacks and the captured output of the tests that failed."""
+        texts = dict.fromkeys(one["text"] for test in self._tests for one in test["details"] if one["text"])
+        numbers = {text: number for number, text in enumerate(texts)}
+        # What short ones do not need is there for the long ones.
+        limits, left = {}, _DETAILS
+        for place, text in enumerate(sorted(texts, key=len)):
+            limits[text] = max(_LEAST_DETAILS, left // (len(texts) - place))
+            left -= min(len(text), limits[text], left)
+        self.data["details"] = [plain(text, limits[text]) for text in texts]
+        for test, made in zip(self._tests, self.data["tests"], strict=True):
+            made.append([[plain(one["title"], 120), numbers[one["text"]]] for one in test["details"] if one["text"]])
 
     def packed(self) -> dict[str, Any]:
         """Return the data without what is empty at the ends of the lists."""
@@ -164,19 +192,21 @@ class Payload:
     def _test(self, test: Mapping[str, Any], row: int | None) -> list[Any]:
         outcome = test["outcome"]
         worker = plain(test["worker"], MAX_NAME)
-        durations = [test[f"{phase}_seconds"] for phase in ("setup", "call", "teardown")]
+        seconds = [test[f"{phase}_seconds"] for phase in ("setup", "call", "teardown", "wait")]
+        *durations, wait = [None if one is None else round(one * 1000) for one in seconds]
         begin, end = self._ms(test["started"]), self._ms(test["ended"])
         return [
             OUTCOMES.index(outcome) if outcome in OUTCOMES else plain(outcome, 40),
             begin,
             None if begin is None or end is None else max(0, end - begin),
-            *(None if duration is None else round(duration * 1000) for duration in durations),
+            *durations,
             self._workers.index(worker) if worker else None,
             row,
             [],
             self._messages.get(test["message"]),
             [],
             [[plain(one, 300), link(one)] for one in test["artifacts"][:_MAX_ARTIFACTS]],
+            wait or None,
         ]
 
     def _use(self, use: Mapping[str, Any], row: int | None) -> list[Any]:

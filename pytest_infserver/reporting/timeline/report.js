@@ -83,9 +83,13 @@
         logStart: use[4] ?? null, logLength: use[5] ?? null, prompt: use[6] ?? null, generated: use[7] ?? null,
         requests: use[8] ?? null, errors: use[9] ?? null, text: texts.get(place) ?? "",
       })),
-      message: data.messages[row[11]] ?? "", artifacts: row[13] ?? [],
+      message: data.messages[row[11]] ?? "", artifacts: row[13] ?? [], wait: row[14] ?? 0,
+      details: (row[15] ?? []).map(([title, text]) => [title, data.details[text]]),
     };
   });
+  for (const test of tests) test.total = totalOf(test);
+  const meaning = (word) => (Object.hasOwn(data.meanings, word) ? data.meanings[word] : null);
+  const click = (test) => `click: ${test.details.length ? "traceback, captured output, " : ""}times, server log`;
   const count = (what) => tests.filter((test) => BAD.has(test.outcome) === what).length;
 
   function laneOf(server, at) {
@@ -335,8 +339,7 @@
     if (all < 18) return;
     const [setup, , teardown] = test.phases;
     if (!hollow && setup > 0) {
-      const known = test.phases.reduce((sum, value) => sum + (value || 0), 0);
-      const begin = x(test.start + Math.max(test.length - known, 0)), w = x(test.start + setup) - x(test.start);
+      const begin = x(test.start + test.wait), w = x(test.start + setup) - x(test.start);
       if (w >= 1) parts.append(draw("rect", { class: "inner", x: begin, y, width: Math.min(w, all), height: BAR }));
     }
     if (!hollow && teardown > 0) {
@@ -482,10 +485,18 @@
   const line = (...texts) => make("div", {}, texts.filter(Boolean).join(" · "));
   const said = (outcome) => make("span", { class: `say ${BAD.has(outcome) ? outcome : ""}` }, swatch(outcome), outcome || "unknown");
 
-  function phasesOf(test) {
-    const names = ["setup", "call", "teardown"];
-    return test.phases.map((value, index) => (value === null ? "" : `${names[index]} ${duration(value)}`)).filter(Boolean).join(", ");
+  // In one unit, so that they add up as they are shown.
+  const exact = (ms) => (ms === null ? "-" : `${(ms / 1000).toFixed(3)} s`);
+
+  function partsOf(test) {
+    const [setup, call, teardown] = test.phases;
+    const known = [["waiting", test.wait || null], ["setup", setup], ["call", call], ["teardown", teardown]].filter(([, value]) => value !== null);
+    const rest = (test.length ?? 0) - known.reduce((sum, [, value]) => sum + value, 0);
+    return rest > 0 ? [...known, ["other", rest]] : known;
   }
+
+  // No less than its parts, whatever rounding or a clock that was set back makes of begin and end.
+  function totalOf(test) { return test.length === null ? null : partsOf(test).reduce((sum, [, value]) => sum + value, 0); }
 
   function metricsOf(use) {
     const tokens = [use.prompt === null ? "" : `${use.prompt} prompt`, use.generated === null ? "" : `${use.generated} generated`].filter(Boolean);
@@ -503,10 +514,11 @@
       const bad = group.filter((one) => BAD.has(one.outcome)).length;
       lines.unshift(line(`${group.length} tests here`, bad ? `${bad} failed` : "none failed", "zoom in to tell them apart"));
     }
-    lines.push(make("div", {}, said(test.outcome), ` · ${duration(test.length)} · ${phasesOf(test)}`));
+    lines.push(make("div", {}, said(test.outcome), ` · total ${exact(test.total)} = ${partsOf(test).map(([name, value]) => `${name} ${exact(value)}`).join(" + ")}`));
     lines.push(line(`at ${moment(test.start, 100)} (${clock(test.start)})`, test.worker && `worker ${test.worker}`));
     for (const use of test.uses) lines.push(line(use.server.name, sharing(use), metricsOf(use)));
     if (test.message) lines.push(make("div", { class: "said" }, test.message.slice(0, 400)));
+    lines.push(line(click(test)));
     return lines;
   }
 
@@ -539,16 +551,20 @@
   // ---- the panel
 
   const panel = make("aside", { class: "panel", role: "dialog", "aria-labelledby": "panel-title", tabindex: "-1", hidden: "" });
-  let opener = null;
+  let opener = null, opened = null;
+  let onOpened = () => {};
 
   function close() {
     if (panel.hidden) return;
     panel.hidden = true;
+    opened = null;
+    onOpened();
     opener?.focus({ preventScroll: true });
   }
 
-  function open(title, from_, ...children) {
-    opener = from_;
+  function open(what, title, from_, ...children) {
+    [opener, opened] = [from_, what];
+    onOpened();
     panel.replaceChildren(make("button", { type: "button", class: "close", "aria-label": "Close", onclick: close }, "✕"), ...children.slice(0, 1),
       make("h2", { id: "panel-title" }, ...title.split(/(?<=\/|::|\[)/).flatMap((part, index) => (index ? [make("wbr"), part] : [part]))), ...children.slice(1));
     panel.hidden = false;
@@ -558,16 +574,17 @@
 
   function facts(...pairs) {
     const list = make("dl");
-    for (const [name, value] of pairs) if (value !== "" && value !== null && value !== undefined) list.append(make("dt", {}, name), make("dd", {}, value));
+    for (const [name, value] of pairs) if (value !== "" && value !== null && value !== undefined) list.append(make("dt", { title: meaning(name) }, name), make("dd", {}, value));
     return list;
   }
 
   function openTest(test, from_) {
     const parts = [facts(
-      ["duration", duration(test.length)], ["phases", phasesOf(test)],
+      ["total", exact(test.total)], ...partsOf(test).map(([name, value]) => [name, exact(value)]),
       ["started", test.start === null ? "" : `${moment(test.start, 100)} (${clock(test.start)})`], ["worker", test.worker],
     )];
     if (test.message) parts.push(make("pre", { class: "said" }, test.message));
+    for (const [title, text] of test.details) parts.push(make("h3", {}, title), make("pre", { class: "details", tabindex: "0", "aria-label": title }, text));
     for (const use of test.uses) {
       parts.push(make("h3", {}, use.server.name), facts(
         ["server", [use.server.backend, use.server.model].filter(Boolean).join(" · ")], ["launch", use.launch], ["used", sharing(use)],
@@ -582,7 +599,7 @@
     if (test.artifacts.length) {
       parts.push(make("h3", {}, "Artifacts"), make("ul", {}, ...test.artifacts.map(([text, address]) => make("li", {}, anchor(text, address)))));
     }
-    open(test.id, from_, said(test.outcome), ...parts);
+    open(test, test.id, from_, said(test.outcome), ...parts);
   }
 
   function openLife({ server, life, index }, from_) {
@@ -598,7 +615,7 @@
     if (phases.length) {
       parts.push(make("h3", {}, "Boot"), facts(...phases.map(([at, name], number) => [duration((number + 1 < phases.length ? phases[number + 1][0] : booted) - at), name])));
     }
-    open(server.name, from_, make("span", { class: "faint" }, `launch ${life.launch ?? index + 1}${life.taken ? ", taken over from an earlier run" : ""}`), ...parts);
+    open(life, server.name, from_, make("span", { class: "faint", title: meaning("launch") }, `launch ${life.launch ?? index + 1}${life.taken ? ", taken over from an earlier run" : ""}`), ...parts);
   }
 
   // ---- the list of tests: only the rows in sight are there
@@ -610,17 +627,18 @@
     const bad = make("input", { type: "checkbox" });
     const order = make("select", { "aria-label": "Order of the tests" }, make("option", { value: "time" }, "in order of time"), make("option", { value: "length" }, "longest first"));
     const told = make("span", { class: "faint", role: "status" });
-    const view = make("div", { class: "view", role: "listbox", tabindex: "0", "aria-label": "Tests" });
+    const view = make("div", { class: "view", role: "tree", tabindex: "0", "aria-label": "Tests; Enter opens one" });
     const space = make("div", { role: "presentation" });
     const nothing = make("div", { class: "none", hidden: "" }, "No test fits.");
     let shown = tests, active = 0, first = -1, last = -1;
+    onOpened = () => fill(true);
     for (const test of tests) test.where = test.uses.map((use) => use.server.name).join(", ");
 
     function filter() {
       const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
       const fits = (test) => words.every((word) => test.low.includes(word) || test.where.toLowerCase().includes(word) || test.worker.toLowerCase() === word || test.outcome === word);
       shown = tests.filter((test) => (!bad.checked || BAD.has(test.outcome)) && fits(test));
-      if (order.value === "length") shown = shown.slice().sort((one, other) => (other.length ?? -1) - (one.length ?? -1));
+      if (order.value === "length") shown = shown.slice().sort((one, other) => (other.total ?? -1) - (one.total ?? -1));
       told.textContent = shown.length === tests.length ? `${tests.length}` : `${shown.length} of ${tests.length}`;
       active = 0;
       view.scrollTop = 0;
@@ -640,12 +658,12 @@
     }
 
     function entry(test, place) {
-      const row = make("div", { class: place === active ? "row active" : "row", role: "option", id: `test-${test.index}`, "aria-selected": String(place === active),
-        "aria-setsize": shown.length, "aria-posinset": place + 1, title: test.message ? test.message.slice(0, 300) : null },
-        said(test.outcome), make("span", { class: "id" }, make("span", { class: "dim" }, test.id.slice(0, nameAt(test.id))), make("span", {}, test.id.slice(nameAt(test.id)))), make("span", { class: "dim wide" }, test.where), make("span", { class: "num" }, duration(test.length)),
+      const row = make("div", { class: place === active ? "row active" : "row", role: "treeitem", id: `test-${test.index}`, "aria-selected": String(place === active),
+        "aria-expanded": String(test === opened), "aria-level": 1, "aria-setsize": shown.length, "aria-posinset": place + 1, title: [click(test), test.message.slice(0, 300)].filter(Boolean).join("\n") },
+        make("span", { class: "opens", "aria-hidden": "true" }, test === opened ? "▾" : "▸"), said(test.outcome), make("span", { class: "id" }, make("span", { class: "dim" }, test.id.slice(0, nameAt(test.id))), make("span", {}, test.id.slice(nameAt(test.id)))), make("span", { class: "dim wide" }, test.where), make("span", { class: "num" }, duration(test.total)),
         make("span", { class: "num wide" }, test.start === null ? "" : moment(test.start, 100)), make("span", { class: "dim wide" }, test.worker));
       row.style.top = `${place * LINE}px`;
-      row.addEventListener("click", () => { active = place; fill(true); openTest(test, view); });
+      row.addEventListener("click", () => { active = place; openTest(test, view); });
       return row;
     }
 
@@ -661,7 +679,7 @@
       const page = Math.max(Math.floor(view.clientHeight / LINE) - 1, 1);
       const keys = {
         ArrowDown: () => move(active + 1), ArrowUp: () => move(active - 1), PageDown: () => move(active + page), PageUp: () => move(active - page),
-        Home: () => move(0), End: () => move(shown.length - 1), Enter: () => shown[active] && openTest(shown[active], view),
+        Home: () => move(0), End: () => move(shown.length - 1), Enter: () => shown[active] && openTest(shown[active], view), " ": () => shown[active] && openTest(shown[active], view),
       };
       if (keys[event.key]) { event.preventDefault(); keys[event.key](); }
     });
@@ -673,8 +691,8 @@
     bad.addEventListener("change", filter);
     order.addEventListener("change", filter);
     view.append(space);
-    const names = make("div", { class: "row names", "aria-hidden": "true" }, make("span", {}, "outcome"), make("span", {}, "test"), make("span", { class: "wide" }, "server"),
-      make("span", { class: "num" }, "duration"), make("span", { class: "num wide" }, "at"), make("span", { class: "wide" }, "worker"));
+    const names = make("div", { class: "row names", "aria-hidden": "true" }, make("span"), make("span", {}, "outcome"), make("span", {}, "test"), make("span", { class: "wide" }, "server"),
+      make("span", { class: "num", title: meaning("total") }, "total"), make("span", { class: "num wide" }, "at"), make("span", { class: "wide" }, "worker"));
     section.append(make("div", { class: "bar" }, make("h2", {}, "Tests"), told, make("span", { class: "grow" }), find,
       make("label", { class: "check" }, bad, `failed only (${count(true)})`), order), make("div", { class: "list" }, names, view, nothing));
     section.hidden = false;

@@ -36,7 +36,9 @@ _SERVER = {
 }
 _TEST = {
     **dict.fromkeys(("id", "outcome", "worker", "message"), str),
-    **dict.fromkeys(("started", "ended", "setup_seconds", "call_seconds", "teardown_seconds"), float),
+    **dict.fromkeys(("started", "ended"), float),
+    **dict.fromkeys(("wait_seconds", "setup_seconds", "call_seconds", "teardown_seconds"), float),
+    "details": [{"title": str, "text": str}],
     "servers": [
         {
             "name": str,

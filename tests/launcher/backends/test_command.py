@@ -20,7 +20,7 @@ from pytest_infserver import CommandServer, ConfigError, ServerStartupError
         ({"launch_command": ["run", "{port}"], "binary_path": "/x/run"}, ["/x/run", "8000"]),
         (
             {"launch_command": ["run", "{port}"], "config": {"server_args": {"a_b": 1, "c": {"port": "{port}"}}}},
-            ["run", "8000", "--a-b", "1", "--c", '{"port": "{port}"}'],
+            ["run", "8000", "--a-b", "1", "--c", '{"port": "8000"}'],
         ),
         ({"launch_command": ["run", "a b; $HOME", "{port}"]}, ["run", "a b; $HOME", "8000"]),
     ],
@@ -49,7 +49,7 @@ def test_the_endpoints() -> None:
         ({}, "backend 'command' needs a 'launch_command', a list of words"),
         (
             {"launch_command": ["run"]},
-            "say where the server listens: write {port} into 'launch_command', or set 'port'",
+            "say where the server listens: write {port} into 'launch_command' or 'env_vars', or set 'port'",
         ),
         ({"launch_command": ["run", "{model}", "{port}"]}, "'launch_command' names {model}, but there is no 'model'"),
         (

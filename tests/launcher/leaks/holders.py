@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from pytest_infserver.launcher.leaks.holdings import Holdings, read_holdings
-from pytest_infserver.launcher.processes import Process, read_process
+from pytest_infserver.system.processes.table import Process, read_process
 
 NOBODY = 65534
 LIMIT = 60

@@ -16,8 +16,8 @@ import pytest
 from pytest_infserver import CommandServer
 from pytest_infserver.launcher.leaks import check as module
 from pytest_infserver.launcher.leaks.check import LeakCheck
-from pytest_infserver.launcher.leaks.finding import Finding
-from pytest_infserver.launcher.process import ServerProcess
+from pytest_infserver.launcher.supervision.supervised_process import ServerProcess
+from pytest_infserver.leak_finding import Finding
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 

@@ -26,8 +26,9 @@ NO_MEMORY = f"fail nvmlDeviceGetMemoryInfo {NOT_SUPPORTED}"
 PROGRAM = """
 import subprocess
 from pytest_infserver.launcher.leaks import gpu
-from pytest_infserver.launcher.places import shared_dir, take_shared_lock
-from pytest_infserver.launcher.processes import read_process
+from pytest_infserver.system.disk.locks import take_shared_lock
+from pytest_infserver.system.disk.places import shared_lock_file
+from pytest_infserver.system.processes.table import read_process
 
 gpu.RELEASE_LIMIT = 0.2
 OURS = True
@@ -281,7 +282,7 @@ result([found, len(first.lock_fds) + len(second.lock_fds), shown(gpu.GpuMemory()
 def test_devices_that_no_other_server_uses_are_judged_all_the_same(run: Run) -> None:
     code = """
 OURS = False
-other = take_shared_lock(shared_dir() / "gpu-GPU-a.lock")
+other = take_shared_lock(shared_lock_file("gpu-GPU-a.lock"))
 memory = gpu.GpuMemory()
 memory.release()
 say(used(5000), used(100, "b"))
@@ -296,7 +297,7 @@ def test_device_that_another_server_has_taken_since_the_end_is_not_judged(run: R
 OURS = False
 memory = gpu.GpuMemory()
 memory.release()
-other = take_shared_lock(shared_dir() / "gpu-GPU-a.lock")
+other = take_shared_lock(shared_lock_file("gpu-GPU-a.lock"))
 say(used(5000), holds(7, 5000))
 result(shown(memory, ended()[1]))
 """
@@ -446,7 +447,7 @@ def test_servers_in_a_container(run: Run) -> None:
     """The device is locked as long as its server lives, whoever started it."""
     code = """
 OURS = False
-file = shared_dir() / "gpu-GPU-a.lock"
+file = shared_lock_file("gpu-GPU-a.lock")
 first, second = server().start(), server().start()
 locked = take_shared_lock(file) is None
 say(used(5000), holds(7, 5000))

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_infserver.launcher.leaks import holdings as module
 from pytest_infserver.launcher.leaks.holdings import held_by_others, read_holdings
-from pytest_infserver.launcher.processes import Process, read_process
+from pytest_infserver.system.processes.table import Process, read_process
 
 from .holders import BECOME_NOBODY, NOBODY, SHM, Holder, linux_only, root_only
 

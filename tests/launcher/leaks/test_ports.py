@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from pytest_infserver.launcher.leaks import ports as module
-from pytest_infserver.launcher.leaks.finding import Finding
 from pytest_infserver.launcher.leaks.ports import Ports
+from pytest_infserver.leak_finding import Finding
 
 from .holders import RECEIVE, SEND, Holder, channel, linux_only, send
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pytest
 import yaml
 
-from pytest_infserver.launcher.leaks.finding import Finding
 from pytest_infserver.launcher.leaks.report import LeakReport, as_text, from_message, is_allowed, judged
 from pytest_infserver.launcher.profiling.nsys import Nsys
+from pytest_infserver.leak_finding import Finding
 
 NOTHING: frozenset[str] = frozenset()
 COMMAND = "python worker.py --rank 1"

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from pytest_infserver.launcher.leaks import shm as module
-from pytest_infserver.launcher.leaks.finding import Finding
 from pytest_infserver.launcher.leaks.shm import SharedMemory
+from pytest_infserver.leak_finding import Finding
+from pytest_infserver.system.disk.removal import Seen
 
 from .holders import BECOME_NOBODY, NOBODY, SHM, Holder, linux_only, root_only
 
@@ -307,7 +308,7 @@ def test_object_that_turns_into_a_link_is_not_followed(start: Start, shm: str, t
     path.unlink()
     path.symlink_to(target)
     assert module._is_held(name) is None
-    assert module._remove(name, identity)
+    assert Seen(name, *identity).remove()
     assert path.is_symlink()
     assert target.read_text() == "precious"
     path.unlink()

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pytest_infserver.launcher.leaks import sysv as module
-from pytest_infserver.launcher.leaks.finding import Finding
 from pytest_infserver.launcher.leaks.sysv import SysVSharedMemory
+from pytest_infserver.leak_finding import Finding
 
 from .holders import BECOME_NOBODY, Holder, linux_only, root_only
 

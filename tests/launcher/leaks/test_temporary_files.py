@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_infserver.launcher.leaks.finding import Finding
 from pytest_infserver.launcher.leaks.temporary_files import TemporaryDirectory, new_path
+from pytest_infserver.leak_finding import Finding
 
 from .holders import root_only
 
@@ -212,3 +212,31 @@ def test_path_that_somebody_else_was_quicker_to_use_is_left_alone(tmp_path: Path
     directory.remove()
     assert path.is_symlink()
     assert (tmp_path / "theirs" / "file").exists()
+
+
+@pytest.mark.parametrize("instead", ["link", "folder"])
+def test_what_a_server_has_put_in_its_place_is_no_finding_and_stays(
+    tmp_path: Path, directory: TemporaryDirectory, instead: str
+) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir(mode=0o500)
+    (precious / "file").write_text("")
+    Path(directory.path).rename(tmp_path / "moved")
+    if instead == "link":
+        Path(directory.path).symlink_to(precious)
+    else:
+        precious = precious.rename(directory.path)
+    assert directory.left() == []
+    directory.remove()
+    assert (precious / "file").exists()
+    assert stat.S_IMODE(precious.stat().st_mode) == 0o500
+
+
+@root_only
+def test_directory_of_somebody_else_that_no_process_here_has_made_stays(tmp_path: Path) -> None:
+    theirs = tmp_path / "infs-0"
+    theirs.mkdir()
+    (theirs / "file").write_text("")
+    os.chown(theirs, 65534, 65534)
+    TemporaryDirectory(str(theirs)).remove()
+    assert (theirs / "file").exists()

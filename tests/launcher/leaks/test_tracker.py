@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from pytest_infserver.launcher.leaks import tracker as module
-from pytest_infserver.launcher.leaks.finding import Finding
 from pytest_infserver.launcher.leaks.holdings import Holdings
 from pytest_infserver.launcher.leaks.report import from_message
 from pytest_infserver.launcher.leaks.temporary_files import new_path
 from pytest_infserver.launcher.leaks.tracker import Tracker
-from pytest_infserver.launcher.processes import Process, read_process
+from pytest_infserver.leak_finding import Finding
+from pytest_infserver.system.processes.table import Process, read_process
 
 from .holders import SHM, Holder, linux_only
 

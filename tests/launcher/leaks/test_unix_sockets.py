@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_infserver.launcher.leaks.finding import Finding
 from pytest_infserver.launcher.leaks.unix_sockets import UnixSockets
-from pytest_infserver.launcher.proc_net import unix_sockets
+from pytest_infserver.leak_finding import Finding
+from pytest_infserver.system.proc_net import unix_sockets
 
 from .holders import RECEIVE, SEND, Holder, channel, linux_only, root_only, send
 
@@ -257,10 +257,31 @@ def test_file_that_cannot_be_removed(start: Start, folder: Path, monkeypatch: py
     watch.look([server.holdings], None)
     server.end()
 
-    def refuse(path: str) -> None:
+    def refuse(path: str, **_: object) -> None:
         raise PermissionError(path)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", refuse)
         assert [finding.removed for finding in left(watch, folder)] == [False]
     (folder / "s").unlink()
+
+
+@root_only
+def test_folder_that_the_engine_has_swapped_for_a_link(start: Start, folder: Path) -> None:
+    """The same socket, by a second name in a foreign folder: root does not go there by a link of the engine's."""
+    engine, foreign = folder / "engine", folder / "foreign"
+    for one in (engine, foreign):
+        one.mkdir()
+    watch = UnixSockets()
+    server = start(BIND, engine / "s")
+    watch.look([server.holdings], None)
+    server.end()
+    (engine / "s").rename(foreign / "s")
+    engine.rmdir()
+    engine.symlink_to("foreign")
+    os.chown(engine, 65534, 65534, follow_symlinks=False)
+    assert [finding.removed for finding in left(watch, folder)] == [False]
+    assert (foreign / "s").exists()
+    (foreign / "s").unlink()
+    engine.unlink()
+    foreign.rmdir()

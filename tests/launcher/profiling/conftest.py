@@ -82,8 +82,8 @@ def profiled(tmp_path: Path, nothing_left: None) -> Iterator[Profiled]:
 
     yield make
     for server in made:
-        server.refuse_stop(None)
-        if server.launched:
+        server.runtime.stop_refusal = None
+        if server.runtime.launched:
             server.kill()
         try:
             server.stop()

@@ -115,6 +115,11 @@ def launch(words):
     name, _, value = options.get("--env-var", "").partition("=")
     env[name] = value
     note("launch " + " ".join(sorted(word for word in words[: len(words) - len(command)])))
+    lost = os.path.join(os.path.dirname(os.environ.get("FAKE_EVENTS", "/tmp/x")), "lost")
+    if "always-lost" in FAULTS or ("lost" in FAULTS and not os.path.exists(lost)):
+        open(lost, "w").close()
+        print("Connection to the Agent lost.")
+        sys.exit(0)
     # The agent lives on for a moment.
     reads, _writes = os.pipe()
     os.set_inheritable(reads, True)

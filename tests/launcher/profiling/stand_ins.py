@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from pytest_infserver import CommandServer, InferenceServer, SGLangServer, VLLMServer
+from pytest_infserver.launcher.runtime.followed import follow
 
 LIMIT = 30.0
 
@@ -100,7 +101,7 @@ def follower(server: InferenceServer, code: Callable[[InferenceServer, Any], Non
     if child == 0:
         try:
             ours.close()
-            server.follow(server.view(), None)  # type: ignore[arg-type]
+            follow(server, server.runtime.view(), None)  # type: ignore[arg-type]
             code(server, theirs)
         finally:
             os._exit(0)

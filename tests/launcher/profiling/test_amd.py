@@ -13,6 +13,7 @@ import pytest
 from stand_ins import ask, names, warnings
 
 from pytest_infserver import InferenceServer, ProfileError, ServerDiedError, ServerStartupError, ServerState
+from pytest_infserver.launcher.profiling.chosen import check_profiler
 
 pytestmark = pytest.mark.usefixtures("nothing_left", "bin_folder")
 
@@ -35,8 +36,8 @@ class TestRocprofv3:
         server = profiled("amd")
         with server:
             told = ask(server, "/argv")
-            assert server._process is not None
-            assert told["pid"] == server.pid == server._process.pid
+            assert server.runtime.process is not None
+            assert told["pid"] == server.pid == server.runtime.process.pid
             assert told["env"]["LD_PRELOAD"] == "libc.so.6"
             assert told["env"]["FAKE_ROCPROF_ARGV"] == (
                 f"--runtime-trace --output-format pftrace csv -d {tmp_path}/profiles/fake/server"
@@ -109,7 +110,7 @@ class TestRocprofv3:
             with pytest.raises(ProfileError, match=r"has to be started for it: write 'profile: \{tool: amd\}'$"):
                 server.start_profile("a", tool="amd")
             with pytest.raises(ProfileError, match=r"'profile: \{tool: amd\}' or --infserver-profile"):
-                server.check_profiler("amd")
+                check_profiler(server, "amd")
 
     def test_failed_start_leaves_no_folder(self, profiled: Profiled) -> None:
         server = profiled("amd", "--exit", "3")
@@ -141,9 +142,9 @@ class TestOldRocprof:
         server = profiled("amd")
         with server:
             told = ask(server, "/argv")
-            assert server._process is not None
+            assert server.runtime.process is not None
             # The engine is what is asked to end, and what py-spy looks at.
-            assert told["pid"] == server.pid != server._process.pid
+            assert told["pid"] == server.pid != server.runtime.process.pid
         assert [path.name for path in server.profiles] == ["results.csv", "results.stats.csv"]
         assert server.survivors == ()
 

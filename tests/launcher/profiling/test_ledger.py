@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from stand_ins import wait_for
 
-from pytest_infserver.launcher.processes import read_process
 from pytest_infserver.launcher.profiling import ledger as module
 from pytest_infserver.launcher.profiling.ledger import Entry, Ledger, Stretch, this_process
+from pytest_infserver.system.disk.locks import take_lock
+from pytest_infserver.system.processes.table import read_process
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -178,3 +179,31 @@ def test_who_ends_it_is_noted() -> None:
     ours = other.ended_here()
     assert (ours.pid, ours.start) == this_process()
     assert (ours.phase, ours.resume, ours.running) == ("ending", True, {"x": 1})
+
+
+@pytest.mark.usefixtures("hard_limit")
+def test_pipes_and_links_in_its_place_are_neither_read_nor_written(tmp_path: Path) -> None:
+    ledger, precious = Ledger(tmp_path), tmp_path / "precious"
+    precious.write_text("precious")
+    os.mkfifo(tmp_path / "profile.json")
+    (tmp_path / "profile.new").symlink_to(precious)
+    assert ledger.read() == Entry()
+    with ledger.changed() as entry:
+        entry.place = {"session": "x"}
+    assert ledger.read().place == {"session": "x"}
+    assert precious.read_text() == "precious"
+    (tmp_path / ".profile.lock").unlink()
+    (tmp_path / ".profile.lock").symlink_to(precious)
+    with pytest.raises(OSError, match=r"\.profile\.lock is a link"), ledger.changed():
+        pass
+
+
+def test_a_lock_that_is_never_given_back_is_waited_for_up_to_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LOCK_LIMIT", 0.1)
+    lock = take_lock(tmp_path / ".profile.lock")
+    assert lock is not None
+    with pytest.raises(OSError, match=r"has held .*\.profile\.lock for more than 0\.1 s"), Ledger(tmp_path).changed():
+        pass
+    os.close(lock)

@@ -26,6 +26,7 @@ from pytest_infserver import (
     ServerStartupError,
     ServerState,
 )
+from pytest_infserver.launcher.profiling.chosen import check_profiler, use_profiler
 from pytest_infserver.launcher.profiling.ledger import Entry, Ledger, Stretch
 from pytest_infserver.launcher.profiling.profiler import Place
 from pytest_infserver.launcher.profiling.py_spy import PySpy
@@ -161,10 +162,10 @@ def test_disabled_profile_is_none(profiled: Profiled, bin_folder: Path) -> None:
 
 def test_a_server_is_started_for_one_profiler(profiled: Profiled, nsys: FakeNsys) -> None:
     server = profiled(None)
-    server.use_profiler("nsys")
-    server.use_profiler("nsys")
+    use_profiler(server, "nsys")
+    use_profiler(server, "nsys")
     with pytest.raises(ProfileError, match="a server is started for one profiler, and pytorch is asked for as well"):
-        server.use_profiler("pytorch")
+        use_profiler(server, "pytorch")
     with server:
         # On demand: nobody has asked for the whole life.
         with server.profiling("a") as files:
@@ -175,10 +176,10 @@ def test_a_server_is_started_for_one_profiler(profiled: Profiled, nsys: FakeNsys
 
 def test_check_profiler_says_what_a_start_would(profiled: Profiled, bin_folder: Path) -> None:
     with pytest.raises(ProfileError, match="nsys is not on PATH"):
-        profiled(None).check_profiler("nsys")
+        check_profiler(profiled(None), "nsys")
     with pytest.raises(ProfileError, match="a server is started for one profiler"):
-        profiled("nsys").check_profiler("pytorch")
-    profiled("nsys").check_profiler("py-spy")
+        check_profiler(profiled("nsys"), "pytorch")
+    check_profiler(profiled("nsys"), "py-spy")
 
 
 # The whole life gives way.
@@ -306,7 +307,7 @@ def test_block_whose_server_ends_in_it_has_its_trace(profiled: Profiled, nsys: F
     [file] = files
     assert file.name.startswith("block.")
     assert file.stat().st_size
-    assert server.profiles == server.profiles_asked_for == files
+    assert server.profiles == server.runtime.profiling.asked_for == files
     if how == "restart":
         with server.profiling("next") as files:
             work(server)
@@ -416,7 +417,7 @@ def test_lost_profile_is_a_warning_after_an_error_in_the_block(profiled: Profile
 
 
 def test_hang_of_a_server_that_is_profiled_its_whole_life_is_found(profiled: Profiled) -> None:
-    settings = {"heartbeat_interval": 0.1, "heartbeat_timeout": 0.3, "hang_timeout": 0.6}
+    settings = {"heartbeat_interval": 0.1, "heartbeat_timeout": 0.5, "hang_timeout": 1.5}
     server = profiled("py-spy", settings=settings).start()
     os.kill(server.pid or 0, signal.SIGSTOP)
     assert server.wait_death(60)
@@ -427,7 +428,7 @@ def test_hang_of_a_server_that_is_profiled_its_whole_life_is_found(profiled: Pro
 
 def test_flush_is_not_taken_for_a_hang(profiled: Profiled, nsys: FakeNsys) -> None:
     nsys.fail("slow")
-    settings = {"heartbeat_interval": 0.1, "heartbeat_timeout": 0.3, "hang_timeout": 0.6}
+    settings = {"heartbeat_interval": 0.1, "heartbeat_timeout": 0.5, "hang_timeout": 1.5}
     server = profiled("nsys", on_demand=True, settings=settings).start()
     server.start_profile("a")
     pid = server.pid or 0
@@ -537,7 +538,7 @@ def test_clash_is_found_before_the_start(
         server.start()
     assert server.launches == 0
     # One that loads nothing into the server does not mind.
-    profiled("py-spy", settings={"env_vars": env_vars}).check_profiler("py-spy")
+    check_profiler(profiled("py-spy", settings={"env_vars": env_vars}), "py-spy")
 
 
 def test_clash_with_pytests_own_profiler(profiled: Profiled, nsys: FakeNsys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -792,7 +793,7 @@ def test_profile_that_cannot_be_noted_is_ended(profiled: Profiled, monkeypatch: 
         with pytest.raises(ProfileError, match="No space left on device"):
             server.start_profile("a")
         assert not [one for one in psutil.Process().children() if one.name() == "py-spy"]
-        assert not server._profiling.is_running()
+        assert not server.runtime.profiling.is_running()
 
 
 def test_place_that_cannot_be_made_fails_the_start(

@@ -18,7 +18,8 @@ import psutil
 import pytest
 from stand_ins import follower, names, wait_for, warnings, work
 
-from pytest_infserver import InferenceServer, LlamaCppServer, ProfileError, ServerState
+from pytest_infserver import CommandServer, InferenceServer, LlamaCppServer, ProfileError, ServerState
+from pytest_infserver.launcher.profiling.chosen import check_profiler
 from pytest_infserver.launcher.profiling.py_spy import PySpy
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -40,7 +41,7 @@ def fake_py_spy(folder: Path, body: str) -> str:
     return str(path)
 
 
-HELP = "if '--help' in sys.argv:\n    sys.exit(print('  -f, --format <format>\\n  -i, --idle'))\n"
+HELP = "if '--help' in sys.argv:\n    sys.exit(print('  -f, --format <format>\\n  -i, --idle\\n  -n, --native'))\n"
 SAMPLING = "print('py-spy> Sampling process 100 times a second', flush=True)\n"
 
 
@@ -172,7 +173,7 @@ def test_native_program_is_refused(tmp_path: Path) -> None:
     binary.chmod(0o755)
     server = LlamaCppServer(model="m.gguf", binary_path=str(binary), profile={"tool": "py-spy"})
     with pytest.raises(ProfileError, match=r"llama-server is no Python program; nsys can profile it"):
-        server.check_profiler("py-spy")
+        check_profiler(server, "py-spy")
 
 
 def test_idle_threads_of_llama_cpp_are_shown() -> None:
@@ -193,6 +194,29 @@ def test_killed_server_has_its_trace(profiled: Profiled) -> None:
     server.stop()
     assert [path.name for path in server.profiles] == ["server.svg"]
     assert not py_spies()
+
+
+def test_killed_server_is_not_kept_from_its_end(profiled: Profiled, tmp_path: Path) -> None:
+    """As when it is killed while py-spy looks into it, which leaves it stopped at its exit."""
+    body = f"""
+import ctypes
+SEIZE, OPTION_TRACEEXIT = 0x4206, 0x40
+arguments = [ctypes.c_long(word) for word in (SEIZE, int(sys.argv[sys.argv.index("-p") + 1]), 0, OPTION_TRACEEXIT)]
+assert ctypes.CDLL(None, use_errno=True).ptrace(*arguments) == 0, ctypes.get_errno()
+{SAMPLING}
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    open(out, "w").write("seen")
+    print("Wrote flamegraph")
+"""
+    server = profiled("py-spy", binary_path=fake_py_spy(tmp_path, body)).start()
+    os.kill(server.pid or 0, signal.SIGKILL)
+    time.sleep(0.5)
+    assert psutil.Process(server.pid).status() == psutil.STATUS_TRACING_STOP
+    assert server.wait_death(30)
+    server.stop()
+    assert [path.read_text() for path in server.profiles] == ["seen"]
 
 
 def test_killed_server_has_the_trace_of_a_part(profiled: Profiled) -> None:
@@ -230,6 +254,37 @@ def test_server_without_python_code_is_explained(profiled: Profiled) -> None:
     with profiled(None, "--idle-first-thread") as server:
         with pytest.raises(ProfileError, match=r"saw no Python code run;.*args: \[--idle\]"):
             profile_again_and_again(server)
+
+
+@pytest.mark.parametrize(
+    ("shares", "args", "said"),
+    [
+        (["100", "100.00", "100.00"], [], True),
+        (["100", "100.00", "62.10", "37.90"], [], False),
+        (["100", "100.00"], ["--native"], False),
+        ([], [], False),
+    ],
+)
+def test_one_stack_only_is_explained(
+    profiled: Profiled, tmp_path: Path, shares: list[str], args: list[str], said: bool
+) -> None:
+    frames = "".join(f"<title>main (a.py:1) (14 samples, {share}%)</title>" for share in shares)
+    body = f"""
+{SAMPLING}
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    open(out, "w").write({frames!r} or "no flame graph")
+    print("Wrote flamegraph")
+"""
+    native = type("Native", (CommandServer,), {"works_in_native_code": True})
+    binary = fake_py_spy(tmp_path, body)
+    with profiled("py-spy", cls=native, on_demand=True, binary_path=binary, args=args) as server:
+        with server.profiling("a"):
+            pass
+        found = [text for text in warnings(server) if "one stack only (a.svg)" in text]
+        assert len(found) == said
+        assert not said or "'args: [--native]'" in found[0]
 
 
 def test_flush_timeout_is_kept(profiled: Profiled, tmp_path: Path) -> None:
@@ -334,7 +389,7 @@ def test_interrupt_while_it_begins_leaves_no_py_spy(profiled: Profiled, tmp_path
         with pytest.raises(KeyboardInterrupt):
             server.start_profile("a")
         assert names(server.profile_dir) == []
-        assert not server._profiling.is_running()
+        assert not server.runtime.profiling.is_running()
 
 
 def test_debug_mode_is_quiet(profiled: Profiled) -> None:
@@ -366,10 +421,10 @@ def test_other_process_ends_what_a_killed_one_has_begun(profiled: Profiled, monk
         monkeypatch.setattr("pytest_infserver.launcher.profiling.profiling._HANDOVER_LIMIT", 0.3)
         with pytest.raises(ProfileError, match=r"the profile 'theirs' \(py-spy\) is being made by process \d+"):
             server.start_profile("ours")
-        assert server._profiling.is_running()
+        assert server.runtime.profiling.is_running()
         work(server)
         other.kill()
-    assert not server._profiling.is_running()
+    assert not server.runtime.profiling.is_running()
     with server.profiling("ours") as files:
         work(server)
     assert len(files) == 1

@@ -23,7 +23,7 @@ Profiled = Callable[..., InferenceServer]
 
 
 def set_version(vllm: Path, version: str) -> None:
-    (info,) = (vllm.parent.parent / "site").iterdir()
+    (info,) = vllm.parent.parent.glob("lib/python3.12/site-packages/*")
     new = info.rename(info.with_name(f"vllm-{version}.dist-info"))
     (new / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
 
@@ -189,8 +189,8 @@ def test_engine_that_does_not_know_the_endpoint(profiled: Profiled) -> None:
             ProfileError, match="the server has no /start_profile: it was not started for this profiler"
         ):
             server.start_profile("a")
-        assert not server._profiling.is_running()
-        assert names(server.profile_dir) == [f".{server._place.session}" if server._place else ""]
+        assert not server.runtime.profiling.is_running()
+        assert names(server.profile_dir) == [f".{server.allotment.place.session}" if server.allotment.place else ""]
 
 
 # What goes wrong in a profile.
@@ -270,9 +270,9 @@ def test_long_flush_is_told_as_progress(profiled: Profiled) -> None:
 def test_files_of_one_name_in_several_folders_are_all_kept(profiled: Profiled) -> None:
     with profiled("pytorch", cls=VllmLike, on_demand=True) as server:
         server.start_profile("a")
-        assert server._place is not None
+        assert server.allotment.place is not None
         for rank in ("dp0", "dp1"):
-            folder = server.profile_dir / f".{server._place.session}" / rank
+            folder = server.profile_dir / f".{server.allotment.place.session}" / rank
             folder.mkdir()
             (folder / "trace.json").write_text(rank)
         files = server.stop_profile()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
@@ -41,6 +42,15 @@ MESSAGES = (
     "AssertionError: assert 'Paris' in 'The capital of France is Lyon, a city on the Rhône.'",
     "requests.exceptions.ConnectionError: ('Connection aborted.', RemoteDisconnected('Remote end closed connection'))",
 )
+
+DETAILS = [
+    {
+        "title": "Failure",
+        "text": ">       assert 'Paris' in answer\nE       AssertionError: assert 'Paris' in 'The capital of France is"
+        " Lyon, a city on the Rhône.'\n\ntest_chat_completions.py:12: AssertionError",
+    },
+    {"title": "Captured stdout call", "text": "asked: What is the capital of France?\n"},
+]
 
 
 def sample_record(
@@ -96,11 +106,13 @@ def sample_record(
                 "outcome": outcome,
                 "started": round(begin, 3),
                 "ended": round(begin + length, 3),
+                "wait_seconds": 0.0,
                 "setup_seconds": round(setup, 3),
                 "call_seconds": round(length - setup - teardown, 3),
                 "teardown_seconds": round(teardown, 3),
                 "worker": f"gw{worker}" if workers > 1 else None,
                 "message": MESSAGES[1 if killed else 0] if outcome in ("failed", "error") else None,
+                "details": copy.deepcopy(DETAILS) if outcome in ("failed", "error") else [],
                 "servers": uses,
                 "artifacts": [f"../profiles/{name}/{index}.svg"] if index % 50 == 7 and not without else [],
             }

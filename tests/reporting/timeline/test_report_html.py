@@ -6,6 +6,7 @@ import base64
 import copy
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -209,13 +210,46 @@ def test_many_failures_have_each_a_short_excerpt_and_message() -> None:
     assert sorted(int(message.rpartition("E")[2]) for message in data["messages"]) == list(range(1000))
 
 
+def test_failures_are_told_in_full_and_many_of_them_in_short() -> None:
+    record = sample_record(1000, points=600)
+    failed = [test for test in record["tests"] if test["details"]]
+    assert {test["outcome"] for test in failed} <= {"failed", "error"}
+    data = Page(render_html(record, no_log)).data()
+    assert data["details"] == [one["text"] for one in failed[0]["details"]]
+    rows = [row for row in data["tests"] if len(row) > 15]
+    assert [row[15] for row in rows] == [[["Failure", 0], ["Captured stdout call", 1]]] * len(failed)
+    for number, test in enumerate(record["tests"]):
+        test["details"] = [{"title": "Failure", "text": f"{number} " + "x" * 12_000 + f" {number}"}]
+    text = render_html(record, no_log)
+    assert len(text.encode()) < 1_200_000
+    assert {one.split()[-1] for one in Page(text).data()["details"]} == set(map(str, range(1000)))
+
+
+def test_every_row_of_a_leak_is_there_in_full() -> None:
+    record = sample_record(4)
+    leaks = [f"process pid {number}, killed; command: python {'x' * 9000} end-{number}" for number in range(60)]
+    record["servers"][0]["leaks"] = [{"kind": "process", "text": text, "fails": True} for text in leaks]
+    late = "a left behind:\n" + "\n".join(leaks[:2])
+    record["errors"] = [late]
+    text = Page(render_html(record, no_log)).text()
+    assert all(leak in text for leak in leaks)
+    assert late in text
+
+
+def test_words_of_the_page_are_explained() -> None:
+    text = render_html(sample_record(4), no_log)
+    assert re.search(r'<th scope="col" title="[^"]+counted[^"]+">engine</th>', text)
+    assert re.search(r'<div class="bad" title="[^"]+restart[^"]+">launch 1 died', text)
+    assert {"launch", "used", "engine", "waiting", "other", "total"} <= set(Page(text).data()["meanings"])
+
+
 def test_excerpts_are_asked_for_by_place_and_failed_tests_come_first() -> None:
     record = sample_record(40)
     asked = []
 
     def excerpt(name: str, start: int, end: int, limit: int) -> str:
         asked.append((name, start, end))
-        assert 0 < limit <= 6000
+        assert 0 < limit <= 16 * 1024
         return "\x1b[31mred\x1b[0m\n"
 
     data = Page(render_html(record, excerpt)).data()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from reporting.timeline.records import sample_record, with_odd_values
 
-from pytest_infserver.reporting.run_files import RunFiles
+from pytest_infserver.reporting.record.run_files import RunFiles
 from pytest_infserver.reporting.timeline.trace_events import LIFE, PERIOD, PIDS, TESTS, trace_events, trace_text
 
 Event = dict[str, Any]
@@ -196,7 +196,7 @@ def test_the_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         files.write("trace.json", lambda: trace_text(sample_record(20)))
     assert path.read_bytes() == before

@@ -1,0 +1,1 @@
+"""How this process starts, hears and stops servers on the cluster."""

@@ -1,0 +1,1 @@
+"""What is checked of a server's settings before anything is started."""

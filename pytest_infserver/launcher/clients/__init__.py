@@ -1,0 +1,1 @@
+"""Clients of a server for whoever tests it."""

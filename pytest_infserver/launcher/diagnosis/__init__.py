@@ -1,0 +1,1 @@
+"""What a server wrote, why it failed, and how that is said."""

@@ -1,0 +1,1 @@
+"""Servers that live on from one run to the next."""

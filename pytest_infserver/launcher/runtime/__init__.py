@@ -1,0 +1,1 @@
+"""What runs a server: this process, somebody else on this machine, another process of the run, or a cluster."""

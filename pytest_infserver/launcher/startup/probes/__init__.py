@@ -1,0 +1,1 @@
+"""The probes of ``ready``: each asks one question and says what it saw."""

@@ -1,0 +1,1 @@
+"""Which server runs when, and who gets it."""

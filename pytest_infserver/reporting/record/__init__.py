@@ -1,0 +1,1 @@
+"""What a run leaves: run.json, and what is gathered for it."""

@@ -1,0 +1,194 @@
+"""Variants: marks that replace settings of a configured server, or describe one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ENGINE = str(Path(__file__).parents[1] / "fake_engine.py")
+
+
+@pytest.mark.promise
+def test_settings_in_marks_make_one_server_for_all_tests_that_have_the_same(twin_project, servers_yaml) -> None:
+    servers_yaml(a=[])
+    twin_project.files(
+        test_1="""
+        import pytest
+        from helpers import get
+        pytestmark = pytest.mark.infserver(env_vars={"X": "module", "Y": "1"})
+        def x_of(server): return [get(server, "/argv")["env"].get(name) for name in "XY"]
+        def test_module(inference_server): assert x_of(inference_server) == ["module", "1"]
+        @pytest.mark.infserver(env_vars={"X": "test"})
+        def test_closer_marks_count_key_by_key(inference_server): assert x_of(inference_server) == ["test", "1"]
+        @pytest.mark.infserver(env_vars={"X": "class"})
+        class TestClass:
+            def test_class(self, inference_server): assert x_of(inference_server) == ["class", "1"]
+            @pytest.mark.infserver(env_vars={"X": "test"})
+            def test_method(self, inference_server): assert x_of(inference_server) == ["test", "1"]
+        @pytest.mark.parametrize("n", [1, pytest.param(2, marks=pytest.mark.infserver(env_vars={"X": "class"}))])
+        def test_param(inference_server, n):
+            assert x_of(inference_server) == [["module", "1"], ["class", "1"]][n - 1]
+        """,
+        test_2="""
+        def test_plain(inference_server): assert inference_server.name == "a"
+        """,
+    )
+    result = twin_project.run("-v", "--infserver-max-servers=2")
+    result.assert_outcomes(passed=7)
+    # Test ids keep the server's name.
+    result.stdout.fnmatch_lines(["*test_1.py::test_module?a?*"])
+    started = twin_project.events("started")
+    assert sorted(set(started)) == [
+        "started a",
+        "started a+X=class+Y=1",
+        "started a+X=module+Y=1",
+        "started a+X=test+Y=1",
+    ]
+    if not twin_project.on_workers:
+        assert len(started) == 4
+
+
+def test_every_form_of_a_setting(inline_project, servers_yaml) -> None:
+    servers_yaml({"env_vars": {"KEPT": "yes"}}, a=["--said", "first"])
+    inline_project.files(
+        test_1="""
+        import pytest
+        from pytest_infserver import variant
+        from helpers import get
+        @pytest.mark.infserver("a", extra_args=["--said", "added"])
+        def test_arguments(inference_server): assert get(inference_server, "/argv")["argv"][-2:] == ["--said", "added"]
+        @pytest.mark.infserver("a", env_vars=None)
+        def test_none(inference_server): assert "KEPT" not in get(inference_server, "/argv")["env"]
+        @pytest.mark.infserver("a", env_vars={"ROOT": lambda config: str(config.rootpath)})
+        def test_callable(inference_server, pytestconfig):
+            assert get(inference_server, "/argv")["env"]["ROOT"] == str(pytestconfig.rootpath)
+        @pytest.mark.parametrize("inference_server", ["a", variant("a", env_vars={"X": "1"})], indirect=True)
+        def test_value(inference_server):
+            assert get(inference_server, "/argv")["env"].get("X") == ("1" if "X=1" in inference_server.name else None)
+        """
+    )
+    inline_project.run().assert_outcomes(passed=5)
+
+
+def test_a_mark_describes_a_server_where_none_is_configured(twin_project) -> None:
+    twin_project.files(
+        test_1=f"""
+        import pytest
+        COMMAND = [{sys.executable!r}, "-S", {ENGINE!r}, "--port", "{{port}}"]
+        pytestmark = pytest.mark.infserver(backend="command", launch_command=COMMAND)
+        def test_1(inference_server): assert inference_server.check_health()
+        @pytest.mark.infserver(env_vars={{"X": "1"}})
+        def test_2(inference_server): assert inference_server.env_vars["X"] == "1"
+        """
+    )
+    twin_project.bare().assert_outcomes(passed=2)
+
+
+def test_mistakes_name_the_file_and_line_and_start_nothing(inline_project, servers_yaml, fake_server, quiet) -> None:
+    running = fake_server().start()
+    servers_yaml(a=[], there={"backend": "remote", "url": running.server_url})
+    marks = {
+        'infserver("a", modl="x")': "unknown key 'modl'",
+        'infserver("a", startup_timeout="soon")': "'startup_timeout'",
+        'infserver("a", backend="vllm")': "cannot change",
+        'infserver("there", model="x")': "its settings cannot be changed from here",
+        'infserver("a", extra_args="--x")': "must be a list of words",
+    }
+    for number, mark in enumerate(marks):
+        inline_project.files(
+            **{f"test_{number}": f"import pytest\n\n@pytest.mark.{mark}\ndef test(inference_server): pass"}
+        )
+    result = inline_project.run("--continue-on-collection-errors")
+    result.assert_outcomes(errors=len(marks))
+    text = quiet(result)
+    for number, words in enumerate(marks.values()):
+        assert f"test_{number}.py:3: " in text
+        assert words in text
+    assert inline_project.events("started") == []
+
+
+def test_the_closest_name_counts_and_marks_that_exclude_one_another_are_told(inline_project, servers_yaml) -> None:
+    servers_yaml(a=[], b=[])
+    inline_project.files(
+        test_1="""
+        import pytest
+        pytestmark = pytest.mark.infserver("a")
+        def test_a(inference_server): assert inference_server.name == "a"
+        @pytest.mark.infserver("b")
+        def test_b(inference_server): assert inference_server.name == "b"
+        """,
+        test_2="""
+        import pytest
+        @pytest.mark.infserver("a")
+        @pytest.mark.backend("remote")
+        def test_none(inference_server): pass
+        """,
+    )
+    result = inline_project.run("-rs", "--continue-on-collection-errors")
+    result.assert_outcomes(passed=2, skipped=1)
+
+
+def test_dry_run_prints_them(inline_project, servers_yaml) -> None:
+    servers_yaml(a=[])
+    inline_project.files(
+        test_1="""
+        import pytest
+        @pytest.mark.infserver(env_vars={"X": "1"})
+        def test_1(inference_server): pass
+        """
+    )
+    result = inline_project.run("--collect-only", "-q")
+    result.stdout.fnmatch_lines(["test_1.py::test_1?a?"])
+    assert inline_project.events("started") == []
+
+
+def test_ids_of_several_variants_of_one_server_are_told_apart_by_what_is_different(
+    inline_project, servers_yaml
+) -> None:
+    """So an id is the same when another variant comes before it, and on another machine."""
+    servers_yaml(a=[])
+    inline_project.files(
+        test_1="""
+        import pathlib, pytest
+        from pytest_infserver import variant
+        ROOT = pathlib.Path(__file__).parent
+        VARIANTS = [
+            variant("a", env_vars={"X": "1"}),
+            variant("a", env_vars={"X": "2", "MY_TOKEN": "very-secret-1"}),
+            variant("a", output_dir=ROOT / "logs", extra_args=["--said", str(ROOT / "word")]),
+        ]
+        @pytest.mark.parametrize("inference_server", VARIANTS, indirect=True)
+        def test_value(inference_server): pass
+        """
+    )
+    result = inline_project.run("--collect-only", "-q")
+    assert [line for line in result.outlines if "::" in line] == [
+        "test_1.py::test_value[a+X=1]",
+        "test_1.py::test_value[a+MY_TOKEN+X=2]",
+        "test_1.py::test_value[a+extra_args=--said,word+output_dir=logs]",
+    ]
+
+
+def test_settings_of_several_marks_are_merged_as_those_of_a_file(inline_project, servers_yaml) -> None:
+    """Probes are replaced as a whole; a list over a mapping is refused, not taken silently."""
+    servers_yaml(a=[])
+    inline_project.files(
+        test_1="""
+        import pytest
+        pytestmark = pytest.mark.infserver("a", ready={"http": "/nowhere"}, server_args={"x": 1})
+        @pytest.mark.infserver(ready={"tcp": True})
+        def test_probe(inference_server): assert inference_server.check_health()
+        """,
+        test_2="""
+        import pytest
+        pytestmark = pytest.mark.infserver("a", server_args={"x": 1})
+        @pytest.mark.infserver(server_args=["--y"])
+        def test_list(inference_server): pass
+        """,
+    )
+    inline_project.run("test_1.py", "--infserver-startup-timeout=20").assert_outcomes(passed=1)
+    result = inline_project.run("test_2.py")
+    result.assert_outcomes(errors=1)
+    assert "is a mapping in one place and a list in another" in result.stdout.str()
