@@ -1,54 +1,52 @@
-"""The pytest plugin: hooks and fixtures. What they do lies in the other modules, imported when needed."""
+"""The pytest plugin: its hooks. What they do lies in the other modules, imported when needed."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Generator
+from typing import Any
 
 import pytest
 
+from pytest_infserver.current_run import (
+    BROKER,
+    CLOSED,
+    NOTES,
+    REFUSED,
+    REPORT,
+    RUN,
+    TEST,
+    CurrentTest,
+    finish,
+    load,
+    run_for_fixture,
+    run_of,
+)
+from pytest_infserver.fixtures import (
+    inference_async_client,
+    inference_client,
+    inference_server,
+    inference_server_factory,
+    inference_servers,
+    inference_session,
+    response_snapshot,
+)
 from pytest_infserver.options import add_options, is_used, runs_conformance
 
-if TYPE_CHECKING:
-    import openai
-    import requests
+__all__ = [
+    "inference_async_client",
+    "inference_client",
+    "inference_server",
+    "inference_server_factory",
+    "inference_servers",
+    "inference_session",
+    "response_snapshot",
+]
 
-    from pytest_infserver.launcher.server import InferenceServer
-    from pytest_infserver.pool.broker.pool_requests import PoolRequests
-    from pytest_infserver.pool.process.controller import Controller
-    from pytest_infserver.pool.run import Run
-    from pytest_infserver.reporting.record.measured import Measured
-    from pytest_infserver.reporting.record.run_report import RunReport
-    from pytest_infserver.reporting.record.worker_notes import Notes, WorkerNotes
-    from pytest_infserver.reporting.terminal.start_times import StartTimes
-    from pytest_infserver.reporting.terminal.waiting import Waiting
-    from pytest_infserver.snapshots.response_snapshot import ResponseSnapshot
-
-_Client = TypeVar("_Client")
-
-RUN: pytest.StashKey[Run] = pytest.StashKey()
-BROKER: pytest.StashKey[Controller] = pytest.StashKey()
-POOL_REQUESTS: pytest.StashKey[PoolRequests] = pytest.StashKey()
-WORKER_NOTES: pytest.StashKey[WorkerNotes] = pytest.StashKey()
-NOTES: pytest.StashKey[Notes] = pytest.StashKey()
-REPORT: pytest.StashKey[RunReport] = pytest.StashKey()
-WAITING: pytest.StashKey[Waiting] = pytest.StashKey()
-MEASURED: pytest.StashKey[Measured] = pytest.StashKey()
-START_TIMES: pytest.StashKey[StartTimes] = pytest.StashKey()
-REFUSED: pytest.StashKey[str] = pytest.StashKey()
-"""Why a worker of xdist has no run."""
-TEST: pytest.StashKey[Test] = pytest.StashKey()
 RESUME: pytest.StashKey[Callable[[], None]] = pytest.StashKey()
-_CLOSED: tuple[pytest.StashKey[Any], ...] = (RUN, REFUSED, BROKER, WORKER_NOTES)
-"""What the end of a session closes, or tells."""
 _OUR_FIXTURES = {"inference_server", "inference_servers", "inference_server_factory"}
 _CLIENTS = {"inference_client", "inference_async_client"}
-_SITE_PACKAGES = os.path.dirname(os.path.dirname(pytest.__file__))  # noqa: PTH120
 MARKERS = (
     "backend(*names, exclude=...): run this test on servers of these backends only, or on all but those excluded",
     "infserver(*names, exclusive=False): run this test on servers with these names only (* and ? match), or alone",
@@ -91,7 +89,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     # As for --help: a conftest.py may bring its backends in pytest_configure.
     configure(config)
     try:
-        print_commands(_load(config), sys.stdout)
+        print_commands(load(config), sys.stdout)
     except InferenceServerError as error:
         raise pytest.UsageError(str(error)) from None
     return 0
@@ -101,9 +99,13 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Read the configuration, before anything is collected or started."""
     config = session.config
+    if config.pluginmanager.hasplugin("dsession"):
+        from pytest_infserver import xdist_hooks
+
+        config.pluginmanager.register(xdist_hooks, "infserver-xdist")
     if is_used(config) and not _only_shows(config):
         try:
-            run = _run(config)
+            run = run_of(config)
         except pytest.UsageError as error:
             if not hasattr(config, "workerinput"):
                 raise
@@ -122,81 +124,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def _only_shows(config: pytest.Config) -> bool:
     """Return whether pytest runs no tests but shows something, which helps also where the configuration is broken."""
     return any(config.getoption(option, None) for option in ("showfixtures", "show_fixtures_per_test", "cacheshow"))
-
-
-def _run(config: pytest.Config) -> Run:
-    """Return this session's run; one without any of our options has none until a test asks for one.
-
-    Raises:
-        pytest.UsageError: Something is wrong with the configuration, or code of the user's has raised something.
-    """
-    if REFUSED in config.stash:
-        raise pytest.UsageError(config.stash[REFUSED])
-    if RUN not in config.stash:
-        _import_early()
-        from pytest_infserver.reporting.record.run_report import RunReport
-
-        run = config.stash[RUN] = _load(config)
-        config.stash[REPORT] = RunReport(config, run)
-        if run.settings.save_durations and not hasattr(config, "workerinput"):
-            from pytest_infserver.reporting.record.measured import Measured
-
-            config.stash[MEASURED] = Measured()
-            config.pluginmanager.register(config.stash[MEASURED])
-        if not hasattr(config, "workerinput"):
-            from pytest_infserver.reporting.terminal.ci_services import CiServices
-
-            config.pluginmanager.register(CiServices(config, lambda: _problems(config)))
-        if TEST in config.stash:
-            config.stash[TEST].belongs_to(run)
-    return config.stash[RUN]
-
-
-def _problems(config: pytest.Config) -> tuple[list[str], list[str]]:
-    """Return what went wrong and belongs to no test, and what is worth a word."""
-    notes = config.stash.get(NOTES, None)
-    return ([], []) if notes is None else (notes.errors, notes.incidents)
-
-
-def _run_of_test(config: pytest.Config) -> Run:
-    """Return the run for a fixture: what keeps it from being made is said without this plugin's own lines."""
-    try:
-        run = _run(config)
-    except pytest.UsageError as error:
-        pytest.fail(str(error), pytrace=False)
-    if TEST in config.stash:
-        config.stash[TEST].belongs_to(run)
-    return run
-
-
-def _import_early() -> None:
-    """Import what a file of the project may be in the way of later."""
-    from pytest_infserver.system.imports import NEEDED_LATER, import_early
-
-    import_early((*NEEDED_LATER, "pytest_infserver.setup"), _SITE_PACKAGES)
-
-
-def _load(config: pytest.Config) -> Run:
-    _import_early()
-    from pytest_infserver.errors import InferenceServerError
-    from pytest_infserver.reporting.terminal.start_times import StartTimes
-    from pytest_infserver.reporting.terminal.terminal import visible_terminal, write_line
-    from pytest_infserver.reporting.terminal.waiting import Waiting
-    from pytest_infserver.settings import read_settings
-    from pytest_infserver.setup import load_run
-
-    def progress(text: str) -> None:
-        with visible_terminal(config) as terminal:
-            if terminal is not None:
-                write_line(terminal, text)
-
-    times = config.stash[START_TIMES] = StartTimes(config)
-    try:
-        settings = read_settings(config)
-        waiting = config.stash[WAITING] = Waiting(config, times, plain=settings.log == "live")
-        return load_run(config, settings, progress, waiting)
-    except InferenceServerError as error:
-        raise pytest.UsageError(str(error)) from None
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -226,7 +153,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     from pytest_infserver.pool.collection.selection import MarkerError
 
     try:
-        run = _run(metafunc.config)
+        run = run_of(metafunc.config)
         if SEVERAL in metafunc.fixturenames:
             run.choice.check(needs(metafunc.definition))
     except pytest.UsageError as error:
@@ -275,7 +202,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """Give the test's servers back outside of everything that repeats the test."""
     run = item.config.stash.get(RUN, None)
     passes_by = run is not None and run.passes_by(item, nextitem)
-    with Test(item, nextitem) as test:
+    with CurrentTest(item, nextitem) as test:
         item.config.stash[TEST] = test
         if run is not None and not passes_by:
             test.belongs_to(run)
@@ -284,34 +211,6 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     if run is not None and passes_by:
         run.tell_problems()
     return result
-
-
-class Test:
-    """The test that runs, which may become one of a run while it runs, as by ``getfixturevalue``."""
-
-    __test__ = False
-
-    def __init__(self, item: pytest.Item, following: pytest.Item | None) -> None:
-        self._item = item
-        self._following = following
-        self._in_run: AbstractContextManager[None] | None = None
-        self._is_over = False
-
-    def belongs_to(self, run: Run) -> None:
-        """Let it be one of a run, to its end."""
-        if self._in_run is None and not self._is_over:
-            self._in_run = run.test(self._item, self._following)
-            self._in_run.__enter__()
-
-    def __enter__(self) -> Test:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._is_over = True
-        if self._in_run is not None:
-            self._in_run.__exit__(kind, error, traceback)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -406,7 +305,7 @@ def _note_dependents(fixturedef: pytest.FixtureDef[Any], request: pytest.Fixture
     from pytest_infserver.pool.collection.items import is_ours
 
     if is_ours(fixturedef):
-        run = _run_of_test(request.config)
+        run = run_for_fixture(request.config)
         parameter = getattr(request, "param", None)
         run.remember_dependents(parameter, lambda: fixturedef.finish(request))  # type: ignore[arg-type]
 
@@ -422,101 +321,6 @@ def pytest_leave_pdb(config: pytest.Config) -> None:
     config.stash.get(RESUME, lambda: None)()
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_configure_node(node: Any) -> None:
-    """Tell a worker of xdist where it gets its servers, and where it leaves what the summary is to show."""
-    from pytest_infserver.errors import InferenceServerError
-    from pytest_infserver.pool.broker.broker import INPUT as POOL
-    from pytest_infserver.reporting.record.worker_notes import INPUT, WorkerNotes
-
-    if WORKER_NOTES not in node.config.stash:
-        node.config.stash[WORKER_NOTES] = WorkerNotes()
-    node.workerinput[INPUT] = node.config.stash[WORKER_NOTES].folder
-    if BROKER not in node.config.stash:
-        # Nobody knows yet whether the tests want servers.
-        node.workerinput[POOL] = _pool_requests(node.config).key
-        return
-    try:
-        node.workerinput[POOL] = node.config.stash[BROKER].key
-    except InferenceServerError as error:
-        raise pytest.UsageError(str(error)) from None
-
-
-def _pool_requests(config: pytest.Config) -> PoolRequests:
-    from pytest_infserver.pool.broker.pool_requests import PoolRequests
-
-    def open_pool() -> Mapping[str, Any]:
-        if BROKER not in config.stash:
-            from pytest_infserver.setup import open_broker
-
-            config.stash[BROKER] = open_broker(config, _run(config))
-        return config.stash[BROKER].key
-
-    if POOL_REQUESTS not in config.stash:
-        config.stash[POOL_REQUESTS] = PoolRequests(open_pool)
-    return config.stash[POOL_REQUESTS]
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give the tests of one server to the workers together, where xdist leaves the order to its scheduler."""
-    if BROKER not in config.stash or config.getoption("dist") not in ("load", "worksteal"):
-        return None
-    from pytest_infserver.pool.broker.affinity import ServerAffinity
-
-    broker = config.stash[BROKER]
-    return ServerAffinity(config, log, broker.servers_of, broker.is_ready, broker.in_order)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_node_collection_finished(node: Any) -> None:
-    """End a run that wants more than there is; in a worker it would be an internal error."""
-    if BROKER not in node.config.stash:
-        return
-    from pytest_infserver.errors import InferenceServerError
-
-    try:
-        refusal = node.config.stash[BROKER].refusal
-    except InferenceServerError as error:
-        refusal = str(error)
-    if refusal is not None:
-        raise pytest.UsageError(refusal)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any, error: object) -> None:
-    """Take back what a worker had that has ended."""
-    if BROKER in node.config.stash:
-        node.config.stash[BROKER].leave(node.gateway.id)
-        if error == "keyboard-interrupt":
-            node.config.stash[BROKER].wind_up()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> Generator[None, object, object]:
-    """Remember the tests of xdist's workers, for what turns up after them; end a run that has to end."""
-    node = getattr(report, "node", None)
-    if node is None or BROKER not in node.config.stash:
-        return (yield)
-    node.config.stash[RUN].know(report)
-    session = node.config.pluginmanager.getplugin("session")
-    if session is not None and (session.shouldfail or session.shouldstop):
-        # The other workers would first wait for all servers of the tests that they have got already.
-        node.config.stash[BROKER].wind_up()
-    result = yield
-    node.config.stash[BROKER].raise_exit()
-    return result
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """Stop the servers of xdist's controller while an error can still make the run fail."""
-    result = yield
-    if BROKER in session.config.stash:
-        session.config.stash[RUN].close()
-    return result
-
-
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
     """Stop what still runs, after the fixtures that use it are finished and before the summary is shown."""
@@ -527,54 +331,8 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, obj
         return (yield)
     finally:
         # Without anything to close nothing is imported for it.
-        if any(key in session.config.stash for key in _CLOSED):
-            _finish(session)
-
-
-def _finish(session: pytest.Session) -> None:
-    """Stop what still runs, and let the run end as that went."""
-    notes = session.config.stash[NOTES] = _close(session.config)
-    failed = notes.errors or (RUN in session.config.stash and session.config.stash[RUN].late.count)
-    if notes.elsewhere and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
-        session.exitstatus = pytest.ExitCode.OK
-    if failed and session.exitstatus == pytest.ExitCode.OK:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    if REPORT in session.config.stash:
-        session.config.stash[REPORT].write(session, notes)
-
-
-def _close(config: pytest.Config) -> Notes:
-    """Stop what still runs; return what belongs to no test."""
-    from pytest_infserver.reporting.record.worker_notes import INPUT, Notes, leave_notes
-
-    notes = Notes()
-    if POOL_REQUESTS in config.stash:
-        config.stash[POOL_REQUESTS].close()
-    try:
-        if RUN in config.stash:
-            run = config.stash[RUN]
-            config.stash[WAITING].close()
-            run.close()
-            config.stash[REPORT].end_log()
-            if MEASURED in config.stash:
-                config.stash[MEASURED].save(run)
-            notes.add(Notes(run.member.incidents, run.errors, run.profiles(), elsewhere=run.elsewhere))
-            config.stash[REPORT].add_servers(notes)
-        elif REFUSED in config.stash:
-            notes.errors.append(config.stash[REFUSED])
-    finally:
-        if BROKER in config.stash:
-            config.stash[BROKER].close()
-    worker = getattr(config, "workerinput", None)
-    if RUN in config.stash and worker is None:
-        config.stash[START_TIMES].remember(config.stash[RUN].servers())
-    if WORKER_NOTES in config.stash:
-        notes.add(config.stash[WORKER_NOTES].collect())
-    if REPORT in config.stash:
-        config.stash[REPORT].clean(notes)
-    if worker is not None:
-        leave_notes(worker[INPUT], worker["workerid"], notes)
-    return notes
+        if any(key in session.config.stash for key in CLOSED):
+            finish(session)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -592,79 +350,3 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.section("infserver")
         for line in lines:
             terminalreporter.write_line(line)
-
-
-@pytest.fixture(scope="session")
-def inference_server(request: pytest.FixtureRequest) -> InferenceServer:
-    """A running inference server; the test runs once on each configured one that its marks allow.
-
-    The value stays the same object, with the same name, port and URL, when the server is started again.
-    """
-    run = _run_of_test(request.config)
-    return run.handle(run.choice.named(getattr(request, "param", None), run.item))
-
-
-@pytest.fixture
-def inference_servers(request: pytest.FixtureRequest) -> Mapping[str, InferenceServer]:
-    """The running servers that ``@pytest.mark.infserver_needs("a", "b")`` names, by name; all of them or none."""
-    return _run_of_test(request.config).needed(request.node)
-
-
-@pytest.fixture(scope="session")
-def inference_server_factory(request: pytest.FixtureRequest) -> Callable[..., InferenceServer]:
-    """Starts more servers: ``factory("name")`` or ``factory(backend=..., model=...)``, stopped with their scope.
-
-    ``scope`` is function (default), class, module, package or session. Keywords beside a name replace its settings.
-    """
-    from pytest_infserver.pool.factory import ServerFactory
-
-    return ServerFactory(_run_of_test(request.config), request.session)
-
-
-@pytest.fixture(scope="session")
-def inference_client(inference_server: InferenceServer) -> Iterator[openai.OpenAI]:
-    """An ``openai.OpenAI`` for the current server, without retries (extra ``openai``)."""
-    client = _client_of(inference_server.client)
-    yield client
-    client.close()
-
-
-@pytest.fixture(scope="session")
-def inference_async_client(inference_server: InferenceServer) -> openai.AsyncOpenAI:
-    """An ``openai.AsyncOpenAI`` for the current server, good in every event loop (extra ``openai``)."""
-    # Nothing to close: it keeps no connection.
-    return _client_of(inference_server.async_client)
-
-
-@pytest.fixture(scope="session")
-def inference_session(inference_server: InferenceServer) -> Iterator[requests.Session]:
-    """A ``requests.Session`` for the current server: with its key and certificates, and without proxies."""
-    from pytest_infserver.launcher.clients.openai_clients import make_session
-
-    with _client_of(lambda: make_session(inference_server)) as session:
-        yield session
-
-
-@pytest.fixture
-def response_snapshot(request: pytest.FixtureRequest) -> ResponseSnapshot:
-    """Compares answers with stored ones: ``response_snapshot(answer, rtol=0.2, ignore=["usage"])``; extra ``snapshot``.
-
-    Texts are compared exactly, log probabilities within the tolerance. ``--snapshot-update`` stores them.
-    """
-    if not request.config.pluginmanager.hasplugin("syrupy"):
-        pytest.fail("response_snapshot needs syrupy: pip install 'pytest-infserver[snapshot]'", pytrace=False)
-    from pytest_infserver.snapshots.response_snapshot import ResponseSnapshot
-
-    has_server = "inference_server" in request.fixturenames
-    server = request.getfixturevalue("inference_server") if has_server else None
-    parameters = getattr(getattr(request.node, "callspec", None), "params", {})
-    return ResponseSnapshot(request.getfixturevalue("snapshot"), server, is_in_id="inference_server" in parameters)
-
-
-def _client_of(make: Callable[[], _Client]) -> _Client:
-    from pytest_infserver.errors import InferenceServerError
-
-    try:
-        return make()
-    except InferenceServerError as error:
-        pytest.fail(str(error), pytrace=False)
