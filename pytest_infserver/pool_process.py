@@ -20,11 +20,12 @@ from pytest_infserver.launcher.diagnosis.log_teller import LogTeller
 from pytest_infserver.launcher.server import InferenceServer
 from pytest_infserver.pool.broker.broker import Broker
 from pytest_infserver.pool.outcomes import in_words
-from pytest_infserver.pool.pool import Hooks, Pool
+from pytest_infserver.pool.pool import Pool
 from pytest_infserver.pool.process.boot import Boot
 from pytest_infserver.pool.process.channel import Channel
 from pytest_infserver.pool.process.foreign import ForeignBackend, ForeignServer, make_class
 from pytest_infserver.pool.room import machine_room
+from pytest_infserver.pool.servers.policy import Hooks
 from pytest_infserver.reporting.record.servers import ServerRecorder
 
 _PARENT_INTERVAL = 1.0

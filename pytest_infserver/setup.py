@@ -27,7 +27,7 @@ from pytest_infserver.pool.configured import (
 )
 from pytest_infserver.pool.late_reports import LateReports
 from pytest_infserver.pool.member import CLIENT, LocalMember, Member
-from pytest_infserver.pool.pool import MAX_RESTARTS, Hooks, Policy, Pool
+from pytest_infserver.pool.pool import Pool
 from pytest_infserver.pool.process.boot import Boot
 from pytest_infserver.pool.process.controller import Controller, RemoteController
 from pytest_infserver.pool.process.foreign import as_foreign, is_expressible
@@ -35,6 +35,7 @@ from pytest_infserver.pool.process.member import OwnerMember
 from pytest_infserver.pool.process.owner import Listeners, PoolOwner
 from pytest_infserver.pool.room import Room, machine_room
 from pytest_infserver.pool.run import Run
+from pytest_infserver.pool.servers.policy import MAX_RESTARTS, Hooks, Policy
 from pytest_infserver.reporting.record.run_files import run_folder
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from pytest_infserver.pool.collection.profilers import default_tool, wanted_prof
 from pytest_infserver.pool.collection.selection import PROFILE
 from pytest_infserver.pool.collection.setup_phase import setup_may_skip
 from pytest_infserver.pool.collection.shards import share_of
-from pytest_infserver.pool.fresh import started_anew
-from pytest_infserver.pool.holds import Holds
+from pytest_infserver.pool.holding.fresh import started_anew
+from pytest_infserver.pool.holding.holds import Holds
 from pytest_infserver.pool.late_reports import LateReports
 from pytest_infserver.pool.lease import Problem
 from pytest_infserver.pool.member import Plan

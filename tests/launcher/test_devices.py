@@ -837,10 +837,10 @@ PROGRAM = f"""
 from pytest_infserver import CommandServer
 from pytest_infserver.launcher.runtime import process_runtime as local_module
 from pytest_infserver.launcher.devices import Demand, claim, visible_devices
-from pytest_infserver.pool import pool as pool_module
+from pytest_infserver.pool.servers import executor
 
 MIB = 1 << 20
-local_module._MEMORY_GRACE = pool_module._MEMORY_GRACE = 0.1
+local_module._MEMORY_GRACE = executor._MEMORY_GRACE = 0.1
 
 def used(mib, name="a"):
     return f"gpu GPU-{{name}} {{mib * MIB}} Stub {{name.upper()}}"
@@ -1003,7 +1003,8 @@ result(found)
 
 def test_the_pools_next_server_on_a_gpu_waits_too_and_fails_its_test(run: Callable[..., Any]) -> None:
     code = """
-from pytest_infserver.pool.pool import Hooks, Pool
+from pytest_infserver.pool.pool import Pool
+from pytest_infserver.pool.servers.policy import Hooks
 from pytest_infserver.pool.room import machine_room
 
 configs = {name: make(gpus=1, name=name, memory_release_timeout=0.2).settings for name in "ab"}

@@ -27,7 +27,8 @@ from pytest_infserver.pool.broker.broker import Broker
 from pytest_infserver.pool.broker.remote import RemoteMember
 from pytest_infserver.pool.lease import Lease
 from pytest_infserver.pool.member import Plan
-from pytest_infserver.pool.pool import Hooks, Pool
+from pytest_infserver.pool.pool import Pool
+from pytest_infserver.pool.servers.policy import Hooks
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 NAMES = "abc"
@@ -49,7 +50,7 @@ def pool(configs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     for name in NAMES:
         server = FakeServer(name)
         server.log_path = tmp_path / name / "server.log"
-        made._servers[name] = server  # type: ignore[assignment]
+        made._handles._servers[name] = server  # type: ignore[assignment]
     yield made
     made.close()
 

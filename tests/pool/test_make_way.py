@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_infserver.pool.eviction import in_the_way, on_devices
+from pytest_infserver.pool.servers.eviction import in_the_way, on_devices
 
 
 def kept(name: str, port: int = 8001, folder: str = "", keys: tuple[str, ...] = ()) -> Any:

@@ -25,7 +25,9 @@ from pytest_infserver.pool import pool as pool_module
 from pytest_infserver.pool import threads
 from pytest_infserver.pool.lease import Problem
 from pytest_infserver.pool.member import LocalMember, Plan
-from pytest_infserver.pool.pool import MAX_RESTARTS, Hooks, Policy, Pool
+from pytest_infserver.pool.pool import Pool
+from pytest_infserver.pool.servers import executor
+from pytest_infserver.pool.servers.policy import MAX_RESTARTS, Hooks, Policy
 from pytest_infserver.system.http.address import Address
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
@@ -211,7 +213,7 @@ def test_each_line_is_told_once_however_many_wait(pool) -> None:
 
     def take() -> None:
         while not over.is_set():
-            told.extend(pool._take_lines())
+            told.extend(pool._handles.take_lines())
 
     takers = [in_thread(take) for _ in range(3)]
     for line in lines:
@@ -219,7 +221,7 @@ def test_each_line_is_told_once_however_many_wait(pool) -> None:
     over.set()
     for taker in takers:
         taker()
-    told.extend(pool._take_lines())
+    told.extend(pool._handles.take_lines())
     assert sorted(told, key=int) == lines
 
 
@@ -263,7 +265,7 @@ def test_a_lease_that_nobody_hears_of_comes_back(pool, monkeypatch, error) -> No
 def test_a_lease_comes_back_when_the_run_ends_with_an_error(pool) -> None:
     pool.pin("a")
     member = LocalMember(pool, waiting=lambda wait_report: None, progress=lambda text: None)
-    pool._exit = RuntimeError("bug")
+    pool._end._exit = RuntimeError("bug")
     with pytest.raises(RuntimeError, match="bug"):
         member.acquire(["a"], None, True)
     assert pool._planner._leased == {}
@@ -326,7 +328,7 @@ def test_books_that_are_in_disorder_end_the_run(pool, monkeypatch, step) -> None
         if step == "died":
             fake(pool).die()
         pool.release(lease.ticket)
-        eventually(lambda: pool._cause is not None)
+        eventually(lambda: pool._end.cause is not None)
     ends_with(pool, AssertionError, "bug")
 
 
@@ -487,7 +489,7 @@ def test_a_hook_can_end_the_run_and_the_server_is_stopped_all_the_same(pool, tel
     if word != "started":
         pool.release(lease.ticket, "1")
     eventually(lambda: f"{word} a" in " ".join(tellers.events))
-    eventually(lambda: pool._exit is not None)
+    eventually(lambda: pool._end._exit is not None)
     with pytest.raises(pytest.exit.Exception, match="enough"):
         pool.take_problems()
     assert "the run ends" in str(pool.acquire("c1", ["c"])[0].error)
@@ -690,7 +692,7 @@ def test_a_kept_server_that_somebody_has_asked_for_meanwhile_is_taken_over_once(
     monkeypatch.setattr(fake(pool), "take_over", slow)
     pool.plan({"1": ["a"]})
     assert pool.acquire("c1", ["a"], test="1")[0].error is None
-    assert pool._cause is None
+    assert pool._end.cause is None
 
 
 def test_a_server_whose_time_is_over_is_stopped(make_pool) -> None:
@@ -738,7 +740,7 @@ def test_a_kept_server_that_does_not_end_is_not_said_to_have_made_room(pool, kep
 
 
 def test_a_kept_server_that_does_not_let_go_of_a_gpu_is_told_once(make_pool, kept_by_others, monkeypatch) -> None:
-    monkeypatch.setattr(pool_module, "_LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(executor, "_LOOK_AGAIN", 0.0)
     pool = make_pool()
     looks: list[str] = []
     claim = pool._room.claim

@@ -23,8 +23,9 @@ from pytest_infserver.launcher.devices import Demand, Visible
 from pytest_infserver.pool.lease import Lease
 from pytest_infserver.pool.planning.decisions import Phase
 from pytest_infserver.pool.planning.planner import Planner
-from pytest_infserver.pool.pool import Hooks, Policy, Pool
+from pytest_infserver.pool.pool import Pool
 from pytest_infserver.pool.room import MachineRoom
+from pytest_infserver.pool.servers.policy import Hooks, Policy
 
 NAMES = "abc"
 CLIENTS = ("c1", "c2", "c3")
@@ -156,8 +157,10 @@ class Runs(RuleBasedStateMachine):
         patch("pytest_infserver.launcher.keeping.kept.kept_servers", self.kept_servers)
         patch("pytest_infserver.pool.pool.Planner", faults.before(Planner, PLANNER))
         patch("pytest_infserver.pool.pool.notice_death", lambda server: None)
-        for name in ("pool._STEP", "pool._LOOK_AGAIN", "planning.planner.GRACE", "planning.planner.RETRY"):
-            patch(f"pytest_infserver.pool.{name}", 0.01)
+        for name in ("leasing._STEP", "executor._STEP", "executor._LOOK_AGAIN"):
+            patch(f"pytest_infserver.pool.servers.{name}", 0.01)
+        for name in ("GRACE", "RETRY"):
+            patch(f"pytest_infserver.pool.planning.planner.{name}", 0.01)
         demands = {name: Demand(0, "none") for name in NAMES}
         self.room = faults.before(MachineRoom, ROOM)(places, (), demands, Visible("", (), "none"))
         claim = self.room.claim
@@ -204,7 +207,7 @@ class Runs(RuleBasedStateMachine):
 
     # What happens.
 
-    @precondition(lambda self: self.pool._cause is None)
+    @precondition(lambda self: self.pool._end.cause is None)
     @rule(error=st.sampled_from(ERRORS))
     def it_is_raised_once_more(self, error: Callable[[], BaseException]) -> None:
         self.faults.arm(error, 0)
@@ -323,21 +326,21 @@ class Runs(RuleBasedStateMachine):
                         self.give_back(client, True)
                 time.sleep(0.002)
                 self.collect()
-            if self.pool._cause is None:
+            if self.pool._end.cause is None:
                 self.no_lease_is_lost()
             self.call(self.pool.close)
             self.nothing_is_left()
 
     def no_lease_is_lost(self) -> None:
-        for book in (self.pool._planner._leased, self.pool._planner._waiting, self.pool._asked, self.pool._granted):
+        planner, tickets = self.pool._planner, self.pool._tickets
+        for book in (planner._leased, planner._waiting, tickets._asked, tickets._granted, tickets._running):
             assert book == {}
-        assert self.pool._running == {}
 
     def nothing_is_left(self) -> None:
         assert [server.name for server in self.pool.servers if server.runtime.launched] == []
         assert self.pool._planner.names(*(phase for phase in Phase if phase is not Phase.DOWN)) == []
-        assert not any(thread.is_alive() for thread in self.pool._threads)
-        cause = self.pool._cause
+        assert not any(thread.is_alive() for thread in self.pool._executor._threads)
+        cause = self.pool._end.cause
         assert cause is None or any(cause is error for error in self.faults.raised), repr(cause)
         # It is pytest's own thread that hears of it, once.
         if cause is not None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pytest_infserver import ProfileError
-from pytest_infserver.pool import profile_turns
-from pytest_infserver.pool.profile_turns import ProfileTurns
+from pytest_infserver.pool.broker import profile_turns
+from pytest_infserver.pool.broker.profile_turns import ProfileTurns
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
 

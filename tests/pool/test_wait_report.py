@@ -16,8 +16,9 @@ from pytest_infserver.launcher.keeping import kept
 from pytest_infserver.pool import pool as pool_module
 from pytest_infserver.pool.planning.decisions import Request, Start
 from pytest_infserver.pool.planning.planner import Planner
-from pytest_infserver.pool.pool import Hooks, Policy, Pool
+from pytest_infserver.pool.pool import Pool
 from pytest_infserver.pool.room import MachineRoom
+from pytest_infserver.pool.servers.policy import Hooks, Policy
 from pytest_infserver.pool.wait_report import WaitReport, causes, wait_report_on
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
@@ -148,7 +149,7 @@ def test_an_interrupted_wait_is_told_to_be_over(make_pool: Callable[..., Pool]) 
     with pytest.raises(KeyboardInterrupt):
         pool.acquire("c1", ["a"], waiting=interrupt)
     assert said(told[-1]) == []
-    assert pool._asked == {}
+    assert pool._tickets._asked == {}
 
 
 def test_gpus_that_others_hold_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_infserver.errors import ConfigError, InferenceServerError
 from pytest_infserver.launcher.user_code import ends_run
+from pytest_infserver.pool.broker.profile_turns import ProfileTurns
 from pytest_infserver.pool.lease import Lease, Problem
 from pytest_infserver.pool.member import Plan
 from pytest_infserver.pool.outcomes import in_words
-from pytest_infserver.pool.profile_turns import ProfileTurns
 from pytest_infserver.pool.threads import spawn
 from pytest_infserver.system.disk.socket_files import PAUSE, accept, listen, stop_listening
 

@@ -22,8 +22,8 @@ from pytest_infserver.pool.broker.broker import CANCEL, FAILED, PROGRESS, WAITIN
 from pytest_infserver.pool.lease import Lease, Problem
 from pytest_infserver.pool.member import Plan
 from pytest_infserver.pool.outcomes import error_called, in_words
-from pytest_infserver.pool.pool import shared
 from pytest_infserver.pool.process.foreign import as_foreign, is_expressible
+from pytest_infserver.pool.servers.stop_refusals import shared
 from pytest_infserver.pool.threads import spawn
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pytest_infserver.pool.pool import Policy
+from pytest_infserver.pool.servers.policy import Policy
 
 if TYPE_CHECKING:
     from pytest_infserver.config.model import ServerConfig

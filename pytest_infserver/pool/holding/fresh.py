@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pytest_infserver.errors import InferenceServerError, LeakError, ProfileError
-from pytest_infserver.pool.pool import shared as refusal
+from pytest_infserver.pool.servers.stop_refusals import shared as refusal
 
 if TYPE_CHECKING:
     from pytest_infserver.pool.lease import Lease
