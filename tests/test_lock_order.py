@@ -17,6 +17,12 @@ BUSIEST += ["launcher/test_server.py", "launcher/test_hang.py", "reporting/test_
 LIMIT = 500
 
 
+@pytest.fixture
+def hard_limit_seconds() -> int:
+    """As long as the run of them, which takes minutes on a machine that is busy otherwise."""
+    return LIMIT
+
+
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(TESTS)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "lock_order", "-p", "no:cacheprovider", *words]
