@@ -22,7 +22,7 @@ TIERS = {
     "browser": "needs the browser of tests/engines/provision.py",
 }
 CHOICES = {
-    "promise": "of a slow tier, and run every day: a promise of the README",
+    "promise": "of a slow tier, and run every day: a promise of the pages",
     "nightly": "left to .ci/nightly: one more of a kind of which .ci/run has a sample",
 }
 

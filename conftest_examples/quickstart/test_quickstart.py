@@ -12,9 +12,10 @@ def ask(server, question, **options):
     return response.json()["choices"][0]["message"]["content"]
 
 
-def test_true_answer(inference_server):
+def test_true_answer(inference_server, capsys):
     answer = ask(inference_server, "What is the capital of France? Answer in one word.", max_tokens=20)
-    print(f"\nThe model says: {answer}")
+    with capsys.disabled():
+        print(f"\nThe model says: {answer}")
     assert "Paris" in answer
 
 

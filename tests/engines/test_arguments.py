@@ -25,12 +25,13 @@ ENGINE_OPTION = re.compile(r"--[a-z][a-z0-9-]+")
 
 
 def documented(backend: str, folder: Path) -> Iterator[tuple[str, InferenceServer]]:
-    """Return each server of a backend in the README and the examples, and where it stands."""
+    """Return each server of a backend in the pages and the examples, and where it stands."""
     files = [*sorted((ROOT / "conftest_examples").rglob("*.yaml")), HERE / "servers.yaml"]
-    for number, block in enumerate(re.findall(r"^```yaml\n(.*?)\n```$", (ROOT / "README.md").read_text(), re.M | re.S)):
-        file = folder / f"readme-{number}.yaml"
-        file.write_text(block)
-        files.append(file)
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for number, block in enumerate(re.findall(r"^```yaml\n(.*?)\n```$", page.read_text(), re.M | re.S)):
+            file = folder / f"{page.stem}-{number}.yaml"
+            file.write_text(block)
+            files.append(file)
     for file in files:
         if f"backend: {backend}" not in file.read_text():
             continue

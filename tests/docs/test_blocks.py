@@ -1,4 +1,4 @@
-"""Every block of the README works: commands are run, YAML is loaded, Python is executed."""
+"""Blocks of the pages that need more than `test_pages.py` does: what they say comes out is what comes out."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
+from pages import BLOCKS, ROOT
 
 from pytest_infserver import VLLMServer, load_server_configs
 from pytest_infserver.launcher.backends.registry import known_backends
 from pytest_infserver.options import OPTIONS
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)\n```$", README, re.MULTILINE | re.DOTALL)
 LIMIT = 120
+COMMANDS = [one.text for one in BLOCKS if one.page.name == "README.md" and " && pytest" in one.text]
 RunInline = Callable[..., pytest.RunResult]
 
 
-def blocks(language: str, containing: str = "") -> list[str]:
-    return [text for kind, text in BLOCKS if kind == language and containing in text]
-
-
-def one_block(language: str, containing: str) -> str:
-    (found,) = blocks(language, containing)
+def one_block(page: str, language: str, containing: str = "") -> str:
+    """Return the text of a page's only block of a language that has these words."""
+    path = ROOT / page
+    (found,) = [one.text for one in BLOCKS if one.page == path and one.language == language and containing in one.text]
     return found
+
+
+def words_of(page: str, containing: str) -> list[list[str]]:
+    return [shlex.split(line, comments=True) for line in one_block(page, "bash", containing).splitlines()]
 
 
 def run(argv: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -42,14 +42,14 @@ def run(argv: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def first_test(tmp_path: Path, nothing_left: None) -> Path:
     """A folder with the two files of "Your first test"."""
-    (tmp_path / "servers.yaml").write_text(one_block("yaml", "backend: llamacpp"))
-    (tmp_path / "test_mine.py").write_text(one_block("python", "def test_completion"))
+    (tmp_path / "servers.yaml").write_text(one_block("README.md", "yaml", "backend: llamacpp"))
+    (tmp_path / "test_mine.py").write_text(one_block("README.md", "python", "def test_completion"))
     return tmp_path
 
 
 def test_the_two_front_door_commands_are_what_ci_runs() -> None:
     script = (ROOT / ".ci" / "run").read_text()
-    for command in [text for text in blocks("bash") if text.startswith("pip install")]:
+    for command in COMMANDS:
         install, test = command.split(" && ")
         # CI installs by uv what the second one needs: that is quicker.
         assert install in script or install.removeprefix("pip install ").replace("[test]", "[dev]") in script
@@ -59,7 +59,7 @@ def test_the_two_front_door_commands_are_what_ci_runs() -> None:
 @pytest.mark.run
 @pytest.mark.promise
 def test_first_test(first_test: Path) -> None:
-    command = shlex.split(one_block("bash", "--infserver-config servers.yaml"))
+    command = shlex.split(one_block("README.md", "bash", "--infserver-config servers.yaml"))
     result = run([*command, "-p", "no:cacheprovider"], first_test)
     assert "2 passed" in result.stdout, result.stdout + result.stderr
 
@@ -68,15 +68,15 @@ def test_first_test(first_test: Path) -> None:
 @pytest.mark.promise
 def test_commands_without_a_file(first_test: Path) -> None:
     (first_test / "servers.yaml").unlink()
-    started, _ = map(shlex.split, one_block("bash", "--infserver-url").splitlines())
+    started, _ = words_of("docs/options.md", "--infserver-url")
     result = run([*started, "-p", "no:cacheprovider"], first_test)
     assert "2 passed" in result.stdout, result.stdout + result.stderr
 
 
 @pytest.mark.promise
 def test_attaching_without_a_file(run_inline: RunInline, pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(one_block("python", "def test_completion"))
-    _, attached = map(shlex.split, one_block("bash", "--infserver-url").splitlines())
+    pytester.makepyfile(one_block("README.md", "python", "def test_completion"))
+    _, attached = words_of("docs/options.md", "--infserver-url")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         closed = f"http://127.0.0.1:{probe.getsockname()[1]}"
     attached = [closed if word.startswith("http") else word for word in attached]
@@ -84,23 +84,9 @@ def test_attaching_without_a_file(run_inline: RunInline, pytester: pytest.Pytest
     assert f"remote cannot be attached: {closed} refused the connection" in result.stdout.str()
 
 
-def test_every_bash_block_is_covered() -> None:
-    known = ("config", "backend", "profile", "cluster")
-    starts = ("pip install", *(f"pytest --infserver-{option}" for option in known))
-    assert all(text.startswith(starts) for text in blocks("bash"))
-
-
-def test_yaml_blocks_load(tmp_path: Path) -> None:
-    for text in blocks("yaml"):
-        path = tmp_path / "servers.yaml"
-        path.write_text(text)
-        names = [config.name for config in load_server_configs(path)]
-        document = yaml.safe_load(text)
-        assert names == list(document.get("servers", {document["backend"]: None} if "backend" in document else {}))
-
-
 def test_launch_argument_table(tmp_path: Path) -> None:
-    rows = re.findall(r"^\| (`.*?)\s\| (`.*?`|nothing.*?)\s\|$", README, re.MULTILINE)
+    page = (ROOT / "docs" / "arguments.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?)\s\| (`.*?`|nothing.*?)\s\|$", page, re.MULTILINE)
     rows = [row for row in rows if ": " in row[0]]
     assert len(rows) == 6
     for keys, words in rows:
@@ -118,8 +104,10 @@ def test_launch_argument_table(tmp_path: Path) -> None:
 
 @pytest.mark.promise
 def test_marker_block(pytester: pytest.Pytester, run_inline: RunInline) -> None:
-    (pytester.path / "test_markers.py").write_text(one_block("python", "@pytest.mark.backend"))
-    (pytester.path / "servers.yaml").write_text(one_block("yaml", "llama-tp2"))
+    (pytester.path / "test_markers.py").write_text(
+        one_block("docs/choosing-tests.md", "python", "@pytest.mark.backend")
+    )
+    (pytester.path / "servers.yaml").write_text(one_block("docs/yaml.md", "yaml", "llama-tp2"))
     result = run_inline("--infserver-config", "servers.yaml", "--collect-only", "-q", "--strict-markers")
     collected = result.stdout.str()
     assert set(re.findall(r"::test_(\w)\[(.*)\]", collected)) == {
@@ -140,7 +128,7 @@ servers:
 
 @pytest.mark.promise
 def test_variants_block(pytester: pytest.Pytester, run_inline: RunInline) -> None:
-    block = one_block("python", "def test_small_context")
+    block = one_block("docs/settings.md", "python", "def test_small_context")
     (pytester.path / "test_variants.py").write_text(
         f"import pytest\nfrom pytest_infserver import variant\n{block}\ndef test_plain(inference_server): ...\n"
     )
@@ -158,7 +146,9 @@ def test_variants_block(pytester: pytest.Pytester, run_inline: RunInline) -> Non
 @pytest.mark.run
 @pytest.mark.promise
 def test_needs_and_exclusive_block(tmp_path: Path, nothing_left: None) -> None:
-    (tmp_path / "test_tp.py").write_text(f"import pytest\n{one_block('python', 'infserver_needs')}")
+    (tmp_path / "test_tp.py").write_text(
+        f"import pytest\n{one_block('docs/choosing-tests.md', 'python', 'infserver_needs')}"
+    )
     (tmp_path / "servers.yaml").write_text(TINY)
     command = ["pytest", "--infserver-config=servers.yaml", "--infserver-server=llama-tp[12]", "-p", "no:cacheprovider"]
     result = run(command, tmp_path)
@@ -172,7 +162,7 @@ def test_too_few_gpus_block(pytester: pytest.Pytester, run_inline: RunInline, mo
     (pytester.path / "servers.yaml").write_text(TINY)
     result = run_inline("--infserver-config=servers.yaml")
     assert result.ret == 4
-    assert result.stderr.str().strip().splitlines()[-1] == one_block("text", "needs 8 GPUs")
+    assert result.stderr.str().strip().splitlines()[-1] == one_block("docs/gpus.md", "text", "needs 8 GPUs")
 
 
 @pytest.mark.run
@@ -186,7 +176,7 @@ def test_keep_block(tmp_path: Path, nothing_left: None, monkeypatch: pytest.Monk
     )
     assert "1 passed" in result.stdout, result.stdout + result.stderr
     titles, row = (line.split() for line in run(["infserver", "ps"], tmp_path).stdout.splitlines())
-    shown_titles, shown_row = (line.split() for line in one_block("text", "LEFT").splitlines())
+    shown_titles, shown_row = (line.split() for line in one_block("docs/keep.md", "text", "LEFT").splitlines())
     assert titles == shown_titles
     assert row[:3] == shown_row[:3] == ["smollm2", "kept", "builtin:tiny"]
     assert "smollm2 (pid" in run(["infserver", "stop", "--all"], tmp_path).stdout
@@ -214,7 +204,7 @@ def test_cluster_blocks(tmp_path: Path, nothing_left: None, monkeypatch: pytest.
 
     (tmp_path / "servers.yaml").write_text(TINY.replace("builtin:tiny", "builtin:tiny, cpus: 0.5"))
     (tmp_path / "pytest.ini").write_text("[pytest]\ninfserver_config = servers.yaml\ninfserver_server = llama-tp[12]\n")
-    local, auto, ps = (shlex.split(line, comments=True) for line in one_block("bash", "--cluster").splitlines())
+    local, auto, ps = words_of("docs/cluster.md", "--cluster")
     (tmp_path / "test_on_nodes.py").write_text(CLUSTER_TESTS.format(ps))
     result = run([*local, "-k", "test_it", "-p", "no:cacheprovider"], tmp_path)
     assert "= 2 passed, 1 deselected" in result.stdout, result.stdout + result.stderr
@@ -225,7 +215,7 @@ def test_cluster_blocks(tmp_path: Path, nothing_left: None, monkeypatch: pytest.
     finally:
         nodes.close()
     assert "1 passed, 2 deselected" in result.stdout, result.stdout + result.stderr
-    shown = one_block("text", "MODEL         NODE").splitlines()
+    shown = one_block("docs/cluster.md", "text", "MODEL         NODE").splitlines()
     lines = result.stdout.splitlines()
     head = next(index for index, line in enumerate(lines) if line.split() == shown[0].split())
     rows = [re.split(r"\s{2,}", line) for line in lines[head + 1 : head + 3]]
@@ -239,27 +229,29 @@ def test_cluster_blocks(tmp_path: Path, nothing_left: None, monkeypatch: pytest.
 @pytest.mark.run
 @pytest.mark.promise
 def test_profiling_blocks(tmp_path: Path, nothing_left: None) -> None:
-    (tmp_path / "test_speed.py").write_text(one_block("python", "infserver_profile"))
+    (tmp_path / "test_speed.py").write_text(one_block("docs/profiling.md", "python", "infserver_profile"))
     (tmp_path / "servers.yaml").write_text("name: llama\nbackend: llamacpp\nmodel: builtin:tiny\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\ninfserver_config = servers.yaml\n")
-    command = shlex.split(one_block("bash", "--infserver-profile"), comments=True)
+    command = words_of("docs/profiling.md", "--infserver-profile")[0]
     result = run([*command, "-s", "-p", "no:cacheprovider", "-p", "no:randomly"], tmp_path)
     assert "2 passed" in result.stdout, result.stdout + result.stderr
     shown = result.stdout.splitlines()
-    for line in one_block("text", "infserver profiles").splitlines():
+    for line in one_block("docs/profiling.md", "text", "infserver profiles").splitlines():
         assert line in shown
     assert f"PosixPath('{tmp_path}/profiles/llama/decode.svg')" in result.stdout
 
 
 def test_python_api_block(first_test: Path) -> None:
-    result = run([sys.executable, "-c", one_block("python", "start_server_from_config")], first_test)
+    result = run(
+        [sys.executable, "-c", one_block("docs/python-api.md", "python", "start_server_from_config")], first_test
+    )
     assert result.returncode == 0, result.stderr
     assert "'chat': 'http://127.0.0.1:" in result.stdout
 
 
 @pytest.mark.promise
 def test_own_backend_block(tmp_path: Path, nothing_left: None) -> None:
-    (tmp_path / "mine.py").write_text(one_block("python", "class MyBackendServer"))
+    (tmp_path / "mine.py").write_text(one_block("docs/backends.md", "python", "class MyBackendServer"))
     text = "backend: mine:MyBackendServer\nmodel: m\nport: 9\nconfig: {server_args: {ctx-size: 5}}\n"
     (tmp_path / "servers.yaml").write_text(text)
     result = run(["infserver", "check", "servers.yaml"], tmp_path)
@@ -271,28 +263,17 @@ def test_config_error_block(pytester: pytest.Pytester, run_inline: RunInline) ->
     (pytester.path / "servers.yaml").write_text("servers:\n llama:\n  modle: x\n")
     result = run_inline("--infserver-config", "servers.yaml")
     assert result.ret == 4
-    assert result.stderr.str().strip().splitlines()[-1] == one_block("text", "modle")
+    assert result.stderr.str().strip().splitlines()[-1] == one_block("docs/yaml.md", "text", "modle")
 
 
 def test_option_table_is_complete() -> None:
-    documented = re.findall(r"^\| `(--infserver-[\w-]+)(?: [A-Z=/]+|\[=[A-Z]+\])?` \| .+ \|$", README, re.MULTILINE)
+    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\| `(--infserver-[\w-]+)(?: [A-Z=/]+|\[=[A-Z]+\])?` \| .+ \|$", page, re.MULTILINE)
     assert documented == [option.flag for option in OPTIONS]
 
 
 def test_backend_table_is_complete() -> None:
-    documented = re.findall(r"^\| `(\w+)` \| `\w+Server` \|", README, re.MULTILINE)
+    page = (ROOT / "docs" / "backends.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\| `(\w+)` \| `\w+Server` \|", page, re.MULTILINE)
     assert set(documented) == {"vllm", "sglang", "llamacpp", "transformers", "command", "remote"}
     assert set(documented) <= set(known_backends())
-
-
-def test_every_python_block_is_covered() -> None:
-    covered = (
-        "def test_completion",
-        "@pytest.mark.backend",
-        "infserver_needs",
-        "infserver_profile",
-        "start_server_from_config",
-        "class MyBackendServer",
-        "def test_small_context",
-    )
-    assert all(any(words in text for words in covered) for text in blocks("python"))
