@@ -21,6 +21,7 @@ def json_schema() -> dict[str, Any]:
     several = {"anyOf": [{"required": ["servers"]}, {"required": ["defaults"]}]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "urn:pytest-infserver:configuration",
         "title": "pytest-infserver configuration",
         "$defs": {"server": server},
         "type": "object",

@@ -184,3 +184,10 @@ def test_an_editor_can_offer_the_backends_and_say_the_defaults() -> None:
     assert properties["stop_timeout"]["default"] == 30
     assert properties["debug_mode"]["default"] is False
     assert "default" not in properties["model"]
+
+
+def test_it_has_an_id_of_its_own() -> None:
+    schema = json_schema()
+    assert schema["$id"] == "urn:pytest-infserver:configuration"
+    # References within it are found under that id.
+    jsonschema.validate({"backend": "vllm", "model": "m"}, schema, jsonschema.Draft202012Validator)

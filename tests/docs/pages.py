@@ -1,8 +1,12 @@
-"""The pages that users read, and their blocks. A comment in front of a block says how it is tested."""
+"""The pages that users read, and their blocks. A comment in front of a block says how it is tested.
+
+`python tests/docs/pages.py PAGE FOLDER` writes the files of a page there.
+"""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,3 +71,15 @@ def blocks_of(page: Path) -> Iterator[Block]:
 
 
 BLOCKS = tuple(block for page in PAGES for block in blocks_of(page))
+
+
+def write_files(page: Path, folder: Path) -> None:
+    """Write the files of a page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for block in blocks_of(page):
+        if block.file is not None:
+            (folder / block.file).write_text(f"{block.text}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_files(*map(Path, sys.argv[1:]))

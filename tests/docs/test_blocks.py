@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pages import BLOCKS, ROOT
+from pages import BLOCKS, ROOT, write_files
 
 from pytest_infserver import VLLMServer, load_server_configs
 from pytest_infserver.launcher.backends.registry import known_backends
@@ -42,8 +42,7 @@ def run(argv: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def first_test(tmp_path: Path, nothing_left: None) -> Path:
     """A folder with the two files of "Your first test"."""
-    (tmp_path / "servers.yaml").write_text(one_block("README.md", "yaml", "backend: llamacpp"))
-    (tmp_path / "test_mine.py").write_text(one_block("README.md", "python", "def test_completion"))
+    write_files(ROOT / "README.md", tmp_path)
     return tmp_path
 
 

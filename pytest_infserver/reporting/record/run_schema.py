@@ -20,6 +20,7 @@ def run_schema() -> dict[str, Any]:
     """
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "urn:pytest-infserver:run",
         "title": "A run of pytest with pytest-infserver",
         **_object(
             schema_version={"const": SCHEMA_VERSION},
