@@ -48,7 +48,7 @@ class Markers(_Markdown):
     def lines(self) -> Iterator[str]:
         for marker in MARKERS:
             usage, _, meaning = marker.partition(": ")
-            yield from (f"`@pytest.mark.{usage}`", f": {_escaped(meaning)}", "")
+            yield f"- `@pytest.mark.{usage}`: {_escaped(meaning)}"
 
 
 class Help(_Markdown):
