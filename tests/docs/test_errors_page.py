@@ -14,7 +14,7 @@ SOURCES = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / 
 SOURCE = re.sub(r'"\s*\n\s*f?"', "", SOURCES)
 PHRASES = {
     "unknown-key": "unknown key",
-    "unset-variable": "is not set",
+    "unset-variable": "is not set; set it, or write",
     "unknown-option": "has no ",
     "no-server-fits": "no configured server fits",
     "leaves-no-server": "leaves no server; configured are:",
