@@ -312,3 +312,14 @@ def test_check_asks_servers_that_run(
     assert lines[0].startswith(f"there: {server.server_url}/health answered 200 in ")
     assert lines[1] == f"wrong: {server.server_url}/nothing answered 404"
     assert lines[2] == "asleep: does not run on this machine"
+
+
+def test_check_asks_a_server_that_another_process_has_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fake_server: Callable[..., CommandServer]
+) -> None:
+    server = fake_server().start()
+    path = tmp_path / "servers.yaml"
+    path.write_text(f"servers:\n  {server.name}: {{backend: command, launch_command: [run, '{{port}}']}}\n")
+    assert main(["check", "--probe", str(path)]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(f"{server.name} (pid {server.pid}): {server.server_url}/health answered 200 in ")

@@ -76,7 +76,7 @@ def test_status(listen: Callable[[Behaviour], str], data: bytes, status: int, ok
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        (b"", "closed the connection without an answer"),
+        (b"", "closed the connection without an answer: does it speak TLS?"),
         (b"\xff\x00garbage\n", "answered something that is not HTTP"),
         (b"SSH-2.0-OpenSSH\r\n", "answered something that is not HTTP"),
         (b"HTTP/1.1 OK\r\n", "answered something that is not HTTP"),

@@ -173,9 +173,15 @@ class ProcessRuntime(OwnRuntime):
         own = process is not None and server.settings.own_listener and reach.uds is None
         if server.host == ServerConfig().host or process is None or not own:
             return None
-        hosts = ports.listening_hosts(server.port, process.supervisor_pid)
+        hosts = {host for host, port in ports.listening_places(process.supervisor_pid) if port == server.port}
         addresses = ports.addresses_of(reach.host)
         return None if hosts & {*addresses, "0.0.0.0", "::"} else " and ".join(sorted(hosts)) or None
+
+    def listens_at(self) -> list[str]:
+        """Return where its processes listen, as far as that can be seen."""
+        process = self.process
+        places = sorted(ports.listening_places(process.supervisor_pid)) if process is not None else []
+        return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in places]
 
     # Its health.
 

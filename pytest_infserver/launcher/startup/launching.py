@@ -254,6 +254,7 @@ def _wait_until_ready(runtime: ProcessRuntime, process: ServerProcess, command: 
         on_wait=runtime.note_phase,
         owns_port=functools.partial(runtime.owns_ports, list(dict.fromkeys(asked_ports))),
         elsewhere=runtime.listens_elsewhere,
+        listens_at=runtime.listens_at,
         cancelled=runtime.start_is_cancelled,
         own_probes=server.settings.ready is not None,
         stall_timeout=server.settings.download_stall_timeout,

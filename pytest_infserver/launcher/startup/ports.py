@@ -248,19 +248,17 @@ def listener_pids(port: int, pids: Iterable[int]) -> set[int] | None:
     return None if hidden and not found else found
 
 
-def listening_hosts(port: int, supervisor: int | None) -> set[str]:
-    """Return the addresses on which processes below a supervisor listen on ``port``, as far as that can be seen."""
+def listening_places(supervisor: int | None) -> set[tuple[str, int]]:
+    """Return the addresses and ports on which processes below a supervisor listen, as far as that can be seen."""
     import psutil
 
-    found: set[str] = set()
+    found: set[tuple[str, int]] = set()
     with contextlib.suppress(psutil.Error, OSError):
         for process in psutil.Process(supervisor).children(recursive=True):
             with contextlib.suppress(psutil.Error, OSError):
                 connections = process.net_connections("tcp")
                 found |= {
-                    entry.laddr[0]
-                    for entry in connections
-                    if entry.status == psutil.CONN_LISTEN and entry.laddr[1:2] == (port,)
+                    (entry.laddr[0], entry.laddr[1]) for entry in connections if entry.status == psutil.CONN_LISTEN
                 }
     return found
 

@@ -28,6 +28,7 @@ _FIRST_PATIENCE = 30.0
 """Seconds that the first request gets which a server has to compute something for."""
 _MISPLACED_LIMIT = 3.0
 """Seconds that a server gets to listen also where it is asked, once it listens somewhere else on its port."""
+_MAX_PLACES = 3
 _FATAL_GRACE = 5.0
 """Seconds that a server gets to end by itself, with its whole traceback, after a fatal line."""
 
@@ -77,6 +78,7 @@ class ReadinessCheck:
         on_wait: Called some four times a second with the newest phase, or None while the log tells of none.
         owns_port: Whether the listener on the port is the server's own; None if nobody can tell.
         elsewhere: Where it listens on its port, in words, if that is not where it is asked; else None.
+        listens_at: Where its processes listen, as HOST:PORT; of interest when nobody was where it is asked.
         cancelled: Whether nobody wants the server any more.
         own_probes: Whether the user has configured the probes.
         stall_timeout: A download whose progress stands still for so many seconds has failed; None allows that.
@@ -92,6 +94,7 @@ class ReadinessCheck:
     on_wait: Callable[[str | None], None] = lambda phase: None
     owns_port: Callable[[], bool | None] = lambda: True
     elsewhere: Callable[[], str | None] = lambda: None
+    listens_at: Callable[[], Sequence[str]] = tuple
     cancelled: Callable[[], bool] = lambda: False
     stall_timeout: float | None = None
     own_probes: bool = False
@@ -325,4 +328,7 @@ class _LogWatch:
             return f"was still downloading after {self.check.download_timeout:g} s (download_timeout)"
         last = f"; its log was last at: {self.phase}" if self.phase else ""
         told = seen.probe.told(seen.answer)
+        places = self.check.listens_at() if seen.answer.refused else ()
+        if places:
+            told += f"; it listens on {' and '.join(places[:_MAX_PLACES])}"
         return f"was not ready after {self.check.startup_timeout:g} s (startup_timeout): {told}{last}"

@@ -121,7 +121,8 @@ class Supervisor:
             self._stop.ask_rest_when_due()
             self._stop.drain()
             self._stop.kill_when_due()
-        left = [describe(process) for process in descendants(os.getpid())]
+        # Without a child there is nothing below one: no need to go through all processes of the machine.
+        left = [] if self._tree.childless else [describe(process) for process in descendants(os.getpid())]
         self._files.remove(owner_gone=self.ownership.owner_gone)
         if self._tree.cgroup is not None:
             kill_cgroup(self._tree.cgroup, CGROUP_LIMIT)

@@ -22,6 +22,11 @@ _LAST_CHUNK = re.compile(rb"(?:\A|\r\n)0+(?:;[^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n
 _LOCATION = re.compile(rb"\r\nlocation: *([^\r\n]+)", re.IGNORECASE)
 _NO_BODY = (204, 304)
 _TRUST = "name its authority with 'tls: {ca: FILE}', or write 'tls: {verify: false}'"
+_MAYBE_TLS = ": does it speak TLS?"
+_PLAIN_HTTP = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
+_WANTS_CERTIFICATE = ("CERTIFICATE", "HANDSHAKE_FAILURE", "UNKNOWN_CA", "EOF")
+_HTTP2 = re.compile(rb"\x00..\x04.\x00\x00\x00\x00", re.DOTALL)
+"""How each HTTP/2 connection begins: a frame of settings."""
 _STEP = 0.02
 _MAX_BODY = 64 * 1024
 _EXCERPT = 200
@@ -98,14 +103,14 @@ def ask(
             target = request_target(parts.path, parts.query)
             connection.request("GET" if post is None else "POST", target, body=post, headers=sent)
             wait = _Wait(connection, begin + timeout, pointless)
-            status, problem = _read_status(wait)
+            status, problem = _read_status(wait, secure=parts.scheme == "https")
             if status is not None:
                 problem = _rest(wait, status, whole)
                 good = False if problem else None
     except ssl.SSLCertVerificationError as error:
         problem = f"has a certificate that is not trusted ({error.verify_message}): {_TRUST}"
     except ssl.SSLError as error:
-        problem = f"does not speak TLS as it is asked to ({error.reason or error}): is it 'http' instead of 'https'?"
+        problem = _tls_problem(error)
     except TimeoutError:
         # Where the status line was there, the rest did not come.
         within = f"within {shown_seconds(timeout)} s"
@@ -117,6 +122,8 @@ def ask(
         problem, refused = f"refused the connection ({what})", True
     except (OSError, http.client.HTTPException) as error:
         problem = f"failed: {getattr(error, 'strerror', None) or error or type(error).__name__}"
+        if isinstance(error, ConnectionResetError) and urlsplit(url).scheme == "http":
+            problem += _MAYBE_TLS
         refused = isinstance(error, FileNotFoundError)
     except ValueError:
         # Its text is not shown: it may quote a header, and that a secret.
@@ -221,13 +228,33 @@ def _excerpt(text: bytes) -> str:
     return " ".join(text[: 4 * _EXCERPT].decode("utf-8", "replace").split())[:_EXCERPT]
 
 
-def _read_status(wait: _Wait) -> tuple[int | None, str]:
+def _read_status(wait: _Wait, secure: bool) -> tuple[int | None, str]:
     while b"\n" not in wait.received and wait.more(_MAX_STATUS_LINE):
         pass
     match = _STATUS_LINE.match(wait.received)
     if match:
         return int(match.group(1)), ""
     if not wait.received:
-        return None, "closed the connection without an answer"
-    hint = ": does it speak TLS?" if wait.received[:1] == b"\x15" else ""
+        return None, f"closed the connection without an answer{'' if secure else _MAYBE_TLS}"
+    if _HTTP2.match(wait.received):
+        return (
+            None,
+            "answered in HTTP/2 only: a gRPC server is asked with 'ready: {grpc: true}', others with '{tcp: true}'",
+        )
+    hint = _MAYBE_TLS if wait.received[:1] == b"\x15" else ""
     return None, f"answered something that is not HTTP{hint}"
+
+
+def _tls_problem(error: ssl.SSLError) -> str:
+    """Return why nobody is asked by TLS, and what helps."""
+    reason = error.reason or ""
+    if reason in _PLAIN_HTTP:
+        return f"does not speak TLS as it is asked to ({reason}): is it 'http' instead of 'https'?"
+    if "UNRECOGNIZED_NAME" in reason:
+        return f"has no certificate for the host by which it is asked ({reason}): name that as 'host', or in 'url'"
+    if isinstance(error, ssl.SSLEOFError) or any(word in reason for word in _WANTS_CERTIFICATE):
+        return (
+            f"ended the TLS handshake ({reason or 'end of file'}): where it wants a certificate of its clients, ask"
+            " with 'ready: {tcp: true}'"
+        )
+    return f"does not speak TLS as it is asked to ({reason or error})"

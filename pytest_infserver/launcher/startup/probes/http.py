@@ -10,6 +10,8 @@ from pytest_infserver.launcher.startup.probes.probe import Pointless, Probe, key
 from pytest_infserver.system.http.address import Address
 from pytest_infserver.system.http.probe import Answer, ask
 
+_HINTS = {405: "it takes no GET there; 'ready: {request: {path: ..., json: ...}}' sends a POST"}
+
 
 class HttpProbe(Probe):
     """Asks a URL."""
@@ -32,7 +34,7 @@ class HttpProbe(Probe):
         """Ask."""
         answer = self._ask(self._url, limit, headers=self._address.headers, pointless=pointless, address=self._address)
         good = answer.status in self._statuses if self._statuses else answer.ok
-        hint = "" if good else key_hint(answer.status, self._address)
+        hint = "" if good else key_hint(answer.status, self._address) or _HINTS.get(answer.status or 0, "")
         return dataclasses.replace(answer, good=good, problem=hint or answer.problem)
 
     @property
