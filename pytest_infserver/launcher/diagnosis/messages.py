@@ -125,6 +125,8 @@ def how_died(process: ServerProcess, why_killed: str | None, finding: Finding | 
     """
     how = process.exit
     words = why_killed or str(how)
+    if why_killed is None and how is not None and how.background is not None:
+        words += f" and went into the background as process {how.background} (run it in the foreground)"
     # What the kernel says of it says more.
     is_told = finding is None and why_killed is None and how is not None and how.stopped_by is None
     if is_told and process.child_deaths:

@@ -238,7 +238,9 @@ def _confirm_owner(check: ReadinessCheck, process: ServerProcess) -> NotReady | 
     if check.owns_port() is not False:
         return None
     if process.wait_exit(0.5) is not None:
-        return NotReady(_early_end(process.exit), process.exit, foreign_listener=True)
+        # One that went into the background answers itself.
+        foreign = process.exit is None or process.exit.background is None
+        return NotReady(_early_end(process.exit), process.exit, foreign_listener=foreign)
     if check.owns_port() is not False:
         return None
     return NotReady("does not listen on its port, but another process answers there", foreign_listener=True)

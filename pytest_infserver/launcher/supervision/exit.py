@@ -22,7 +22,7 @@ class Exit:
             supervisor.
         max_rss: Peak resident memory of the root process, in bytes.
         stopped_by: Who has asked for it, if that was not the owner.
-        background: Pid of a process that it has left behind when it ended with 0 before the server was ready, or None.
+        background: Pid of a process that it has left behind when it ended with 0, to be the server, or None.
         out_of_memory: What the kernel had to do with it, where another process has found that out.
         last_seen: If the supervisor and its guard were both killed: its processes that were seen last, in words. What
             it has started since then and what has left its session belongs to nobody, and cannot be known. None where

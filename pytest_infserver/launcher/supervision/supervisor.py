@@ -319,7 +319,7 @@ class Supervisor:
             # How nsys and shells say by which signal the engine was killed.
             code = 128 - code
         bytes_used = max_rss if sys.platform == "darwin" else max_rss * 1024
-        background = self._left_in_background() if code == 0 and not self._tree.ready else None
+        background = self._left_in_background() if code == 0 else None
         self.ownership.send(
             event="exited", code=code, max_rss=bytes_used, stopped_by=self._stop.by, background=background
         )
@@ -327,8 +327,18 @@ class Supervisor:
 
     def _left_in_background(self) -> int | None:
         """Return the pid of a process that a root which has ended has left behind, or None."""
-        left = self._tree.processes()
-        return left[0].pid if left and not self._stop.begun else None
+        left = [] if self._stop.begun else self._tree.processes()
+        if self._tree.ready:
+            # Who has served stays in the root's session for the moment that it outlives the root; a daemon has its own.
+            left = [process for process in left if _session_of(process.pid) not in (None, self._tree.root)]
+        return left[0].pid if left else None
+
+
+def _session_of(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
 
 
 def _encoded(words: Sequence[str]) -> list[bytes]:

@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from pytest_infserver import ServerStartupError, ServerStartupTimeout, create_server
+from pytest_infserver import (
+    InferenceServerError,
+    PortInUseError,
+    ServerStartupError,
+    ServerStartupTimeout,
+    create_server,
+)
 from pytest_infserver.launcher.supervision.stopping import _with_pid
 
 ENGINE = str(Path(__file__).with_name("reach_engine.py"))
@@ -89,6 +95,44 @@ def test_a_launcher_that_goes_into_the_background_is_told_so(tmp_path: Path, not
     expected = r"exited with code 0, before it was ready: it went into the background as process \d+: run it in the"
     with pytest.raises(ServerStartupError, match=expected):
         server.start()
+
+
+DAEMON = f"""
+import os, pathlib, socket, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.execv(sys.executable, [sys.executable, "-S", {ENGINE!r}, "--port", sys.argv[1]])
+    os._exit(0)
+while True:
+    try:
+        socket.create_connection(("127.0.0.1", int(sys.argv[1]))).close()
+        break
+    except OSError:
+        time.sleep(0.01)
+while sys.argv[2] and not os.path.exists(sys.argv[2]):
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["ends when it is ready", "ends when it listens"])
+def test_a_launcher_that_waits_for_its_daemon(tmp_path: Path, nothing_left: None, waits: bool) -> None:
+    """It ends when the server listens, which may be known to be ready by then, or not."""
+    mark = tmp_path / "mark"
+    command = [sys.executable, "-S", "-c", DAEMON, "{port}", str(mark) if waits else ""]
+    server = create_server("command", launch_command=command, output_dir=tmp_path / "logs", startup_timeout=30)
+
+    def begin_and_end() -> None:
+        server.start()
+        mark.touch()
+        assert server.wait_death(30)
+        server.raise_if_dead()
+
+    told = r"went into the background as process \d+.*run it in the foreground"
+    with pytest.raises(InferenceServerError, match=told) as caught:
+        begin_and_end()
+    assert not isinstance(caught.value, PortInUseError)
+    server.stop()
 
 
 def test_the_directory_of_the_launch(tmp_path: Path, nothing_left: None) -> None:
