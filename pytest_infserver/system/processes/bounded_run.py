@@ -7,12 +7,13 @@ import os
 import selectors
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, NamedTuple
 
 from pytest_infserver.system.processes.child_group import kill_group, wait_for_end
 
 _STEP = 64 * 1024
+_ASK_EVERY = 0.05
 _REAP_LIMIT = 1.0
 """Seconds that a program gets to end after SIGKILL; one that waits for a dead driver does not end at all."""
 
@@ -35,6 +36,7 @@ def run_bounded(
     max_bytes: int,
     env: Mapping[str, str] | None = None,
     cwd: str | None = None,
+    pointless: Callable[[], bool] = lambda: False,
 ) -> Output:
     """Run a program in a process group of its own, which is killed at the limit.
 
@@ -44,6 +46,7 @@ def run_bounded(
         max_bytes: It is killed as well when it has written more than this.
         env: Its environment; this process's if None.
         cwd: Its directory; this process's if None.
+        pointless: Asked now and then; when it says so, the program is killed.
     """
     deadline = time.monotonic() + limit
     try:
@@ -60,9 +63,9 @@ def run_bounded(
         return Output(b"", f"cannot be run: {error}")
     assert process.stdout is not None
     try:
-        data, problem = _read(process.stdout, deadline, limit, max_bytes)
+        data, problem = _read(process.stdout, deadline, limit, max_bytes, pointless)
         # One that has closed its output may still run.
-        ended = problem is None and wait_for_end(process, deadline - time.monotonic())
+        ended = problem is None and wait_for_end(process, deadline - time.monotonic(), pointless)
     finally:
         kill_group(process)
         process.stdout.close()
@@ -71,14 +74,18 @@ def run_bounded(
     return Output(data, problem or _ending(process.returncode if ended else None, limit))
 
 
-def _read(stream: IO[bytes], deadline: float, limit: float, max_bytes: int) -> tuple[bytes, str | None]:
+def _read(
+    stream: IO[bytes], deadline: float, limit: float, max_bytes: int, pointless: Callable[[], bool]
+) -> tuple[bytes, str | None]:
     data = b""
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
         while True:
             left = deadline - time.monotonic()
-            if left <= 0 or not selector.select(left):
+            if left <= 0 or pointless():
                 return data, _ending(None, limit)
+            if not selector.select(min(left, _ASK_EVERY)):
+                continue
             piece = os.read(stream.fileno(), _STEP)
             if not piece:
                 return data, None

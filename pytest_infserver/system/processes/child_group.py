@@ -7,23 +7,25 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 
 _FIRST_STEP = 0.0005
 _LONGEST_STEP = 0.05
 
 
-def wait_for_end(child: subprocess.Popen[bytes], limit: float) -> bool:
+def wait_for_end(child: subprocess.Popen[bytes], limit: float, pointless: Callable[[], bool] = lambda: False) -> bool:
     """Wait until a child has ended, and do not reap it, so that `kill_group` may follow; return whether it has ended.
 
     Args:
         child: The child.
         limit: Seconds.
+        pointless: Asked now and then; when it says so, the end is not waited for any more.
     """
     deadline = time.monotonic() + limit
     step = _FIRST_STEP
     while not _has_ended(child):
         left = deadline - time.monotonic()
-        if left <= 0:
+        if left <= 0 or pointless():
             return False
         time.sleep(min(step, left))
         step = min(2 * step, _LONGEST_STEP)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from certificates import write_certificate
 
-from pytest_infserver import ServerStartupTimeout, create_server
+from pytest_infserver import ServerStartupError, ServerStartupTimeout, create_server
 from pytest_infserver.launcher.diagnosis.log import ServerLog
 from pytest_infserver.launcher.startup.probes.grpc import GrpcProbe
 from pytest_infserver.launcher.startup.probes.log import LogProbe
@@ -188,6 +188,26 @@ def test_a_command_that_fails(reach_server: Make) -> None:
     server = reach_server(ready=ready, startup_timeout=2)
     with pytest.raises(ServerStartupTimeout, match=r"exit status 3, its last line: not yet, \d+ .expected: exit"):
         server.start()
+
+
+@pytest.mark.parametrize("script", ["sleep 1000", "exec >&- 2>&-; sleep 1000"], ids=["silent", "without output"])
+def test_a_command_that_hangs_does_not_hide_the_server_s_end(
+    tmp_path: Path, nothing_left: None, hard_limit: None, script: str
+) -> None:
+    code = "import sys, time; time.sleep(0.5); sys.exit(3)"
+    settings: dict[str, Any] = {"ready": {"command": ["sh", "-c", script]}, "startup_timeout": 1000}
+    server = create_server(
+        "command",
+        launch_command=[sys.executable, "-S", "-c", code],
+        output_dir=tmp_path,
+        heartbeat_timeout=900,
+        **settings,
+    )
+    begin = time.monotonic()
+    with pytest.raises(ServerStartupError, match="exited with code 3, before it was ready"):
+        server.start()
+    # The command itself gets 900 s.
+    assert time.monotonic() - begin < 60
 
 
 def test_all_must_hold(reach_server: Make) -> None:

@@ -37,7 +37,7 @@ class CommandProbe(Probe):
     def look(self, limit: float, pointless: Pointless = lambda: False) -> Answer:
         """Run it."""
         begin = time.monotonic()
-        output = run_bounded(self._argv, limit, _MAX_OUTPUT, self._env, cwd=self._cwd)
+        output = run_bounded(self._argv, limit, _MAX_OUTPUT, self._env, cwd=self._cwd, pointless=pointless)
         lines = output.data.decode("utf-8", "replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         said = f", its last line: {last[:_MAX_SHOWN]}" if last else ""
