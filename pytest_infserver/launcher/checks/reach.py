@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_infserver.config.validation import nearest
 from pytest_infserver.errors import ServerStartupError
+from pytest_infserver.launcher.address import configured_key
 from pytest_infserver.launcher.user_code import asked
 from pytest_infserver.system.environment import environment
 
@@ -32,6 +33,10 @@ def check_reach(server: ServerSpec) -> None:
     name = settings.api_key_env
     if name is not None and not (server.env_vars.get(name) or environment().get(name)):
         raise settings.error(f"'api_key_env': the variable {name} is not set, nor is it in 'env_vars'", "api_key_env")
+    key, source = configured_key(settings, server.env_vars)
+    if key is not None and not key.isprintable():
+        message = f"the key of '{source}' has a line end, or another character in it that no request can carry"
+        raise settings.error(message, source.partition(":")[0])
     flags = asked(server).address_flags
     if (settings.uds or "").startswith("@") and "uds" in flags.added and not server.attached:
         message = f"'uds': {server.backend_name} takes the path of a socket, not a name that begins with @"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from pytest_infserver.system.http.address import Address, request_target
+from pytest_infserver.system.http.trust import BadAuthority
 
 _STATUS_LINE = re.compile(rb"HTTP/\d(?:\.\d)? (\d{3})\b")
 _MAX_STATUS_LINE = 4096
@@ -107,6 +108,8 @@ def ask(
             if status is not None:
                 problem = _rest(wait, status, whole)
                 good = False if problem else None
+    except BadAuthority as error:
+        problem = f"cannot be asked: {error}"
     except ssl.SSLCertVerificationError as error:
         problem = f"has a certificate that is not trusted ({error.verify_message}): {_TRUST}"
     except ssl.SSLError as error:
@@ -120,11 +123,12 @@ def ask(
     except ConnectionRefusedError:
         what = "the port is not open" if address.uds is None else "nobody listens on the socket"
         problem, refused = f"refused the connection ({what})", True
+    except FileNotFoundError:
+        problem, refused = "refused the connection (there is no such socket)", True
     except (OSError, http.client.HTTPException) as error:
         problem = f"failed: {getattr(error, 'strerror', None) or error or type(error).__name__}"
         if isinstance(error, ConnectionResetError) and urlsplit(url).scheme == "http":
             problem += _MAYBE_TLS
-        refused = isinstance(error, FileNotFoundError)
     except ValueError:
         # Its text is not shown: it may quote a header, and that a secret.
         problem = "cannot be asked: its URL, or a header of the request, is not valid"

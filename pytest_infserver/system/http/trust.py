@@ -9,6 +9,10 @@ import ssl
 from pathlib import Path
 
 
+class BadAuthority(OSError):
+    """The file of certificates to trust cannot be used; the text names it."""
+
+
 def tls_context(ca: str | None, *, verify: bool = True, check_hostname: bool = True) -> ssl.SSLContext:
     """Return the TLS settings for requests to one server.
 
@@ -19,10 +23,13 @@ def tls_context(ca: str | None, *, verify: bool = True, check_hostname: bool = T
         check_hostname: Whether it must name the host that is asked.
 
     Raises:
-        OSError: The file cannot be read, or has no certificate in it.
+        BadAuthority: The file cannot be read, or has no certificate in it.
     """
     # An engine may make a new certificate at each start.
-    stamp = None if ca is None else os.stat(ca).st_mtime_ns  # noqa: PTH116
+    try:
+        stamp = None if ca is None else os.stat(ca).st_mtime_ns  # noqa: PTH116
+    except OSError as error:
+        raise _bad(ca, error) from None
     return _context(ca, stamp, os.environ.get("SSL_CERT_FILE"), verify, verify and check_hostname)
 
 
@@ -54,7 +61,10 @@ def _context(
 
 def new_context(ca: str | None, *, verify: bool, check_hostname: bool) -> ssl.SSLContext:
     """Return the same, which nobody else has."""
-    context = ssl.create_default_context(cafile=ca)
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except OSError as error:
+        raise _bad(ca, error) from None
     # A server's own certificate counts also where some authority has signed it.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     # Python 3.13 refuses what openssl and others make without an authority key identifier.
@@ -68,3 +78,10 @@ def new_context(ca: str | None, *, verify: bool, check_hostname: bool) -> ssl.SS
 
             context.load_verify_locations(certifi.where())
     return context
+
+
+def _bad(ca: str | None, error: OSError) -> OSError:
+    if ca is None:
+        return error
+    why = "there is no certificate in it" if isinstance(error, ssl.SSLError) else error.strerror
+    return BadAuthority(f"the file of certificates to trust cannot be used ({why}): {ca}")

@@ -8,6 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,6 +110,22 @@ def test_one_with_a_slow_handshake(serve: Serve, good_certificate: Files) -> Non
         return wrap(sock)
 
     assert seen(trusting(serve(wrap=slow), good_certificate)) == "answered 200"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [(None, "No such file or directory"), ("no certificate", "there is no certificate in it")]
+)
+def test_an_authority_that_is_none(serve: Serve, good_certificate: Files, content: str | None, why: str) -> None:
+    file = Path(good_certificate[2]).with_name("other.pem")
+    if content is not None:
+        file.write_text(content)
+    address = serve(wrap=server_side(good_certificate))
+    said = seen(Address("https", port=address.port, ca=str(file)))
+    assert said == f"cannot be asked: the file of certificates to trust cannot be used ({why}): {file}"
+
+
+def test_a_socket_that_is_not_there(tmp_path: Path) -> None:
+    assert seen(Address(uds=str(tmp_path / "s"))) == "refused the connection (there is no such socket)"
 
 
 def test_http_where_tls_is_expected(serve: Serve, good_certificate: Files) -> None:

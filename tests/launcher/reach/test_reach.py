@@ -290,6 +290,11 @@ def test_another_process_reaches_it_too(reach_server: Make, certificate: tuple[s
     [
         ({"api_key": "a", "api_key_env": "B"}, "'api_key' and 'api_key_env' mean the same: use one of them"),
         ({"api_key_env": "NO_SUCH_VARIABLE_HERE"}, "the variable NO_SUCH_VARIABLE_HERE is not set"),
+        ({"api_key": "a-key\n"}, "the key of 'api_key' has a line end, or another character in it that no request can"),
+        (
+            {"env_vars": {"MINE": "a-key\r\n"}, "api_key_env": "MINE"},
+            "the key of 'api_key_env: MINE' has a line end, or another character in it that no request can carry",
+        ),
         ({"tls": {"cert": "x"}}, "unknown key 'cert'"),
         ({"base_path": "prefix"}, "expected a path that starts with '/'"),
         ({"ports": {"a": 99999}}, "'ports.a': expected a port from 1 to 65535"),
