@@ -135,6 +135,27 @@ def test_a_launcher_that_waits_for_its_daemon(tmp_path: Path, nothing_left: None
     server.stop()
 
 
+def test_workers_that_outlive_their_server_are_no_daemons(tmp_path: Path, nothing_left: None) -> None:
+    """As those of vLLM, which ends with 0 when its engine was killed."""
+    code = (
+        "import os, subprocess, sys, time\n"
+        "subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(100)'])\n"
+        "print('it is ready', flush=True)\n"
+        "while not os.path.exists(sys.argv[1]): time.sleep(0.01)\n"
+    )
+    mark = tmp_path / "mark"
+    settings: dict[str, Any] = {
+        "ready": {"log": "^it is ready"},
+        "startup_timeout": 30,
+        "output_dir": tmp_path / "logs",
+    }
+    server = create_server("command", launch_command=[sys.executable, "-S", "-c", code, str(mark)], **settings).start()
+    mark.touch()
+    assert server.wait_death(30)
+    assert "exited with code 0, while it was in use" in str(server.why_died())
+    server.stop()
+
+
 def test_the_directory_of_the_launch(tmp_path: Path, nothing_left: None) -> None:
     code = "import os, time; print('in', os.getcwd(), flush=True); time.sleep(100)"
     settings: dict[str, Any] = {"output_dir": tmp_path, "startup_timeout": 30, "ready": {"log": "^in /"}}
