@@ -139,12 +139,18 @@ def _has(process: psutil.Process, signs: Iterable[str]) -> bool:
 
 def shared_objects() -> set[str]:
     """Return the names in /dev/shm that are like those of engines and that no process holds."""
-    names = {name for name in os.listdir("/dev/shm") if name.startswith(OBJECTS)} if sys.platform == "linux" else set()
-    for maps in Path("/proc").glob("[0-9]*/maps") if names else ():
+    found: dict[str, str] = {}
+    for name in os.listdir("/dev/shm") if sys.platform == "linux" else ():
+        with contextlib.suppress(OSError):
+            place = os.stat(f"/dev/shm/{name}")
+            # By device and inode: whoever has made a semaphore has it mapped by a name of before.
+            key = f" {os.major(place.st_dev):02x}:{os.minor(place.st_dev):02x} {place.st_ino} "
+            found |= {key: name} if name.startswith(OBJECTS) else {}
+    for maps in Path("/proc").glob("[0-9]*/maps") if found else ():
         with contextlib.suppress(OSError):
             held = maps.read_text()
-            names = {name for name in names if f"/dev/shm/{name}" not in held}
-    return names
+            found = {key: name for key, name in found.items() if key not in held}
+    return set(found.values())
 
 
 @pytest.fixture
