@@ -95,6 +95,11 @@ OPTIONS = (
         metavar="WHEN",
     ),
     Option("log-lines", "So many lines of a server's log stand in a failed test's report (default: 400).", metavar="N"),
+    Option(
+        "share-gpu",
+        "An idle vLLM or SGLang whose GPUs another server needs sleeps until its next test, instead of being stopped.",
+        "switch",
+    ),
     Option("fresh-on-rerun", "A test that is repeated, as with --reruns, gets its servers started anew.", "switch"),
     Option(
         "summary",

@@ -52,6 +52,7 @@ class Settings:
         log: ``live`` shows servers' logs as they are written, ``failed`` only in the reports of failed tests.
         log_lines: How many lines of a log stand in such a report, or None for the built-in number.
         fresh_on_rerun: Whether a test that is repeated gets its servers started anew.
+        share_gpu: Whether an idle server that can sleep does so when another one needs its GPUs.
         summary: When the table of servers is shown: ``auto``, ``always`` or ``never``.
         order: ``servers`` puts the tests of each server together, ``source`` moves none.
         shard: Which job's share of the tests runs, or None for all.
@@ -78,6 +79,7 @@ class Settings:
     log: str = "failed"
     log_lines: int | None = None
     fresh_on_rerun: bool = False
+    share_gpu: bool = False
     summary: str = "auto"
     order: str = "servers"
     shard: Shard | None = None
@@ -110,6 +112,7 @@ def read_settings(config: pytest.Config, environ: Mapping[str, str] | None = Non
         log=reader.one_of("log", ("live", "failed") if reader.shows_output() else ("failed", "live")),
         log_lines=reader.count("log-lines"),
         fresh_on_rerun=bool(reader.get("fresh-on-rerun")),
+        share_gpu=bool(reader.get("share-gpu")),
         summary=reader.one_of("summary", ("auto", "always", "never")),
         order=reader.one_of("order", ("servers", "source")),
         shard=reader.shard("shard"),

@@ -161,6 +161,8 @@ def _cluster(settings: Settings, key: Mapping[str, Any]) -> Cluster | None:
         raise ConfigError(
             "--infserver-keep and --infserver-cluster: a server on a cluster ends with the run that has started it"
         )
+    if settings.share_gpu:
+        raise ConfigError("--infserver-share-gpu and --infserver-cluster: on a cluster Ray gives the GPUs out")
     from pytest_infserver.cluster.cluster import Cluster
 
     return Cluster(settings.cluster, key.get(_SEED))
@@ -182,6 +184,7 @@ def _policy(settings: Settings) -> Policy:
         prelaunch=settings.prelaunch,
         restarts=MAX_RESTARTS if settings.on_crash == "restart" else 0,
         keep=settings.keep,
+        share_gpu=settings.share_gpu,
     )
 
 

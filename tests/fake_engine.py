@@ -80,6 +80,12 @@ def parse():
         help="a child that /feed lets eat; exit with CODE after its end, or be sick if that is negative",
     )
     add("--eat", type=int, default=0, metavar="BYTES", help="take so much memory before it listens")
+    add(
+        "--sleep-fault",
+        default="",
+        choices=("", "refuse", "hang", "refuse-wake", "hang-wake", "die-at-wake", "sick-awake"),
+        help="what goes wrong when it is told to sleep, or to wake",
+    )
     add("--version", action="store_true")
     return parser.parse_known_args()[0]
 
@@ -106,6 +112,7 @@ class Handler(socketserver.StreamRequestHandler):
     options = None
     ready_at = 0.0
     sick = False
+    sleeps = False
     trace_folder = None
     in_range = False
 
@@ -160,6 +167,8 @@ class Handler(socketserver.StreamRequestHandler):
             self.options.hungry.stdin.write(query["bytes"].encode() + b"\n")
             self.options.hungry.stdin.flush()
             self.reply(200, {"pid": self.options.hungry.pid})
+        elif parts.path == "/is_sleeping":
+            self.reply(200, {"is_sleeping": Handler.sleeps})
         elif parts.path == "/sick":
             Handler.sick = True
             self.reply(200, {})
@@ -194,9 +203,7 @@ class Handler(socketserver.StreamRequestHandler):
             self.reply(200, {})
         elif self.path.startswith(("/sleep?level=", "/wake_up", "/release_memory_", "/resume_memory_")):
             note(f"POST {self.path}")
-            # As an engine without its memory it answers no health check.
-            Handler.sick = self.path.startswith(("/sleep", "/release"))
-            self.reply(200, {})
+            self.sleep_or_wake(self.path.startswith(("/sleep", "/release")))
         elif self.path in ("/start_profile", "/stop_profile"):
             note(f"POST {self.path}")
             if self.path == self.options.refuse_profile:
@@ -205,6 +212,20 @@ class Handler(socketserver.StreamRequestHandler):
                 self.profile(body)
         else:
             self.reply(404, {})
+
+    def sleep_or_wake(self, falls_asleep):
+        fault = self.options.sleep_fault
+        if fault == ("refuse" if falls_asleep else "refuse-wake"):
+            self.reply(500, {"error": "not today"})
+        elif fault == ("hang" if falls_asleep else "hang-wake"):
+            time.sleep(600)
+        elif fault == "die-at-wake" and not falls_asleep:
+            os._exit(7)
+        else:
+            # As an engine without its memory it answers no health check.
+            Handler.sleeps = falls_asleep
+            Handler.sick = falls_asleep or fault == "sick-awake"
+            self.reply(200, {})
 
     def profile(self, body):
         start = self.path == "/start_profile"

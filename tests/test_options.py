@@ -464,6 +464,7 @@ OFF: dict[str, tuple[str, list[str], list[str]]] = {
     "on-crash": ("fail", ["--infserver-on-crash=", "--infserver-on-crash=restart"], ["restart"]),
     "log": ("live", ["--infserver-log=", "--infserver-log=failed"], ["failed"]),
     "log-lines": ("7", ["--infserver-log-lines="], []),
+    "share-gpu": ("true", ["--no-infserver-share-gpu"], ["0", "no"]),
     "fresh-on-rerun": ("true", ["--no-infserver-fresh-on-rerun"], ["0", "no"]),
     "summary": ("never", ["--infserver-summary=", "--infserver-summary=auto"], ["auto"]),
     "order": ("source", ["--infserver-order=", "--infserver-order=servers"], ["servers"]),

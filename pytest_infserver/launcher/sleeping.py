@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pytest_infserver.errors import InferenceServerError
 from pytest_infserver.launcher.state import ServerState
 from pytest_infserver.launcher.user_code import asked
+from pytest_infserver.system.http.probe import ask
 from pytest_infserver.system.text import clean
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.engine.sleep_requests import SleepRequests
     from pytest_infserver.launcher.runtime.runtime import Runtime
-    from pytest_infserver.launcher.spec import ServerSpec
-
-_MAX_SHOWN = 500
 
 
 def fall_asleep(runtime: Runtime, level: int) -> None:
@@ -28,12 +28,14 @@ def fall_asleep(runtime: Runtime, level: int) -> None:
     if was_awake:
         runtime.pause_heartbeat()
     try:
-        _post(runtime.server, requests.sleep.format(level=level), requests.advice)
+        _post(runtime, requests.sleep.format(level=level), requests.advice)
     except BaseException:
         if was_awake:
             runtime.resume_heartbeat()
         raise
     runtime.change(awake=False)
+    if was_awake:
+        runtime.server.journal.note("asleep")
 
 
 def wake_up(runtime: Runtime) -> None:
@@ -45,8 +47,28 @@ def wake_up(runtime: Runtime) -> None:
     if runtime.status.awake:
         return
     requests = _requests_of(runtime)
-    _post(runtime.server, requests.wake, requests.advice)
+    _post(runtime, requests.wake, requests.advice)
     forget_sleep(runtime)
+    runtime.server.journal.note("awake")
+
+
+@contextlib.contextmanager
+def as_start(runtime: Runtime, phase: str) -> Iterator[None]:
+    """Do something with a ready server that may be waited for, and cancelled, as a start.
+
+    Args:
+        runtime: The server's.
+        phase: What it does meanwhile.
+    """
+    runtime.begin_token()
+    before = runtime.status.phase
+    runtime.change(phase=phase)
+    runtime.server.tell_waiting()
+    try:
+        yield
+    finally:
+        runtime.change(phase=before)
+        runtime.end_waiting()
 
 
 def wake_for_others(runtime: Runtime) -> None:
@@ -78,17 +100,19 @@ def _requests_of(runtime: Runtime) -> SleepRequests:
     return found
 
 
-def _post(server: ServerSpec, path: str, advice: str) -> None:
-    import requests
-
-    from pytest_infserver.system.http.session import session_for
-
-    with session_for(asked(server).address, lambda: server.address) as session:
-        try:
-            # Gigabytes are copied meanwhile.
-            answer = session.post(server.url_for(path), json={}, timeout=server.settings.hang_timeout)
-        except requests.RequestException as error:
-            raise InferenceServerError(clean(f"{server}: POST {path} failed: {error}", server.secrets)) from None
-        if not answer.ok:
-            text = f"{server}: POST {path} was answered {answer.status_code} ({answer.text.strip()[:_MAX_SHOWN]})"
-            raise InferenceServerError(clean(f"{text}; {advice}", server.secrets))
+def _post(runtime: Runtime, path: str, advice: str) -> None:
+    server = runtime.server
+    address = asked(server).address
+    answer = ask(
+        server.url_for(path),
+        # Gigabytes are copied meanwhile.
+        server.settings.hang_timeout,
+        headers=address.headers,
+        pointless=lambda: runtime.start_is_cancelled() or not server.running,
+        address=address,
+        post=b"{}",
+        whole=True,
+    )
+    if not answer.ok:
+        hint = "" if answer.status is None else f"; {advice}"
+        raise InferenceServerError(clean(f"{server}: POST {path} {answer}{hint}", server.secrets))

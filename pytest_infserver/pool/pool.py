@@ -22,6 +22,7 @@ from pytest_infserver.pool.servers.leasing import Leasing
 from pytest_infserver.pool.servers.planned import PlannedTests
 from pytest_infserver.pool.servers.policy import Hooks, Policy
 from pytest_infserver.pool.servers.run_end import RunEnd
+from pytest_infserver.pool.servers.sleepers import Sleepers
 from pytest_infserver.pool.servers.start_stop import StartStop
 from pytest_infserver.pool.servers.stop_refusals import shared, stop_refusal
 from pytest_infserver.pool.servers.tickets import Tickets
@@ -70,7 +71,14 @@ class Pool:
         self._room = room
         self._handles = Handles(configs, room, self._changed, self._prepare)
         keeps, needs = policy.keep is not None, self._handles.needs_of
-        self._planner = Planner(room, prelaunch=policy.prelaunch, linger=keeps, needs=needs)
+        sleepers = Sleepers(lambda text: self._books.tell_once(text), wanted=policy.share_gpu)
+        self._planner = Planner(
+            room,
+            prelaunch=policy.prelaunch,
+            linger=keeps,
+            needs=needs,
+            may_sleep=lambda name, other: sleepers.may_sleep(self.server(name), self.server(other)),
+        )
         self._planned = PlannedTests()
         self._failures = Failures()
         self._tickets = Tickets()
@@ -90,6 +98,7 @@ class Pool:
         self._executor = Executor(
             self._books,
             StartStop(self._books, hooks),
+            sleepers,
             on_end=lambda server, reason: self.on_end(server, reason),
             on_up=lambda names: self.on_up(names),
         )

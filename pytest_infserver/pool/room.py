@@ -114,6 +114,7 @@ class MachineRoom(Room):
         self._places: set[str] = set()
         self._claims: dict[str, DeviceClaim] = {}
         self._adopted: set[str] = set()
+        self._asleep: set[str] = set()
 
     def add(self, server: InferenceServer) -> None:
         """Take in a server that was not known at the beginning."""
@@ -132,6 +133,8 @@ class MachineRoom(Room):
         """Take the room that a server needs; see `decisions.Room`."""
         if name in self._attached:
             return True
+        if name in self._asleep:
+            return self._take_back(name)
         if self._with_its_port(name):
             return False
         if self._needs_devices(name):
@@ -153,6 +156,26 @@ class MachineRoom(Room):
         self._claims[name] = found
         self._adopted.add(name)
 
+    def lend(self, name: str) -> None:
+        """Let others have the GPUs of a server that sleeps, until it claims them again."""
+        self._asleep.add(name)
+        self._claims[name].is_lent = True
+
+    def _take_back(self, name: str) -> bool:
+        if not self._keys(name).isdisjoint(self._used_keys(())):
+            return False
+        self._asleep.discard(name)
+        self._claims[name].is_lent = False
+        return True
+
+    def _keys(self, name: str) -> set[str]:
+        return {device.key for device in self._claims[name].devices}
+
+    def _used_keys(self, without: Iterable[str]) -> set[str]:
+        """Return the keys of the GPUs that servers of this run use now which are not asleep."""
+        awake = set(self._claims) - self._asleep - set(without)
+        return {key for one in awake for key in self._keys(one)}
+
     def renew(self, name: str) -> bool:
         """Take the locks on the GPUs of a server that was taken over and has ended; return whether that went well."""
         if name not in self._adopted:
@@ -166,6 +189,8 @@ class MachineRoom(Room):
 
     def candidates(self, name: str) -> set[str]:
         """Return the keys of the GPUs of which a server may get some."""
+        if name in self._asleep:
+            return self._keys(name)
         return {device.key for device in self._demands[name].candidates(self.visible)}
 
     def holders(self, name: str) -> set[str]:
@@ -174,9 +199,7 @@ class MachineRoom(Room):
         if not self._needs_devices(name):
             return found | self._places
         keys = self.candidates(name)
-        return found | {
-            other for other, claim in self._claims.items() if any(device.key in keys for device in claim.devices)
-        }
+        return found | {one for one in set(self._claims) - self._asleep if not keys.isdisjoint(self._keys(one))}
 
     def _with_its_port(self, name: str) -> set[str]:
         """Return the servers of this run that have the port which a server must have."""
@@ -195,6 +218,7 @@ class MachineRoom(Room):
         """Give a server's room back."""
         self._adopted.discard(name)
         self._places.discard(name)
+        self._asleep.discard(name)
         claim = self._claims.pop(name, None)
         if claim is not None:
             claim.release()
@@ -208,7 +232,9 @@ class MachineRoom(Room):
             return False
         if not self._needs_devices(name):
             return len(self._places - gone) < self.max_servers
-        taken = {device.key for other in set(self._claims) - gone for device in self._claims[other].devices}
+        taken = self._used_keys(gone)
+        if name in self._asleep:
+            return self._keys(name).isdisjoint(taken)
         demand = self._demands[name]
         return demand.count <= sum(device.key not in taken for device in demand.candidates(self.visible))
 
@@ -248,7 +274,10 @@ class MachineRoom(Room):
         demand = self._demands[name]
         # Where there are no locks nobody else knows of those. Who names a GPU may share it then.
         adopted = [device.key for one in self._adopted for device in self._claims[one].devices]
-        found = claim(self.visible, demand, frozenset(() if demand.variable else adopted))
+        used = self._used_keys(())
+        locks = [(key, lock) for one in self._asleep for key, lock in self._claims[one].locks.items()]
+        lent = {key: lock for key, lock in locks if key not in used}
+        found = claim(self.visible, demand, frozenset(() if demand.variable else adopted), lent)
         if found is None:
             return False
         self._claims[name] = found

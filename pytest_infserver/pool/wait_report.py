@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.room import Room
 
-_DEEDS = {Phase.STARTING: "starts", Phase.STOPPING: "stops"}
+_DEEDS = {Phase.STARTING: "starts", Phase.STOPPING: "stops", Phase.FALLING_ASLEEP: "falls asleep"}
+_LEAVING = {Phase.STOPPING: "stopping", Phase.FALLING_ASLEEP: "falling asleep"}
 _MOST_NAMED = 3
 _numbers = itertools.count(1)
 
@@ -70,7 +71,7 @@ def wait_report(waits: tuple[Wait, ...] = (), servers: Iterable[InferenceServer]
         servers: All servers.
     """
     known = list(servers)
-    ready = {server.name: server.start_seconds for server in known if server.running}
+    ready = {server.name: server.start_seconds for server in known if server.running and server.awake}
     starting = frozenset(server.name for server in known if server.runtime.starting_seconds is not None)
     return WaitReport(next(_numbers), waits, ready, starting)
 
@@ -94,7 +95,8 @@ def wait_of(server: InferenceServer, seconds: float, hindrance: str = "") -> Wai
     return Wait(
         name=server.name,
         label=one_line(str(server)),
-        kind=start_key(server),
+        # What wakes up has no last start to go by.
+        kind=start_key(server) if not server.running or server.awake else "",
         doing=one_line(hindrance) or _phase(server),
         seconds=seconds,
         is_hindered=bool(hindrance),
@@ -132,29 +134,30 @@ def causes(planner: Planner, room: Room, tests: Mapping[int, str]) -> Iterator[t
         tests: Ticket to the test that asks, or has, where it is one.
     """
     named: set[str] = set()
-    stopping: list[str] = []
+    leaving: list[str] = []
     for request in planner.wishes():
         for name in request.names:
             if name in named:
                 continue
             phase = planner.phase(name)
-            if phase is Phase.DOWN:
-                others = planner.names(Phase.STARTING, Phase.UP, Phase.DEAD, Phase.STOPPING)
+            if phase in (Phase.DOWN, Phase.ASLEEP):
+                others = planner.names(Phase.STARTING, Phase.UP, Phase.DEAD, *_LEAVING)
                 holders = [] if name in planner.short else [one for one in others if one in room.holders(name)]
-                stopping += [one for one in holders if planner.phase(one) is Phase.STOPPING]
+                leaving += [one for one in holders if planner.phase(one) in _LEAVING]
                 text = _no_room(planner, holders) if name not in planner.short else room.taken(name)
+                text = f"asleep, {text}" if phase is Phase.ASLEEP else text
             elif phase is Phase.UP:
                 text = _in_use(planner, request, name, tests)
                 if not text:
                     continue
             else:
-                text = "stopping" if phase is Phase.STOPPING else ""
+                text = _LEAVING.get(phase, "")
             named.add(name)
             yield name, text, request.ticket
-    for name in [*planner.names(Phase.STARTING), *stopping]:
+    for name in [*planner.names(Phase.STARTING), *leaving]:
         if name not in named:
             named.add(name)
-            yield name, "stopping" if name in stopping else "", None
+            yield name, _LEAVING.get(planner.phase(name), ""), None
 
 
 def _no_room(planner: Planner, holders: list[str]) -> str:

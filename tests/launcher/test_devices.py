@@ -1050,3 +1050,53 @@ def test_check_and_command_claim_nothing(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert lines[0].startswith("fake: ")
     assert server.devices is None
     assert not (tmp_path / "state").exists()
+
+
+def test_the_memory_of_who_sleeps_keeps_nobody_from_its_gpu(run: Callable[..., Any]) -> None:
+    """What an engine keeps while it sleeps is none of the next one's, and the lock stays until both are gone."""
+    code = """
+def other(*lent):
+    demand, visible = Demand(1, "test"), visible_devices(os.environ)
+    return claim(visible, demand, lent={key: lock for one in lent for key, lock in one.locks.items()})
+
+one = take()
+say(used(5000))
+one.is_lent = True
+say(used(1500))
+two = other(one)
+found = [two.not_back(), [device.label for device in two.devices]]
+say(used(9000))
+# One ends in its sleep: what two has is not its own.
+one.release()
+found += [one.not_back(), take() is None]
+say(used(1000))
+found.append(two.not_back())
+two.release()
+say(used(0))
+three = take()
+found.append([device.label for device in three.devices])
+three.release()
+result(found)
+"""
+    assert run(code, A) == [None, ["0"], None, True, None, ["0"]]
+
+
+def test_one_that_wakes_does_not_count_what_the_other_had(run: Callable[..., Any]) -> None:
+    code = """
+one = take()
+one.is_lent = True
+say(used(1500))
+two = claim(visible_devices(os.environ), Demand(1, "test"), lent=dict(one.locks))
+say(used(9000))
+found = [one.not_back()]
+two.is_lent, one.is_lent = True, False
+found.append(two.not_back())
+two.is_lent = False
+two.release()
+found.append(one.not_back())
+result(found)
+one.release()
+"""
+    first, second, third = run(code, A)
+    assert (first, second) == (None, None)
+    assert third == "GPU 0 (Stub A) holds 9000 MiB more than before; the driver does not say for which process"

@@ -82,7 +82,7 @@ def test_a_refusal_is_told_with_what_to_do(vllm: VLLMServer, monkeypatch: pytest
         vllm.sleep()
     vllm.start()
     monkeypatch.setattr(VLLMServer, "sleep_requests", SleepRequests("/none", "/none", "say so"))
-    with pytest.raises(InferenceServerError, match=r"POST /none was answered 404 .*; say so"):
+    with pytest.raises(InferenceServerError, match=r"POST /none answered 404: .*; say so"):
         vllm.sleep()
     assert vllm.awake
     # Its heartbeat goes on.

@@ -28,12 +28,15 @@ class Room:
         self.demands = demands
         self.placed: set[str] = set()
         self.holders: list[str | None] = [None] * devices
+        self.lent: dict[str, list[int]] = {}
         self.beyond: list[str] = []
 
     def free(self) -> list[int]:
         return [index for index, holder in enumerate(self.holders) if holder is None]
 
     def can_claim(self, name: str) -> bool:
+        if name in self.lent:
+            return all(self.holders[index] is None for index in self.lent[name])
         demand = self.demands[name]
         return demand <= len(self.free()) if demand else len(self.placed) < self.places
 
@@ -42,7 +45,10 @@ class Room:
         assert name not in self.holders
         if not self.can_claim(name) and not (beyond and not self.demands[name]):
             return False
-        if self.demands[name]:
+        if name in self.lent:
+            for index in self.lent.pop(name):
+                self.holders[index] = name
+        elif self.demands[name]:
             for index in self.free()[: self.demands[name]]:
                 self.holders[index] = name
         else:
@@ -51,8 +57,14 @@ class Room:
             self.placed.add(name)
         return True
 
+    def lend(self, name: str) -> None:
+        assert name in self.holders
+        self.lent[name] = [index for index, holder in enumerate(self.holders) if holder == name]
+        self.holders = [None if holder == name else holder for holder in self.holders]
+
     def release(self, name: str) -> None:
-        assert name in self.placed or name in self.holders
+        assert name in self.placed or name in self.holders or name in self.lent
+        self.lent.pop(name, None)
         self.placed.discard(name)
         self.holders = [None if holder == name else holder for holder in self.holders]
 
@@ -60,6 +72,8 @@ class Room:
         gone = set(without)
         if not self.demands[name]:
             return len(self.placed - gone) < self.places
+        if name in self.lent:
+            return all(self.holders[index] in gone | {None, OUTSIDE} for index in self.lent[name])
         # What others hold counts as free: only this run's own servers are known.
         return self.demands[name] <= sum(holder in gone | {None, OUTSIDE} for holder in self.holders)
 

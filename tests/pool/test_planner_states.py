@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from pool_fakes import OUTSIDE, Room
 
-from pytest_infserver.pool.planning.decisions import Grant, Phase, Request, Start, Stop
+from pytest_infserver.pool.planning.decisions import Grant, Phase, Request, Sleep, Start, Stop
 from pytest_infserver.pool.planning.planner import GRACE, Planner
 
 CLIENTS = ("c1", "c2", "c3")
@@ -25,11 +25,19 @@ class Runs(RuleBasedStateMachine):
         demands=st.lists(st.integers(0, 2), min_size=2, max_size=4),
         prelaunch=st.booleans(),
         linger=st.booleans(),
+        sleepers=st.sets(st.sampled_from("abcd")),
     )
-    def begin(self, places: int, devices: int, demands: list[int], prelaunch: bool, linger: bool) -> None:
+    def begin(
+        self, places: int, devices: int, demands: list[int], prelaunch: bool, linger: bool, sleepers: set[str]
+    ) -> None:
         self.names = "abcd"[: len(demands)]
         self.room = Room(places, devices, {name: min(n, devices) for name, n in zip(self.names, demands, strict=True)})
-        self.planner = Planner(self.room, prelaunch=prelaunch, linger=linger)
+        self.planner = Planner(
+            self.room,
+            prelaunch=prelaunch,
+            linger=linger,
+            may_sleep=lambda name, room_for: name in sleepers and self.room.demands[name] > 0,
+        )
         self.prelaunch, self.linger = prelaunch, linger
         self.now = 0.0
         self.tickets = 0
@@ -134,6 +142,29 @@ class Runs(RuleBasedStateMachine):
         self.phases[name] = Phase.DOWN
         self.carry_out()
 
+    @precondition(lambda self: Phase.FALLING_ASLEEP in self.phases.values())
+    @rule(data=st.data(), well=st.integers(0, 3))
+    def it_sleeps_or_not(self, data: Any, well: int) -> None:
+        name = data.draw(st.sampled_from(self.in_phase(Phase.FALLING_ASLEEP)))
+        if well:
+            self.planner.slept(name)
+            self.phases[name] = Phase.ASLEEP
+        else:
+            self.planner.stays_awake(name)
+            self.phases[name] = Phase.STOPPING
+        self.carry_out()
+
+    @precondition(lambda self: Phase.ASLEEP in self.phases.values())
+    @rule(data=st.data(), often=st.integers(0, 4))
+    def dies_asleep(self, data: Any, often: int) -> None:
+        name = data.draw(st.sampled_from(self.in_phase(Phase.ASLEEP)))
+        assert self.planner.died_asleep(name) == Stop(name)
+        self.phases[name] = Phase.STOPPING
+        if not often:
+            self.planner.give_up(name)
+            self.failed.add(name)
+        self.carry_out()
+
     @precondition(lambda self: Phase.UP in self.phases.values())
     @rule(data=st.data(), often=st.integers(0, 4))
     def dies(self, data: Any, often: int) -> None:
@@ -152,7 +183,9 @@ class Runs(RuleBasedStateMachine):
 
     @rule(index=st.integers(0, 2))
     def another_run_takes_or_returns(self, index: int) -> None:
-        if index < len(self.room.holders) and self.room.holders[index] in (None, OUTSIDE):
+        # Who sleeps keeps the locks.
+        lent = any(index in indices for indices in self.room.lent.values())
+        if index < len(self.room.holders) and self.room.holders[index] in (None, OUTSIDE) and not lent:
             self.room.holders[index] = OUTSIDE if self.room.holders[index] is None else None
             self.carry_out()
 
@@ -169,13 +202,20 @@ class Runs(RuleBasedStateMachine):
 
     def carry_out_one(self, decision: object) -> None:
         if isinstance(decision, Start):
-            assert self.phases[decision.name] in (Phase.DOWN, Phase.DEAD)
+            assert self.phases[decision.name] in (Phase.DOWN, Phase.DEAD, Phase.ASLEEP)
             assert decision.name not in self.failed
             self.phases[decision.name] = Phase.STARTING
-        elif isinstance(decision, Stop):
-            assert self.phases[decision.name] not in (Phase.DOWN, Phase.STOPPING)
+        elif isinstance(decision, Sleep):
+            assert self.phases[decision.name] is Phase.UP
             assert not self.users(decision.name)
-            if decision.room_for is None:
+            assert self.is_wanted(decision.name)
+            self.phases[decision.name] = Phase.FALLING_ASLEEP
+        elif isinstance(decision, Stop):
+            before = self.phases[decision.name]
+            assert before not in (Phase.DOWN, Phase.STOPPING, Phase.FALLING_ASLEEP)
+            assert not self.users(decision.name)
+            # One that sleeps is stopped, too, where it would wait for its own GPUs.
+            if decision.room_for is None and before is not Phase.ASLEEP:
                 assert decision.name in self.failed or not self.is_wanted(decision.name)
             self.phases[decision.name] = Phase.STOPPING
         else:
@@ -224,7 +264,8 @@ class Runs(RuleBasedStateMachine):
             assert self.planner.phase(name) is self.phases[name]
             assert self.planner.leases(name) == sorted(self.users(name), key=lambda lease: lease.ticket)
             assert self.planner.is_wanted(name) == self.is_wanted(name)
-            has_room = name in self.room.placed or name in self.room.holders
+            has_room = name in self.room.placed or name in self.room.holders or name in self.room.lent
+            assert (name in self.room.lent) == (self.phases[name] is Phase.ASLEEP)
             assert has_room == (self.phases[name] is not Phase.DOWN)
 
     @invariant()
@@ -242,7 +283,7 @@ class Runs(RuleBasedStateMachine):
         for name in first.names:
             assert name not in self.failed
             assert self.phases[name] is not Phase.DEAD
-            if self.phases[name] is Phase.DOWN:
+            if self.phases[name] in (Phase.DOWN, Phase.ASLEEP):
                 assert not self.room.can_claim(name)
                 self.something_makes_room_for(name)
         if all(self.phases[name] is Phase.UP for name in first.names):
@@ -250,7 +291,7 @@ class Runs(RuleBasedStateMachine):
             assert any(user.is_alone or first.is_alone for user in users)
 
     def something_makes_room_for(self, name: str) -> None:
-        leaving = self.in_phase(Phase.STOPPING)
+        leaving = self.in_phase(Phase.STOPPING) + self.in_phase(Phase.FALLING_ASLEEP)
         if self.room.fits(name, leaving):
             # A stop brings it, or another run has it: then somebody must look again.
             assert leaving or self.planner.wake is not None
@@ -265,7 +306,7 @@ class Runs(RuleBasedStateMachine):
         if not hasattr(self, "planner") or self.waiting or not self.prelaunch:
             return
         for name in self.names:
-            if self.is_wanted(name) and name not in self.failed and self.phases[name] is Phase.DOWN:
+            if self.is_wanted(name) and name not in self.failed and self.phases[name] in (Phase.DOWN, Phase.ASLEEP):
                 assert not self.room.can_claim(name)
 
     @invariant()
@@ -273,9 +314,9 @@ class Runs(RuleBasedStateMachine):
         if not hasattr(self, "planner"):
             return
         asked_for = {name for one in self.waiting.values() for name in one.names}
-        for name in self.in_phase(Phase.UP):
+        for name in self.in_phase(Phase.UP) + self.in_phase(Phase.ASLEEP):
             if not self.users(name) and name not in asked_for:
-                assert self.is_wanted(name) or self.linger
+                assert self.is_wanted(name) or (self.linger and self.phases[name] is Phase.UP)
         for name in self.in_phase(Phase.DEAD):
             assert self.users(name) or name in asked_for or self.is_wanted(name)
             # Who still has a lease on it keeps its end from being cleaned up, nobody else does.
@@ -293,6 +334,9 @@ class Runs(RuleBasedStateMachine):
             for name in self.in_phase(Phase.STOPPING):
                 self.planner.stopped(name)
                 self.phases[name] = Phase.DOWN
+            for name in self.in_phase(Phase.FALLING_ASLEEP):
+                self.planner.slept(name)
+                self.phases[name] = Phase.ASLEEP
             self.now += 2 * GRACE
             self.carry_out()
             for ticket in [one for one, lease in self.leases.items() if not self.is_waiting(lease.client)]:
@@ -308,6 +352,9 @@ class Runs(RuleBasedStateMachine):
         self.pinned.clear()
         for stop in self.planner.stop_all():
             self.carry_out_one(stop)
+        for name in self.in_phase(Phase.FALLING_ASLEEP):
+            self.planner.stays_awake(name)
+            self.phases[name] = Phase.STOPPING
         assert set(self.phases.values()) <= {Phase.DOWN, Phase.STOPPING}
         for name in self.in_phase(Phase.STOPPING):
             self.planner.stopped(name)

@@ -215,3 +215,38 @@ def test_servers_with_the_same_port_take_turns() -> None:
     assert room.shortage(["a", "c"]) is None
     room.release("a")
     assert room.claim("b")
+
+
+def test_who_sleeps_lends_its_gpus_and_gets_the_same_ones_back() -> None:
+    room = gpu_room(2, a=1, b=2, c=1, d=1)
+    assert room.claim("a")
+    assert room.claim("c")
+    room.lend("a")
+    assert room.holders("a") == set()
+    assert room.claim("d")
+    # Nothing else was free. Who sleeps waits for who has its GPU, and for nobody else.
+    assert labels(room, "d") == labels(room, "a")
+    assert not room.claim("a")
+    assert room.holders("a") == {"d"}
+    assert not room.fits("a", ["c"])
+    assert room.fits("a", ["d"])
+    room.lend("d")
+    assert room.claim("a")
+    assert not room.claim("d")
+    room.lend("a")
+    room.lend("c")
+    assert room.claim("b")
+    for name in "acdb":
+        room.release(name)
+    assert room.claim("b")
+    room.release("b")
+
+
+def test_who_sleeps_is_disturbed_last() -> None:
+    room = gpu_room(2, a=1, b=1)
+    assert room.claim("a")
+    room.lend("a")
+    assert room.claim("b")
+    assert labels(room, "b") != labels(room, "a")
+    room.release("a")
+    room.release("b")

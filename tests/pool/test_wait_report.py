@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from pool_fakes import FakeServer, eventually, in_thread, places
 
-from pytest_infserver.launcher.devices import Demand, DeviceClaim, Visible
+from pytest_infserver.launcher.devices import Demand, Device, DeviceClaim, Visible
 from pytest_infserver.launcher.keeping import kept
 from pytest_infserver.pool import pool as pool_module
-from pytest_infserver.pool.planning.decisions import Request, Start
+from pytest_infserver.pool.planning.decisions import Request, Sleep, Start
 from pytest_infserver.pool.planning.planner import Planner
 from pytest_infserver.pool.pool import Pool
 from pytest_infserver.pool.room import MachineRoom
@@ -226,3 +226,31 @@ def test_many_waits_at_once_are_told_without_a_gap(make_pool: Callable[..., Pool
         for one in told
         for wait in one.waits
     )
+
+
+def test_who_sleeps_and_who_falls_asleep_are_told() -> None:
+    device = Device("0", "gpu-0", 0)
+    room = MachineRoom(1, (), {name: Demand(1, "one") for name in "ab"}, Visible("GPUS", (device,), "none"))
+    planner = Planner(room, prelaunch=False, may_sleep=lambda name, other: True)
+    for name in "ab":
+        planner.want(name)
+    planner.ask(Request(1, "c1", ("a",)))
+    assert planner.decide(0) == [Start("a")]
+    planner.started("a", 0)
+    planner.decide(0)
+    planner.give_back(1, 0)
+    planner.ask(Request(2, "c2", ("b",)))
+    assert planner.decide(5) == [Sleep("a", "b")]
+    assert list(causes(planner, room, {})) == [
+        ("b", "waits for room (a falls asleep)", 2),
+        ("a", "falling asleep", None),
+    ]
+    planner.slept("a")
+    assert planner.decide(5) == [Start("b")]
+    planner.started("b", 5)
+    planner.decide(5)
+    planner.ask(Request(3, "c1", ("a",)))
+    assert planner.decide(5) == []
+    assert list(causes(planner, room, {})) == [("a", "asleep, waits for room (b runs)", 3)]
+    room.release("a")
+    room.release("b")

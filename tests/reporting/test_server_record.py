@@ -37,6 +37,7 @@ def test_a_life_from_start_to_stop() -> None:
         "stopping": 9,
         "ended": 10,
         "phases": [[2, "starting"], [3, "importing"]],
+        "asleep": [],
         "end": "stopped",
         "how": "exited with code 0",
         "cause": None,

@@ -42,6 +42,7 @@ class Reporter:
 
 class Server(SimpleNamespace):
     running = False
+    awake = True
     attached = False
     start_seconds = None
     starting_seconds = None

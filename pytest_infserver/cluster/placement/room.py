@@ -101,6 +101,9 @@ class ClusterRoom(Room):
         if self._taken.pop(name, None) is not None and name in self._handles:
             self._cluster.placements.give_back(self._handles[name])
 
+    def lend(self, name: str) -> None:
+        """Do nothing: no server of a cluster is put to sleep."""
+
     def fits(self, name: str, without: Iterable[str]) -> bool:
         """Return whether this run would have room for a server if those were gone."""
         gone = set(without)

@@ -25,6 +25,7 @@ SWITCH = "INFSERVER_DEVICE_LOCKS"
 """The environment variable that switches the locks off with 0: Slurm and Kubernetes keep runs apart by themselves."""
 _TURN_LIMIT = 2.0
 """Seconds that a claim waits for others that are choosing at the same moment; each takes milliseconds."""
+_NOTHING_LENT: Mapping[str, int | None] = {}
 _unreleased: weakref.WeakSet[DeviceClaim] = weakref.WeakSet()
 """The claims of this process: without locks they alone keep its servers apart."""
 
@@ -62,6 +63,11 @@ class Locks:
         self._locks.extend(lock for lock in [take_shared_lock(file)] if lock is not None)
         return self._locks[-1] if len(self._locks) > before else None
 
+    def share(self, lock: int) -> int:
+        """Hold somebody else's lock, too; return a descriptor of its own."""
+        self._locks.append(os.dup(lock))
+        return self._locks[-1]
+
     def give_up(self, lock: int) -> None:
         """Unlock one of them."""
         os.close(self._locks.pop(self._locks.index(lock)))
@@ -85,6 +91,8 @@ class DeviceClaim(Locks):
         lock_fds: Locks on them; the server's supervisor must hold duplicates, so that they last as long as it does.
             Where there can be none, no server starts with this claim.
         memory: Their memory before the server.
+        locks: Key of each device to the lock on it, None where there are no locks.
+        is_lent: Whether the server sleeps, so that another one may use the devices meanwhile.
     """
 
     def __init__(self) -> None:
@@ -92,6 +100,8 @@ class DeviceClaim(Locks):
         self.devices: tuple[Device, ...] = ()
         self.env_vars: Mapping[str, str | None] = {}
         self.memory = MemoryBefore({})
+        self.locks: Mapping[str, int | None] = {}
+        self.is_lent = False
 
     def release(self) -> None:
         """Give the devices back; while a supervisor holds duplicates of the locks they stay locked."""
@@ -101,10 +111,8 @@ class DeviceClaim(Locks):
         super().release()
 
     def not_back(self) -> str | None:
-        """Return which device still holds how much for whom, of those that no other server of this process uses."""
-        others = [one for one in list(_unreleased) if one is not self]
-        shared = {device.key for one in others for device in one.devices}
-        return self.memory.without(shared).wait_until_back(0)
+        """Return what `wait_until_back` does, at once."""
+        return self.wait_until_back(0)
 
     def wait_until_back(self, timeout: float = 30.0) -> str | None:
         """Wait until the devices' memory is back near what it was when they were claimed.
@@ -113,18 +121,27 @@ class DeviceClaim(Locks):
             timeout: Limit in seconds.
 
         Returns:
-            Which device still holds how much for whom, or None if all is back or nobody can tell.
+            Which device still holds how much for whom, of those that no other server of this process uses; None if
+            all is back or nobody can tell.
         """
-        return self.memory.wait_until_back(timeout)
+        others = [one for one in list(_unreleased) if one is not self and not one.is_lent]
+        shared = {device.key for one in others for device in one.devices}
+        return self.memory.without(shared).wait_until_back(timeout)
 
 
-def claim(visible: Visible, demand: Demand, avoid: frozenset[str] = frozenset()) -> DeviceClaim | None:
+def claim(
+    visible: Visible,
+    demand: Demand,
+    avoid: frozenset[str] = frozenset(),
+    lent: Mapping[str, int | None] = _NOTHING_LENT,
+) -> DeviceClaim | None:
     """Claim what a server needs: all of it or nothing, without waiting for a device.
 
     Args:
         visible: The devices of this run.
         demand: What the server needs.
         avoid: Keys of devices not to take.
+        lent: Keys of devices whose servers sleep, each with the lock on it: they are as good as free, but taken last.
 
     Returns:
         The claim, which the caller must release; None if too few devices are free. Where no device can be locked,
@@ -134,15 +151,17 @@ def claim(visible: Visible, demand: Demand, avoid: frozenset[str] = frozenset())
     try:
         candidates = [device for device in demand.candidates(visible) if device.key not in avoid]
         with _turn():
-            locks = _take(made, candidates, demand) if demand.count else {}
+            locks = _take(made, candidates, demand, lent) if demand.count else {}
             if len(locks) < demand.count:
                 made.release()
                 return None
-            made.devices = _choose(list(locks), demand.count)
+            unused = [device for device in locks if device.key not in lent]
+            made.devices = _choose(unused if len(unused) >= demand.count else list(locks), demand.count)
             _unreleased.add(made)
             for device, lock in locks.items():
                 if lock is not None and device not in made.devices:
                     made.give_up(lock)
+        made.locks = {device.key: locks[device] for device in made.devices}
         for device in made.devices:
             lock = locks[device]
             if lock is not None:
@@ -218,23 +237,29 @@ def _environment(visible: Visible, demand: Demand, devices: Sequence[Device]) ->
     return visible.environment(devices, demand.variable or None)
 
 
-def _take(made: DeviceClaim, candidates: Sequence[Device], demand: Demand) -> dict[Device, int | None]:
+def _take(
+    made: DeviceClaim, candidates: Sequence[Device], demand: Demand, lent: Mapping[str, int | None]
+) -> dict[Device, int | None]:
     """Lock all candidates that are free; return them with their locks, which are ``made``'s by now.
 
     Args:
         made: The claim.
         candidates: The devices.
         demand: What the server needs.
+        lent: See `claim`.
     """
     # Where there are no locks the user may have named a device for each of those that share it.
-    unlocked = {device: None for device in candidates if demand.variable or not _claimed_here(device)}
+    unlocked = {
+        device: None for device in candidates if demand.variable or device.key in lent or not _claimed_here(device)
+    }
     if not _locks_are_on():
         return {**unlocked}
     taken: dict[Device, int | None] = {}
     problems: dict[str, int] = {}
     for device in candidates:
+        others = lent.get(device.key)
         try:
-            lock = made.take(_lock_file(device))
+            lock = made.take(_lock_file(device)) if others is None else made.share(others)
         except OSError as error:
             # Another run may use it: it is not taken.
             problems[str(error)] = problems.get(str(error), 0) + 1

@@ -29,7 +29,7 @@ class Event:
     Attributes:
         time: When, in seconds since the epoch.
         kind: What: starting, placed, launched, taken_over, attached, phase, ready, failed, died, child_died,
-            stopping, stopped, kept, profile, test.
+            asleep, awake, stopping, stopped, kept, profile, test.
         fields: More about it; JSON values.
     """
 

@@ -15,6 +15,8 @@ class Phase(enum.Enum):
     STARTING = "starting"
     UP = "up"
     DEAD = "dead"
+    FALLING_ASLEEP = "falling asleep"
+    ASLEEP = "asleep"
     STOPPING = "stopping"
 
 
@@ -44,7 +46,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Start:
-    """Start a server; its room is taken."""
+    """Start a server, or wake it; its room is taken."""
 
     name: str
 
@@ -62,6 +64,19 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class Sleep:
+    """Put a server to sleep, so that another one can have its GPUs meanwhile.
+
+    Attributes:
+        name: The server.
+        room_for: The one that needs its GPUs.
+    """
+
+    name: str
+    room_for: str
+
+
+@dataclass(frozen=True)
 class Grant:
     """Give a client what it asked for; of a server that has failed it gets no lease.
 
@@ -73,14 +88,14 @@ class Grant:
     refusal: str | None = None
 
 
-Decision: TypeAlias = "Start | Stop | Grant"
+Decision: TypeAlias = "Start | Stop | Sleep | Grant"
 
 
 class Room(Protocol):
     """What there is only so much of: GPUs, and places for servers without one."""
 
     def claim(self, name: str, *, beyond: bool = False, ahead: bool = False) -> bool:
-        """Take all the room that a server needs, or none; return whether it was taken.
+        """Take all the room that a server needs, or none; return whether it was taken. One that sleeps has its own.
 
         Args:
             name: The server.
@@ -90,6 +105,9 @@ class Room(Protocol):
 
     def release(self, name: str) -> None:
         """Give a server's room back."""
+
+    def lend(self, name: str) -> None:
+        """Let others have the GPUs of a server that sleeps, until it claims them again."""
 
     def fits(self, name: str, without: Iterable[str]) -> bool:
         """Return whether this run would have room for a server if those were gone."""

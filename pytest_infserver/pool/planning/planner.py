@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from pytest_infserver.pool.planning.decisions import Decision, Grant, Phase, Request, Room, Start, Stop
+from pytest_infserver.pool.planning.decisions import Decision, Grant, Phase, Request, Room, Sleep, Start, Stop
 
 GRACE = 1.0
 """Seconds that an idle server which later tests want is left alone while somebody may come back to it: starting it
@@ -50,6 +50,7 @@ class Planner:
         prelaunch: bool = True,
         linger: bool = False,
         needs: Callable[[str], Sequence[str]] = lambda name: (),
+        may_sleep: Callable[[str, str], bool] = lambda name, room_for: False,
     ) -> None:
         """Begin with nothing.
 
@@ -57,12 +58,14 @@ class Planner:
             room: How much there is room for.
             prelaunch: Whether servers are started before somebody asks for them.
             needs: Returns the servers that one needs, which are started before it and stopped after it.
+            may_sleep: Returns whether a server can be put to sleep instead of being stopped to make room for another.
             linger: Whether servers stay when no test wants them any more, as long as nobody needs their room.
         """
         self._room = room
         self._prelaunch = prelaunch
         self._linger = linger
         self._needs = needs
+        self._may_sleep = may_sleep
         self._servers: dict[str, _Server] = {}
         self._waiting: dict[int, Request] = {}
         self._leased: dict[int, Request] = {}
@@ -131,6 +134,20 @@ class Planner:
     def died(self, name: str) -> None:
         """Note that a server that was up has ended by itself; it keeps its room until it is stopped."""
         self._become(name, Phase.UP, Phase.DEAD)
+
+    def slept(self, name: str) -> None:
+        """Note that a server sleeps: others may have its GPUs."""
+        self._become(name, Phase.FALLING_ASLEEP, Phase.ASLEEP)
+        self._room.lend(name)
+
+    def stays_awake(self, name: str) -> None:
+        """Note that a server could not be put to sleep: it is stopped."""
+        self._become(name, Phase.FALLING_ASLEEP, Phase.STOPPING)
+
+    def died_asleep(self, name: str) -> Stop:
+        """Note that a server has ended by itself while it slept; return what to do about it."""
+        self._become(name, Phase.ASLEEP, Phase.DEAD)
+        return self._stop(self._server(name))
 
     def give_up(self, name: str) -> None:
         """Never start a server again; who asks for it gets it, as a failure."""
@@ -222,7 +239,7 @@ class Planner:
         for server in self._servers.values():
             server.leases.clear()
             server.wanted, server.pinned = 0, False
-            if server.phase in (Phase.STARTING, Phase.UP, Phase.DEAD):
+            if server.phase in (Phase.STARTING, Phase.UP, Phase.DEAD, Phase.ASLEEP):
                 stops.append(self._stop(server))
         return stops
 
@@ -272,11 +289,12 @@ class Planner:
             return False
         if server.phase in (Phase.UP, Phase.STARTING) or self._is_held_back(name):
             return False
-        if server.phase is Phase.DEAD or (server.phase is Phase.DOWN and self._claim(name)):
+        is_away = server.phase in (Phase.DOWN, Phase.ASLEEP)
+        if server.phase is Phase.DEAD or (is_away and self._claim(server)):
             server.phase = Phase.STARTING
             decisions.append(Start(name))
             return False
-        if server.phase is Phase.DOWN:
+        if is_away:
             self._make_room(server, request, needed, now, decisions)
         return True
 
@@ -293,20 +311,27 @@ class Planner:
         if server.phase is not Phase.STOPPING:
             yield self._stop(server, room_for)
 
-    def _claim(self, name: str) -> bool:
+    def _claim(self, server: _Server) -> bool:
         """Take a server's room, if that leaves enough for those before it, for whom others are being stopped."""
-        if not self._room.claim(name):
+        if not self._room.claim(server.name):
             return False
-        leaving = self.names(Phase.STOPPING)
+        leaving = self._leaving()
         if all(self._room.fits(one, leaving) for one in self._promised):
             return True
-        self._room.release(name)
+        if server.phase is Phase.ASLEEP:
+            self._room.lend(server.name)
+        else:
+            self._room.release(server.name)
         return False
+
+    def _leaving(self) -> list[str]:
+        """Return the servers whose room is about to be there for others."""
+        return self.names(Phase.STOPPING, Phase.FALLING_ASLEEP)
 
     def _make_room(
         self, server: _Server, request: Request, needed: set[str], now: float, decisions: list[Decision]
     ) -> None:
-        leaving = self.names(Phase.STOPPING)
+        leaving = self._leaving()
         if self._room.fits(server.name, leaving):
             # It comes with the next stop, or somebody else has it.
             if self._room.fits(server.name, ()):
@@ -320,15 +345,33 @@ class Planner:
             victims.append(victim)
             if self._room.fits(server.name, [*leaving, *(one.name for one in victims)]):
                 for one in self._only_needed(functools.partial(self._room.fits, server.name), leaving, victims):
-                    decisions += self._stops(one, server.name if one.wanted_later else None)
+                    decisions += self._send_away(one, server.name)
                 self._promised.append(server.name)
                 return
-        if self._holds_something(request.client) and self._nobody_goes_on():
+        if server.phase is Phase.ASLEEP and self._blocks_itself(server.name, request):
+            # Started anew it may get other GPUs.
+            decisions.append(self._stop(server))
+        elif self._holds_something(request.client) and self._nobody_goes_on():
             if self._room.claim(server.name, beyond=True):
                 server.phase = Phase.STARTING
                 decisions.append(Start(server.name))
             else:
                 decisions.append(self._answer(request, self._deadlock(server.name)))
+
+    def _blocks_itself(self, name: str, request: Request) -> bool:
+        """Return whether the GPUs of a server that sleeps are those of what its request has, or needs beside it."""
+        held = {one for lease in self._leased.values() if lease.client == request.client for one in lease.names}
+        return not self._room.fits(name, set(self._servers) - held.union(request.names))
+
+    def _send_away(self, victim: _Server, room_for: str) -> Iterable[Decision]:
+        """Stop a server whose place another one needs, or put it to sleep if it is wanted later."""
+        is_single = not self._needs(victim.name) and not any(victim.name in self._needs(one) for one in self._servers)
+        wanted_up = victim.phase is Phase.UP and victim.wanted_later
+        if wanted_up and is_single and self._may_sleep(victim.name, room_for):
+            victim.phase = Phase.FALLING_ASLEEP
+            yield Sleep(victim.name, room_for)
+        else:
+            yield from self._stops(victim, room_for if victim.wanted_later else None)
 
     @staticmethod
     def _only_needed(
@@ -347,7 +390,8 @@ class Planner:
         others_are_active = bool(self._clients - {request.client for request in self._waiting.values()})
         victims = []
         for server in self._servers.values():
-            if server.leases or server.name in needed or server.phase in (Phase.DOWN, Phase.STOPPING):
+            away = (Phase.DOWN, Phase.STOPPING, Phase.FALLING_ASLEEP)
+            if server.leases or server.name in needed or server.phase in away:
                 continue
             if server.phase is Phase.STARTING and server.name in asked_for:
                 continue
@@ -377,7 +421,7 @@ class Planner:
         """Return whether nothing is going to give room back: all who use servers wait, and no server changes."""
         waiting = {one.client for one in self._waiting.values()}
         users = {lease.client for lease in self._leased.values()}
-        return users <= waiting and not self.names(Phase.STARTING, Phase.STOPPING)
+        return users <= waiting and not [*self.names(Phase.STARTING), *self._leaving()]
 
     @staticmethod
     def _deadlock(name: str) -> str:
@@ -389,7 +433,7 @@ class Planner:
     def _stop_unwanted(self) -> Iterable[Stop]:
         asked_for = {name for request in self._waiting.values() for name in request.names}
         idle = [one for one in self._servers.values() if not one.leases]
-        idle = [one for one in idle if one.phase not in (Phase.DOWN, Phase.STOPPING)]
+        idle = [one for one in idle if one.phase not in (Phase.DOWN, Phase.STOPPING, Phase.FALLING_ASLEEP)]
         unwanted = [one for one in idle if not one.wanted_later and one.name not in asked_for]
         if self._linger:
             staying = [one for one in unwanted if one.phase is Phase.UP]
@@ -401,9 +445,10 @@ class Planner:
 
     def _in_the_way(self, servers: list[_Server]) -> list[_Server]:
         """Return those of some servers whose room one needs that is wanted later."""
-        leaving = self.names(Phase.STOPPING)
+        leaving = self._leaving()
         for one in self._servers.values():
-            if not one.wanted_later or one.phase is not Phase.DOWN or one.failed or self._room.fits(one.name, leaving):
+            is_away = one.phase in (Phase.DOWN, Phase.ASLEEP)
+            if not one.wanted_later or not is_away or one.failed or self._room.fits(one.name, leaving):
                 continue
             if self._room.fits(one.name, [*leaving, *(other.name for other in servers)]):
                 return self._only_needed(functools.partial(self._room.fits, one.name), leaving, servers)
@@ -413,7 +458,8 @@ class Planner:
         for server in list(self._servers.values()):
             if not server.wanted_later or server.failed or self._is_held_back(server.name):
                 continue
-            if server.phase is Phase.DEAD or (server.phase is Phase.DOWN and self._room.claim(server.name, ahead=True)):
+            is_away = server.phase in (Phase.DOWN, Phase.ASLEEP)
+            if server.phase is Phase.DEAD or (is_away and self._room.claim(server.name, ahead=True)):
                 server.phase = Phase.STARTING
                 yield Start(server.name)
             elif server.phase is Phase.DOWN and self._room.fits(server.name, ()):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pytest_infserver.errors import InferenceServerError, ServerDiedError
-from pytest_infserver.pool.planning.decisions import Phase, Start, Stop
+from pytest_infserver.pool.planning.decisions import Phase, Sleep, Start, Stop
 from pytest_infserver.pool.planning.planner import ENDED
 from pytest_infserver.pool.servers.stop_refusals import stop_refusal, why_down
 from pytest_infserver.pool.threads import spawn
@@ -19,6 +19,7 @@ from pytest_infserver.pool.threads import spawn
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.servers.books import Books
+    from pytest_infserver.pool.servers.sleepers import Sleepers
     from pytest_infserver.pool.servers.start_stop import StartStop
 
 _STEP = 0.25
@@ -41,6 +42,7 @@ class Executor:
         self,
         books: Books,
         steps: StartStop,
+        sleepers: Sleepers,
         on_end: Callable[[InferenceServer, str | None], object],
         on_up: Callable[[frozenset[str]], object],
     ) -> None:
@@ -49,11 +51,13 @@ class Executor:
         Args:
             books: What is known of the servers.
             steps: Takes the steps of each start and stop.
+            sleepers: Puts servers to sleep, and wakes them.
             on_end: Gets a server whose process has ended, whoever ended it, and why it died if it did.
             on_up: Gets the names of the servers that run whenever these change; called under the lock.
         """
         self._books = books
         self._steps = steps
+        self._sleepers = sleepers
         self._on_end = on_end
         self._on_up = on_up
         self._changed = books.changed
@@ -84,6 +88,9 @@ class Executor:
                     self._handles.get(decision.name)
                     self._begun[decision.name] = time.monotonic()
                     self._starts[decision.name] = self._spawn(self._start, decision.name)
+                elif isinstance(decision, Sleep):
+                    self._begun[decision.name] = time.monotonic()
+                    self._spawn(functools.partial(self._put_to_sleep, room_for=decision.room_for), decision.name)
                 elif isinstance(decision, Stop):
                     self._carry_out(decision)
                 else:
@@ -115,7 +122,7 @@ class Executor:
     def note_deaths(self) -> bool:
         """Note which servers have died; return whether any has."""
         found = False
-        for name in self._planner.names(Phase.UP):
+        for name in self._planner.names(Phase.UP, Phase.ASLEEP):
             server = self._handles.get(name)
             leases = self._planner.leases(name)
             ended_by_a_test = any(lease.exclusive for lease in leases) or (leases and server.runtime.status.was_killed)
@@ -127,9 +134,13 @@ class Executor:
             self._failures.note_death(server, reason)
             # Before it is started again.
             self._on_end(server, reason)
-            self._planner.died(name)
+            is_asleep = self._planner.phase(name) is Phase.ASLEEP
+            if is_asleep:
+                self._carry_out(self._planner.died_asleep(name))
+            else:
+                self._planner.died(name)
             if not leases:
-                self._books.incidents.append(f"between two tests: {reason}")
+                self._books.incidents.append(f"{'asleep' if is_asleep else 'between two tests'}: {reason}")
             if self._failures.gives_up(server, self._books.policy.restarts):
                 self._planner.give_up(name)
             found = True
@@ -141,10 +152,11 @@ class Executor:
         error: InferenceServerError | None = None
         problems: list[str] = []
         with self._end.exits():
-            error = self._steps.started(server)
+            problems, is_up = self._woken(server)
+            error = None if is_up else self._steps.started(server)
             if error is not None and server.running:
                 # It was a hook that failed.
-                problems = self._steps.stopped(server)
+                problems += self._steps.stopped(server)
         with self._changed:
             self._end.note_problems(name, problems)
             if self._planner.phase(name) is Phase.STARTING:
@@ -157,6 +169,34 @@ class Executor:
                     self._planner.start_failed(name)
                     server.runtime.stop_refusal = why_down(server, self._books)
             self.proceed()
+
+    def _woken(self, server: InferenceServer) -> tuple[list[str], bool]:
+        """Wake a server if it sleeps, or stop it if that fails; without the lock.
+
+        Returns:
+            What went wrong at the stop, and whether there is nothing to be started.
+        """
+        if server.runtime.status.awake or not server.runtime.launched:
+            return [], False
+        if self._sleepers.wakes(server):
+            return [], True
+        problems = self._steps.stopped(server)
+        with self._changed:
+            # Else the stop has cancelled it.
+            return problems, self._planner.phase(server.name) is not Phase.STARTING
+
+    def _put_to_sleep(self, name: str, room_for: str) -> None:
+        """Put a server to sleep, or stop it if that fails; in a thread of its own, without the lock."""
+        sleeps = False
+        with self._end.exits():
+            sleeps = self._sleepers.sleeps(self._handles.get(name), room_for)
+        with self._changed:
+            if sleeps and not self._end.closed:
+                self._planner.slept(name)
+                self.proceed()
+                return
+            self._planner.stays_awake(name)
+        self._stop(name, room_for)
 
     def _make_way(self, name: str) -> None:
         """Stop a kept server that holds the GPUs that another one needs; in a thread of its own, without the lock."""
@@ -254,6 +294,7 @@ class Executor:
         self._stop_rest()
         with self._changed:
             evictions, self._evictions = self._evictions, Counter()
+        self._books.incidents.extend(self._sleepers.told())
         self._books.incidents.extend(
             f"{name} was stopped {count} {'time' if count == 1 else 'times'} to make room for {other}"
             for (name, other), count in evictions.items()
@@ -273,7 +314,8 @@ class Executor:
         while True:
             with self._changed:
                 thread = next((one for one in self._threads if one.is_alive()), None)
-                stopping = [self._handles.get(name) for name in self._planner.names(Phase.STOPPING)]
+                leaving = self._planner.names(Phase.STOPPING, Phase.FALLING_ASLEEP)
+                stopping = [self._handles.get(name) for name in leaving]
             if thread is None:
                 return
             with self._end.exits():
@@ -294,6 +336,8 @@ class Executor:
                     problems = self._steps.stopped(server)
             with self._end.locked():
                 self._end.note_problems(server.name, problems)
+                if self._planner.phase(server.name) is Phase.FALLING_ASLEEP:
+                    self._planner.stays_awake(server.name)
                 if self._planner.phase(server.name) is Phase.STOPPING:
                     self._planner.stopped(server.name)
 

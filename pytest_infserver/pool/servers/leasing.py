@@ -91,7 +91,7 @@ class Leasing:
 
     def _wait(self, name: str, hindrance: str, ticket: int | None) -> Wait:
         now = time.monotonic()
-        changes = self._planner.phase(name) in (Phase.STARTING, Phase.STOPPING)
+        changes = self._planner.phase(name) in (Phase.STARTING, Phase.STOPPING, Phase.FALLING_ASLEEP)
         begin = self._executor.begun_at(name, now) if changes or ticket is None else self._tickets.asked_at(ticket, now)
         return wait_of(self._handles.get(name), now - begin, hindrance)
 

@@ -36,8 +36,10 @@ class Policy:
         prelaunch: Whether servers are started before a test asks for them.
         restarts: How often a server that died is started again.
         keep: Seconds that servers live on after their last use; None stops them.
+        share_gpu: Whether an idle server that can sleep does so, instead of being stopped, when another needs its GPUs.
     """
 
     prelaunch: bool = True
     restarts: int = MAX_RESTARTS
     keep: float | None = None
+    share_gpu: bool = False

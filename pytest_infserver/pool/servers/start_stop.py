@@ -140,6 +140,9 @@ class StartStop:
         left = seconds - self._books.planned.unused_for(server.name)
         if left <= 0 or not server.running:
             return False
+        if not server.runtime.status.awake:
+            self._books.incidents.append(f"{server} is not kept: it sleeps")
+            return False
         server.runtime.stop_refusal = None
         kept = server.keep(left)
         if not kept and not server.attached:

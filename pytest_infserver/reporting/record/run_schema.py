@@ -84,6 +84,7 @@ def _life() -> dict[str, Any]:
         stopping=_or_null(_NUMBER),
         ended=_or_null(_NUMBER),
         phases=_list(_row(_NUMBER, _TEXT)),
+        asleep=_list(_row(_NUMBER, _or_null(_NUMBER))),
         end={"enum": ["stopped", "died", "failed", "kept", None]},
         how=_or_null(_TEXT),
         cause=_or_null(_TEXT),

@@ -105,6 +105,10 @@ def lives_of(events: Iterable[Event]) -> list[dict[str, Any]]:
             life["phases"].append([_time(event.time), fields["phase"]])
         elif event.kind == "ready":
             life["ready"] = _time(event.time)
+        elif event.kind == "asleep":
+            life["asleep"].append([_time(event.time), None])
+        elif event.kind == "awake" and life["asleep"]:
+            life["asleep"][-1][1] = _time(event.time)
         elif event.kind == "stopping":
             life["stopping"] = _time(event.time)
         elif event.kind in ("stopped", "died"):
@@ -138,6 +142,7 @@ def _new_life(event: Event, starting: float | None, node: str | None) -> dict[st
         "ready": now if is_running else None,
         "stopping": None,
         "ended": None,
+        "asleep": [],
         "phases": [[now, "starting"]] if event.kind == "launched" and now - began >= _WORTH_A_PHASE else [],
         "end": None,
         "how": None,

@@ -18,6 +18,7 @@ _LIFE = {
     **dict.fromkeys(("node", "end", "how", "cause"), str),
     "taken_over": bool,
     "phases": [(float, str)],
+    "asleep": [(float, float)],
 }
 _SERVER = {
     **dict.fromkeys(("name", "backend", "model", "url", "command", "log"), str),

@@ -170,6 +170,10 @@ def _life(pid: int, server: Mapping[str, Any], run_end: int) -> list[Event]:
             until = max(ready, end if stopping is None else stopping)
             about = {"root_pid": life["pid"], "node": how.get("node")}
             events.append(_slice(pid, LIFE, "ready", "server", (ready, until), **about))
+            for begin, woken in life["asleep"]:
+                span = (_us(moment) for moment in (begin, woken))
+                asleep, awake = (until if moment is None else min(max(moment, ready), until) for moment in span)
+                events.append(_slice(pid, LIFE, "asleep", "phase", (asleep, max(asleep, awake))))
         if stopping is not None:
             events.append(_slice(pid, LIFE, "stopping", "server", (max(stopping, ready or 0), end), **how))
         if life["end"] in ("died", "failed"):

@@ -195,6 +195,7 @@ def _server(
         "end": None if attached else "stopped",
         "how": None if attached else "exit code 0",
         "cause": None,
+        "asleep": [],
         "taken_over": False,
     }
     known = [life]
