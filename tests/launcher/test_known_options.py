@@ -12,11 +12,19 @@ from typing import Any
 
 import pytest
 
-from pytest_infserver import CommandServer, ConfigError, LlamaCppServer, TransformersServer, VLLMServer
+from pytest_infserver import (
+    CommandServer,
+    ConfigError,
+    LlamaCppServer,
+    ServerStartupError,
+    TransformersServer,
+    VLLMServer,
+)
 from pytest_infserver.cli.main import main
 from pytest_infserver.launcher.backends.llamacpp import embedded_options
 from pytest_infserver.launcher.checks.options import unread_parser
 from pytest_infserver.launcher.engine.known_options import learned
+from pytest_infserver.launcher.engine.known_options.help_text import options_in_help
 from pytest_infserver.launcher.engine.known_options.option_table import KnownOption, OptionTable, table_from_data
 from pytest_infserver.models.builtin import cache_dir
 
@@ -348,3 +356,91 @@ def test_the_embedded_llamacpp_refuses_before_its_start(checked: Path, monkeypat
     assert other.command_and_notes()[1] == []
     assert TransformersServer("m", config={"server_args": {"x": 1}}).command_and_notes()[1] == []
     assert not (cache_dir() / "options").exists()
+
+
+HELP = """\
+----- common params -----
+
+-h,    --help, --usage                  print usage and exit
+-c,    --ctx-size N                     size of the prompt context
+                                        (env: LLAMA_ARG_CTX_SIZE)
+-fa,   --flash-attn [on|off|auto]       whether to use it ('on', 'off', or 'auto')
+-ot,   --override-tensor <tensor name pattern>=<buffer type>,...
+                                        override tensor buffer type
+--rope-scaling {none,linear,yarn}       how to scale, see --yarn-factor
+--control-vector-layer-range START END
+                                        layer range, start and end inclusive
+
+
+----- sampling params -----
+
+--temp N                                temperature
+--jinja, --no-jinja                     whether to use the engine
+                                        - a list in the text
+"""
+
+
+def test_the_help_of_llama_server_is_read() -> None:
+    data = options_in_help(f"load_backend: loaded CPU backend\n{HELP}")
+    assert data is not None
+    table = table_from_data("llama-server", data)
+    assert [(option.flags, option.values) for option in table.options] == [
+        (("-h", "--help", "--usage"), 0),
+        (("-c", "--ctx-size"), 1),
+        (("-fa", "--flash-attn"), 1),
+        (("-ot", "--override-tensor"), 1),
+        (("--rope-scaling",), 1),
+        (("--control-vector-layer-range",), 2),
+        (("--temp",), 1),
+        (("--jinja", "--no-jinja"), 0),
+    ]
+    good = "-c 8 --ctx_size -1 -fa 1 -ot a=b --rope-scaling yarn --control-vector-layer-range 1 -2 --no-jinja"
+    assert table.mistake(good.split()) is None
+    for words, text in {
+        "--ctx-sise 8": "llama-server has no option --ctx-sise; did you mean --ctx-size?",
+        "--temp=3": "llama-server has no option --temp=3; did you mean --temp?",
+        "-zz": "llama-server has no option -zz",
+        "--rope-scaling yran": "llama-server: --rope-scaling does not take 'yran'; did you mean yarn?",
+        "--jinja yes": "llama-server: --jinja takes no value",
+        "--ctx-size": "llama-server: --ctx-size needs a value",
+    }.items():
+        found = table.mistake(words.split())
+        assert found is not None
+        assert found[1].startswith(text)
+
+
+@pytest.mark.parametrize("text", ["", "usage: llama-server [-h]\n  --host HOST\n", "-----\n-c N\n", "----- a -----\n"])
+def test_another_help_is_none(text: str) -> None:
+    assert options_in_help(text) is None
+
+
+def test_a_llama_server_is_asked_once_per_version(checked: Path, nothing_left: None) -> None:
+    """However it is started: one that is replaced is asked again, one that prints nothing is believed."""
+    program, asked = checked / "llama-server", checked / "asked"
+
+    def write(help_text: str) -> None:
+        program.write_text(f"#!/bin/sh\necho >> {asked}\ncat <<'E'\n{help_text}\nE\nexit 1\n")
+        program.chmod(0o755)
+
+    def refusal(**arguments: Any) -> str:
+        server = LlamaCppServer(
+            binary_path=str(program),
+            output_dir=checked,
+            config={"server_args": {"models-dir": ".", **arguments}},
+        )
+        with pytest.raises((ConfigError, ServerStartupError)) as caught:
+            server.start()
+        return f"{type(caught.value).__name__}: {caught.value}"
+
+    models = "--models-dir PATH                       where models are\n--host HOST     h\n--port PORT     p"
+    write(f"{HELP}{models}")
+    assert "llama-server has no option --ctx-sise" in refusal(**{"ctx-sise": 8})
+    assert len(asked.read_text().split("\n")) == 2
+    assert "has no option --ctx-sise" in refusal(**{"ctx-sise": 8})
+    assert len(asked.read_text().split("\n")) == 2
+    # It is launched, and ends.
+    assert refusal(jinja=True).startswith("ServerStartupError")
+    write(f"{HELP}{models}\n--ctx-sise N     a newer one has it")
+    assert refusal(**{"ctx-sise": 8}).startswith("ServerStartupError")
+    write("no help")
+    assert refusal(**{"any-thing": 8}).startswith("ServerStartupError")

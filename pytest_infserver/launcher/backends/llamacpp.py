@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from pytest_infserver.config.flags import ARGUMENT_KEYS
 from pytest_infserver.errors import ServerStartupError
@@ -133,8 +134,14 @@ class LlamaCppServer(InferenceServer):
 
     @property
     def own_options(self) -> OptionTable | None:
-        """What the embedded one accepts; those of a ``llama-server`` are not known."""
+        """What the embedded one accepts; a ``llama-server`` is asked."""
         return embedded_options() if self._embedded() else None
+
+    @property
+    def prints_options(self) -> bool:
+        """Whether it is a ``llama-server``."""
+        is_one = Path(self.binary_path).name.startswith("llama-server")
+        return is_one and not self._embedded() and self.settings.entrypoint is None
 
     @property
     def api_key(self) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_infserver.launcher.checks.settings import place_of_flag
@@ -18,7 +19,7 @@ SWITCH = "INFSERVER_CHECK_OPTIONS"
 
 
 def check_options(server: ServerSpec, argv: Sequence[str], env: Mapping[str, str]) -> None:
-    """Refuse an option that the engine would refuse, as far as its options are known already.
+    """Refuse an option that the engine would refuse, as far as its options are known already, or can be had at once.
 
     Args:
         server: The server.
@@ -33,6 +34,8 @@ def check_options(server: ServerSpec, argv: Sequence[str], env: Mapping[str, str
     table, entry = asked(server).own_options, asked(server).options_entry or ()
     if table is None:
         parser = _parser(server, env)
+        if parser is not None and parser.as_text and not learned.is_learned(parser):
+            learned.learn(parser)
         table = None if parser is None else learned.learned_table(parser)
     if table is None or tuple(argv[: len(entry)]) != tuple(entry):
         return
@@ -88,6 +91,8 @@ def unread_parser(server: ServerSpec) -> learned.Parser | None:
 
 def _parser(server: ServerSpec, env: Mapping[str, str]) -> learned.Parser | None:
     entry = asked(server).options_entry
+    if entry and asked(server).prints_options:
+        return learned.find_program(Path(entry[0]).name, entry[0], env, server.settings.cwd)
     if not entry or not asked(server).packages:
         return None
     return learned.find_parser(server.backend_name, entry, asked(server).packages, env, server.settings.cwd)

@@ -106,6 +106,11 @@ class EngineFacts:
         """What the engine accepts, if this package knows that without asking it."""
         return None
 
+    @property
+    def prints_options(self) -> bool:
+        """Whether it is no Python program, and prints all options for ``--help`` in the way that is understood."""
+        return False
+
     def derived_ports(self, port: int) -> Sequence[int]:
         """Return the ports that the engine takes besides ``port``, because it derives them from it."""
         return ()

@@ -16,7 +16,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pytest_infserver.launcher.engine.known_options.help_text import options_in_help
 from pytest_infserver.launcher.engine.known_options.option_table import OptionTable, table_from_data
 from pytest_infserver.launcher.engine.site_packages import search_path
 from pytest_infserver.launcher.engine.version import editable_source, installed_version, interpreter_of
@@ -25,6 +27,8 @@ from pytest_infserver.system.disk.files import read_start, write_whole
 from pytest_infserver.system.disk.folders import check_folder, make_output_folder
 from pytest_infserver.system.processes.bounded_run import run_bounded
 
+PRINT_LIMIT = 10.0
+"""Seconds that a program gets to print its help."""
 READ_LIMIT = 180.0
 """Seconds that an engine gets to show its help."""
 _MAX_BYTES = 8 << 20
@@ -51,6 +55,7 @@ class Parser:
         env: The environment in which it runs.
         cwd: The directory in which it runs, or None for this process's.
         file: Where its table is kept.
+        as_text: Whether the help itself is read, which takes no time to speak of.
     """
 
     engine: str
@@ -58,6 +63,7 @@ class Parser:
     env: Mapping[str, str]
     cwd: str | None
     file: Path
+    as_text: bool = False
 
 
 def find_parser(
@@ -89,6 +95,29 @@ def find_parser(
     return Parser(f"{engine} {version}", (python, *words, "--help"), env, cwd, file)
 
 
+def find_program(engine: str, binary: str, env: Mapping[str, str], cwd: str | None = None) -> Parser | None:
+    """Return the parser of a program that is not Python and prints its options, or None if there is no such program.
+
+    Args:
+        engine: What it is called in messages.
+        binary: Its file, or its name.
+        env: The environment in which it runs.
+        cwd: The directory in which it runs, or None for this process's.
+    """
+    import shutil
+
+    program = shutil.which(binary, path=env.get("PATH", os.defpath))
+    if program is None:
+        return None
+    try:
+        status = os.stat(program)  # noqa: PTH116
+    except OSError:
+        return None
+    version = [_FORMAT, os.path.abspath(program), status.st_size, status.st_mtime_ns]  # noqa: PTH100
+    mark = hashlib.sha256(repr(version).encode()).hexdigest()[:16]
+    return Parser(engine, (program, "--help"), env, cwd, cache_dir() / _FOLDER / f"{engine}-{mark}.json", as_text=True)
+
+
 def learned_table(parser: Parser) -> OptionTable | None:
     """Return the table of a parser if it was read before, and could be read."""
     try:
@@ -111,16 +140,8 @@ def learn(parser: Parser, *, idle: bool = False) -> str | None:
     Returns:
         Why that could not be done, or None. It is not tried again for a day.
     """
-    python, *words = parser.command
-    command = [python, str(_READER), _MARK, *(["--idle"] if idle else []), *words]
-    output = run_bounded(command, READ_LIMIT, _MAX_BYTES, dict(parser.env), parser.cwd)
-    lines = output.data.decode("utf-8", "replace").splitlines()
-    found = next((line.removeprefix(_MARK) for line in lines if line.startswith(_MARK)), None)
-    problem = output.problem or "its help was not shown" if found is None else None
-    if found == "null":
-        problem = "it takes any option"
+    table, problem = _printed(parser) if parser.as_text else _told(parser, idle)
     try:
-        table = None if found is None or problem is not None else json.loads(found)
         if table is not None:
             table_from_data(parser.engine, table)
     except ValueError as error:
@@ -131,6 +152,28 @@ def learn(parser: Parser, *, idle: bool = False) -> str | None:
     except OSError as error:
         return f"the cache cannot be written: {error}"
     return problem
+
+
+def _printed(parser: Parser) -> tuple[dict[str, Any] | None, str | None]:
+    """Return what a program's help says, or why not."""
+    output = run_bounded(parser.command, PRINT_LIMIT, _MAX_BYTES, dict(parser.env), parser.cwd)
+    table = options_in_help(output.data.decode("utf-8", "replace"))
+    return table, output.problem or "its help is none that can be read" if table is None else None
+
+
+def _told(parser: Parser, idle: bool) -> tuple[dict[str, Any] | None, str | None]:
+    """Return what a parser in Python knows, or why not."""
+    python, *words = parser.command
+    command = [python, str(_READER), _MARK, *(["--idle"] if idle else []), *words]
+    output = run_bounded(command, READ_LIMIT, _MAX_BYTES, dict(parser.env), parser.cwd)
+    lines = output.data.decode("utf-8", "replace").splitlines()
+    found = next((line.removeprefix(_MARK) for line in lines if line.startswith(_MARK)), None)
+    if found is None:
+        return None, output.problem or "its help was not shown"
+    try:
+        return json.loads(found), "it takes any option" if found == "null" else None
+    except ValueError as error:
+        return None, str(error)
 
 
 def is_learned(parser: Parser) -> bool:

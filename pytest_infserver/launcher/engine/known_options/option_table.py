@@ -142,7 +142,7 @@ class OptionTable:
 
 
 def table_from_data(engine: str, data: Mapping[str, Any]) -> OptionTable:
-    """Return a table that `option_reader` has written.
+    """Return a table that `option_reader` has written, or `help_text` has read.
 
     Args:
         engine: What the engine is called in messages.
@@ -163,6 +163,7 @@ def table_from_data(engine: str, data: Mapping[str, Any]) -> OptionTable:
             if one["flags"]
         )
         switches = {name: bool(data[name]) for name in ("abbreviations", "greedy", "few_places")}
+        switches |= {name: bool(data[name]) for name in ("with_equals", "knows_short") if name in data}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no table of options: {error!r}") from None
     if not options:
