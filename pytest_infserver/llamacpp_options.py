@@ -316,6 +316,17 @@ OPTIONS = (
     Option(("-to", "--timeout"), _to("timeout_read", "timeout_write"), _whole(0), "socket timeout in seconds"),
     Option(("--tools",), _to("server_tools"), commas, "built-in tools, comma-separated, or all"),
     Option(("--tools-runtime",), _to("server_tools_runtime"), str, "where the tools run"),
+    Option(("--mcp-servers-config",), _to("mcp_servers_config"), _file, "JSON file with MCP servers"),
+    Option(("--mcp-servers-json",), _to("mcp_servers_json"), str, "MCP servers as JSON"),
+    Option(
+        ("--ui-mcp-proxy", "--webui-mcp-proxy"),
+        _to("ui_mcp_proxy"),
+        None,
+        "let the web UI reach MCP servers",
+        ("--no-ui-mcp-proxy", "--no-webui-mcp-proxy"),
+    ),
+    Option(("--offline",), _to("offline"), None, "download nothing, as it never does"),
+    Option(("--no-mmproj",), _to("no_mmproj"), None, "no multimodal projector"),
     Option(("-rea", "--reasoning"), _to("enable_reasoning"), _tristate, "thoughts: on, off or auto"),
     Option(
         ("--reasoning-budget",),
@@ -360,6 +371,13 @@ OPTIONS = (
     Option(("-lv", "--verbosity", "--log-verbosity"), _to("verbosity"), _whole(0), "0 none ... 3 info ... 5 debug"),
 )
 """Every option except `--help` and `--version`."""
+
+
+def restrict_origins(params: Any) -> None:
+    """Let browsers call from this machine only where tools are offered, unless the user has named origins."""
+    offers_tools = params.server_tools or params.mcp_servers_config or params.mcp_servers_json
+    if offers_tools and not params.cors_origins_explicit:
+        params.cors_origins = "localhost"
 
 
 _LOOK_AT_THE_DISK = (_file, _directory, _text_of, _keys_of, _adapters)

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pytest_infserver.llamacpp_options import OPTIONS, Option, UsageError, commas
+from pytest_infserver.llamacpp_options import OPTIONS, Option, UsageError, commas, restrict_origins
 
 _HELP_COLUMN = 44
 
@@ -115,6 +115,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
             option.apply(params, value)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             _fail(f"error: xllamacpp {xllamacpp.__version__} does not take {option.flags[-1]} {value!r}: {error}")
+    restrict_origins(params)
     try:
         # Kept in a name: it serves for as long as the object lives.
         server = xllamacpp.Server(params)  # noqa: F841

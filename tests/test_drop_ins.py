@@ -226,3 +226,13 @@ def test_a_gap_is_filled_by_the_tiny_model(llama: ServerProcess) -> None:
     prompt = {"content": "<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>", "parse_special": True}
     tokens = llama.make_request("POST", "/tokenize", prompt).body["tokens"]
     assert len(tokens) == 5
+
+
+def test_several_hosts_of_llamacpp(llama: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them answer; where none is named it is the first one."""
+    monkeypatch.setenv("LLAMA_ARG_HOST", "192.0.2.1")
+    llama.server_host = "127.0.0.1, 127.0.0.2"
+    llama.start(timeout_seconds=30)
+    assert llama.make_url("/x").startswith("http://127.0.0.1:")
+    for host in (None, "127.0.0.1", "127.0.0.2"):
+        assert llama.make_request("GET", "/health", host=host).status_code == 200

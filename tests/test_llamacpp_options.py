@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_infserver.llamacpp_options import OPTIONS, UsageError
+from pytest_infserver.llamacpp_options import OPTIONS, UsageError, restrict_origins
 from pytest_infserver.llamacpp_server import parse
 from pytest_infserver.models.builtin import builtin_path
 
@@ -29,6 +29,11 @@ def value_of(attribute: str, *words: str) -> Any:
     [
         ("--tools all", "server_tools", ["all"]),
         ("--tools a,b", "server_tools", ["a", "b"]),
+        ("--offline", "offline", True),
+        ("--ui-mcp-proxy", "ui_mcp_proxy", True),
+        ("--ui-mcp-proxy --no-webui-mcp-proxy", "ui_mcp_proxy", False),
+        ('--mcp-servers-json {"mcpServers":{}}', "mcp_servers_json", '{"mcpServers":{}}'),
+        ("--no-mmproj", "no_mmproj", True),
         ("--reasoning on", "enable_reasoning", 1),
         ("-rea off", "enable_reasoning", 0),
         ("--reasoning auto", "enable_reasoning", -1),
@@ -76,3 +81,22 @@ def test_a_wrong_value_is_refused(words: str) -> None:
 def test_no_flag_is_taken_twice() -> None:
     flags = [flag for option in OPTIONS for flag in option.flags + option.off]
     assert len(flags) == len(set(flags))
+
+
+@pytest.mark.parametrize(
+    ("words", "origins"),
+    [
+        ("--metrics", "*"),
+        ("--tools all", "localhost"),
+        ("--mcp-servers-json {}", "localhost"),
+        ("--tools all --cors-origins *", "*"),
+        ("--cors-origins http://a --tools all", "http://a"),
+    ],
+)
+def test_who_offers_tools_does_so_to_this_machine(words: str, origins: str) -> None:
+    """As llama-server does it: any page that somebody has open could run them otherwise."""
+    params = xllamacpp.CommonParams()
+    for option, value in parse([*MODEL, *words.split()]):
+        option.apply(params, value)
+    restrict_origins(params)
+    assert params.cors_origins == origins
