@@ -29,6 +29,9 @@ _FLAGS = (  # attributes, each with its flag where that is called otherwise
 )
 _MAY_BE_ZERO = {"temperature", "seed", "models_max", "spec_synth_len", "sleep_idle_seconds", "cache_ram"}
 
+# Without a model it is a router.
+_Server: Any = type("_Server", (LlamaCppServer,), {"requires_model": False, "__module__": __name__})
+
 server_instances: set[ServerProcess] = set()
 """Those that have been started and not stopped."""
 
@@ -82,7 +85,7 @@ class ServerProcess:
         binary = self.server_path or os.environ.get("LLAMA_SERVER_BIN_PATH")
         where = {"host": self.server_host, "port": self.server_port, "binary_path": binary, "env_vars": env}
         limits = {"startup_timeout": timeout_seconds, "stop_timeout": 5, "config": {"server_args": self._words()}}
-        self.server = LlamaCppServer(self.model_file, name=name_of_test_file("llamacpp"), **where, **limits)
+        self.server = _Server(self.model_file, name=name_of_test_file("llamacpp"), **where, **limits)
         server_instances.add(self)
         try:
             self.server.start()
@@ -112,13 +115,7 @@ class ServerProcess:
         return f"http://{host or self.server_host.partition(',')[0].strip()}:{self.server_port}{path}"
 
     def make_request(
-        self,
-        method: str,
-        path: str,
-        data: Any = None,
-        headers: Any = None,
-        timeout: float | None = 600,
-        host: Any = None,
+        self, method: str, path: str, data: Any = None, headers: Any = None, timeout: Any = 600, host: Any = None
     ) -> ServerResponse:
         """Send a request, with ``data`` as JSON, and return the answer."""
         return ServerResponse(self._send(method, path, data, headers, host, timeout=timeout))

@@ -236,3 +236,14 @@ def test_several_hosts_of_llamacpp(llama: ServerProcess, monkeypatch: pytest.Mon
     assert llama.make_url("/x").startswith("http://127.0.0.1:")
     for host in (None, "127.0.0.1", "127.0.0.2"):
         assert llama.make_request("GET", "/health", host=host).status_code == 200
+
+
+def test_a_llamacpp_without_a_model_is_a_router(llama: ServerProcess, tmp_path: Path) -> None:
+    program = tmp_path / "router"
+    program.write_text('#!/bin/sh\necho "error: given $*" >&2\nexit 1\n')
+    program.chmod(0o755)
+    llama.model_file, llama.server_path = None, str(program)
+    with pytest.raises(RuntimeError, match="exited with code 1"):
+        llama.start()
+    assert llama.server is not None
+    assert "given --host 127.0.0.1" in llama.server.read_log()

@@ -131,3 +131,35 @@ def test_sigterm_to_pytest_while_the_engine_starts(tmp_path: Path, no_engine_lef
         finally:
             run.kill()
     assert all_gone(processes)
+
+
+@pytest.mark.nightly
+def test_two_share_one_gpu_and_sleep_in_turn(
+    run_project: Callable[..., pytest.RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The protocol alone: on a CPU nothing is given back. vLLM refuses --enable-sleep-mode there."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("INFSERVER_DEVICE_LOCKS", "0")
+    tests = """
+import pytest
+
+pids = {}
+
+def check(server, client):
+    assert pids.setdefault(server.name, server.pid) == server.pid
+    assert client.completions.create(model=server.api_model, prompt="this", max_tokens=2).choices
+
+def test_1(inference_server, inference_client):
+    check(inference_server, inference_client)
+
+@pytest.mark.infserver(server_args={"max-num-seqs": 4})
+def test_2(inference_server, inference_client):
+    check(inference_server, inference_client)
+
+def test_3(inference_server, inference_client):
+    check(inference_server, inference_client)
+"""
+    options = ["--infserver-share-gpu", "--infserver-order=source", "--no-infserver-debug", "--infserver-set=gpus=1"]
+    result = run_project("vllm", tests, *options)
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["vllm was put to sleep 1 time to make room for vllm+max-num-seqs=4"])
