@@ -40,9 +40,11 @@ ROOT = Path(__file__).parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add options for `tests/engines` and `tests/faults/test_random_lives.py`."""
+    """Add options for `tests/engines`, `tests/gpu` and `tests/faults/test_random_lives.py`."""
     group = parser.getgroup("tests of pytest-infserver")
     group.addoption("--require-engines", action="store_true", help="an engine that is not provisioned is an error")
+    group.addoption("--require-gpu", action="store_true", help="a machine without a GPU is an error")
+    group.addoption("--gpu-results", help="folder in which tests/gpu leaves what its runs wrote, and its figures")
     group.addoption("--lives", type=int, default=60, help="how many lives of servers the random test has")
     seed = os.environ.get("INFSERVER_TEST_SEED")
     group.addoption("--lives-seed", default=seed, help="repeats a random test (default: INFSERVER_TEST_SEED)")

@@ -19,6 +19,7 @@ TIERS = {
     "engine": "engine(*names): needs these of the engines of tests/engines/provision.py",
     "cluster": "needs a Ray cluster",
     "faults": "breaks things: kills, floods, full disks",
+    "gpu": "needs a GPU, and torch: see tools/gpu_check.sh",
     "browser": "needs the browser of tests/engines/provision.py",
 }
 CHOICES = {
@@ -44,6 +45,8 @@ def tier_of(item: pytest.Item) -> str:
     fixtures = getattr(item, "fixturenames", ())
     if engines or "inference_server" in fixtures:
         return "engine"
+    if TESTS / "gpu" in item.path.parents:
+        return "gpu"
     if any(name in fixtures for name in _RAY):
         return "cluster"
     if TESTS / "faults" in item.path.parents:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fake_driver import LIMIT, STUB, Driver
+from fake_driver import Driver, compile_stub
 
 NOBODY = 65534
 BuildStub = Callable[..., Path]
@@ -20,15 +17,11 @@ BuildStub = Callable[..., Path]
 @pytest.fixture(scope="session")
 def build_stub(tmp_path_factory: pytest.TempPathFactory) -> BuildStub:
     """Return what compiles the stand-in of NVIDIA's library and says in which folder it is."""
-    pytest.importorskip("pynvml", reason="needs nvidia-ml-py")
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None or sys.platform != "linux":
-        pytest.skip("needs a C compiler, and Linux's LD_LIBRARY_PATH")
 
     def build(*options: str) -> Path:
-        library = tmp_path_factory.mktemp("nvml") / "libnvidia-ml.so.1"
-        subprocess.run([compiler, "-shared", "-fPIC", *options, "-o", library, STUB], timeout=LIMIT, check=True)
-        return library.parent
+        folder = tmp_path_factory.mktemp("nvml")
+        compile_stub(folder, *options)
+        return folder
 
     return build
 

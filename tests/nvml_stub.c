@@ -1,5 +1,6 @@
 /* A stand-in for libnvidia-ml.so.1 that says what the file NVML_STUB says at this moment. Its lines are
-   "gpu UUID USED_BYTES NAME", below it "process PID BYTES" for each process on it, and "fail FUNCTION ERROR". */
+   "gpu UUID USED_BYTES NAME", below it "process PID BYTES" for each process on it, and "fail FUNCTION ERROR".
+   "holder PID BYTES" adds to what a process has, and to what is in use, until that process has ended. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,9 +13,30 @@ typedef struct { char uuid[96], name[96]; unsigned long long used; unsigned coun
 static Gpu gpus[8];
 static unsigned count;
 
+static int alive(unsigned pid) {
+    char path[64], state = 0;
+    snprintf(path, sizeof path, "/proc/%u/stat", pid);
+    FILE *file = fopen(path, "r");
+    if (!file) return 0;
+    if (fscanf(file, "%*d (%*[^)]) %c", &state) != 1) state = 0;
+    fclose(file);
+    return state && state != 'Z';
+}
+
+static void hold(Gpu *gpu, unsigned pid, long long size) {
+    Process *process = gpu->processes;
+    while (process < gpu->processes + gpu->count && process->pid != pid) process++;
+    if (process == gpu->processes + gpu->count) gpu->count++;
+    process->pid = pid;
+    process->used += size;
+    gpu->used += size;
+}
+
 static int look(const char *function) {
     char line[512], word[96];
     int error = SUCCESS, code;
+    unsigned pid;
+    long long size;
     FILE *file = fopen(getenv("NVML_STUB"), "r");
     if (!file) return NOT_FOUND;
     memset(gpus, 0, sizeof gpus);
@@ -24,6 +46,7 @@ static int look(const char *function) {
         Process *process = &last->processes[last->count];
         if (sscanf(line, "gpu %95s %llu %95[^\n]", gpus[count].uuid, &gpus[count].used, gpus[count].name) == 3) count++;
         else if (sscanf(line, "process %u %llu", &process->pid, &process->used) == 2) last->count++;
+        else if (sscanf(line, "holder %u %lld", &pid, &size) == 2) { if (alive(pid)) hold(last, pid, size); }
         else if (sscanf(line, "fail %95s %d", word, &code) == 2 && !strcmp(word, function)) error = code;
     }
     fclose(file);

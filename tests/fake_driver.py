@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 STUB = Path(__file__).with_name("nvml_stub.c")
 LIMIT = 60.0
@@ -28,6 +31,16 @@ def say(*lines):
 def result(value):
     print("RESULT", json.dumps(value))
 """
+
+
+def compile_stub(folder: Path, *options: str) -> None:
+    """Put the stand-in of NVIDIA's library into a folder; skip where that cannot be."""
+    pytest.importorskip("pynvml", reason="needs nvidia-ml-py")
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs a C compiler, and Linux's LD_LIBRARY_PATH")
+    library = folder / "libnvidia-ml.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", *options, "-o", library, STUB], timeout=LIMIT, check=True)
 
 
 @dataclass(frozen=True)
