@@ -20,6 +20,8 @@ from .machine import HERE, RUN_LIMIT, Machine, Watcher, gpu_problem
 
 ON_GPU = pytest.param("gpu", id="gpu")
 STAND_IN = pytest.param("stand-in", marks=pytest.mark.run, id="stand-in")
+HIDDEN = pytest.param("hidden", marks=pytest.mark.run, id="hidden")
+"""A stand-in that names no processes."""
 ON_CPU = pytest.param("cpu", marks=pytest.mark.engine("transformers"), id="cpu")
 """Torch for real, on a machine without a GPU."""
 
@@ -77,13 +79,14 @@ def machine(request: pytest.FixtureRequest, results: Path, tmp_path_factory: pyt
     folder = tmp_path_factory.mktemp("driver")
     compile_stub(folder)
     says = folder / "driver.txt"
-    says.write_text("gpu GPU-5ca1ab1e-0000-1111-2222-333344445555 1048576 Stand-in\n")
+    refuses = "fail nvmlDeviceGetComputeRunningProcesses_v3 3\n" if request.param == "hidden" else ""
+    says.write_text(f"{refuses}gpu GPU-5ca1ab1e-0000-1111-2222-333344445555 1048576 Stand-in\n")
     smi = folder / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho NVIDIA-SMI of a stand-in; cat $NVML_STUB\n")
     smi.chmod(0o755)
     variables |= {"LD_LIBRARY_PATH": str(folder), "NVML_STUB": str(says), "PATH": f"{folder}:{os.environ['PATH']}"}
     torch = {"PYTHONPATH": str(HERE / "stand_in")}
-    return Machine("stand-in", sys.executable, results, "cuda", variables, torch, stop_timeout=1)
+    return Machine(request.param, sys.executable, results, "cuda", variables, torch, stop_timeout=1)
 
 
 @pytest.fixture(scope="session")

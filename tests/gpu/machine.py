@@ -75,7 +75,7 @@ class Machine:
     """How servers are started and what is seen of their memory.
 
     Attributes:
-        kind: ``gpu``, ``stand-in`` or ``cpu``.
+        kind: ``gpu``, ``stand-in``, ``hidden`` (one that names no processes) or ``cpu``.
         python: The interpreter that has torch.
         device: What torch calls the device.
         environment: Variables of all that runs here.
@@ -104,12 +104,13 @@ class Machine:
         return subprocess.Popen(command, env={**os.environ, **self.environment}, text=True, **settings)
 
     def project(self, folder: Path, servers: Mapping[str, Any], **files: str) -> list[str]:
-        """Write a project; return the command that runs its tests."""
+        """Write a project; return the command that runs its tests, with nothing of an earlier run in its output."""
+        shutil.rmtree(self.output_of(folder), ignore_errors=True)
         for name, text in {"helpers": HELPERS, **files}.items():
             (folder / f"{name}.py").write_text(textwrap.dedent(text))
         defaults = {"startup_timeout": 180, "stop_timeout": self.stop_timeout}
         (folder / "servers.yaml").write_text(yaml.safe_dump({"defaults": defaults, "servers": dict(servers)}))
-        (folder / "pytest.ini").write_text("[pytest]\n")
+        (folder / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
         plugins = ["-p", "pytest_infserver.plugin", "-p", "no:cacheprovider"]
         config = f"--infserver-config={folder / 'servers.yaml'}"
         return [sys.executable, "-m", "pytest", *plugins, config, f"--infserver-output-dir={self.output_of(folder)}"]

@@ -72,7 +72,6 @@ def test_two_runs_that_want_one_gpu_take_turns(machine: Machine, folder: Path) -
         project = folder / name
         project.mkdir()
         command = machine.project(project, {"server": machine.torch_server()}, test_it=ALLOCATE)
-        # With a terminal of its own each would say that it waits.
         runs.append(machine.popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
     outputs = [run.communicate(timeout=200)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outputs
@@ -152,7 +151,7 @@ def test_hang_report_has_what_the_driver_shows(machine: Machine, folder: Path) -
     assert "torch_server.py" in report
     said = report.partition("=== nvidia-smi")[2]
     assert "NVIDIA-SMI" in said, report
-    machine.note("nvidia-smi in a hang report names the server's process", "torch_server" in said or "MiB |" in said)
+    machine.note("nvidia-smi in a hang report, its end", said.strip().splitlines()[-4:])
 
 
 def test_killed_run_leaves_no_memory(machine: Machine, watcher: Watcher, folder: Path) -> None:

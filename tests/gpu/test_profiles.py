@@ -1,4 +1,7 @@
-"""Profiles of a server that computes with torch: kernels in the traces, or a reason, never a silent nothing."""
+"""Profiles of a server that computes with torch: kernels in the traces, or a reason, never a silent nothing.
+
+What py-spy and nsys do without a GPU is tested in tests/engines.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,7 @@ import pytest
 from .conftest import ON_CPU, ON_GPU
 from .machine import Machine
 
-pytestmark = [
-    pytest.mark.usefixtures("nothing_left"),
-    pytest.mark.parametrize("machine", [ON_GPU, ON_CPU], indirect=True),
-]
+pytestmark = pytest.mark.usefixtures("nothing_left")
 BACKEND = """
 from pytest_infserver import CommandServer
 from pytest_infserver.launcher.profiling.endpoints import ProfileEndpoints
@@ -39,12 +39,12 @@ def test_it(inference_server):
 NSYS = ("/opt/nvidia/nsight-systems/*/bin/nsys", "/opt/nvidia/nsight-compute/*/host/target-linux-x64/nsys")
 
 
+@pytest.mark.parametrize("machine", [ON_GPU, ON_CPU], indirect=True)
 def test_pytorch_profile_has_kernels_in_it(machine: Machine, folder: Path) -> None:
     settings = {"profile": {"tool": "pytorch", "on_demand": True, "output_dir": str(machine.output_of(folder))}}
     server = machine.torch_server(backend="torch_backend:TorchServer", **settings)
     tests = TESTS.replace("TOOL", "pytorch")
-    path = {"PYTHONPATH": str(folder)}
-    run = machine.run(folder, {"one": server}, variables=path, test_it=tests, torch_backend=BACKEND)
+    run = machine.run(folder, {"one": server}, test_it=tests, torch_backend=BACKEND)
     assert run.returncode == 0, run.output
     [trace] = run.folder.rglob("*.trace.json.gz")
     with gzip.open(trace) as file:
@@ -56,6 +56,7 @@ def test_pytorch_profile_has_kernels_in_it(machine: Machine, folder: Path) -> No
     machine.note("kernels in PyTorch's trace", f"{len(kernels)} ({trace.stat().st_size >> 10} KB)")
 
 
+@pytest.mark.parametrize("machine", [ON_GPU], indirect=True)
 def test_py_spy(machine: Machine, folder: Path) -> None:
     if shutil.which("py-spy") is None:
         pytest.skip("needs py-spy")
@@ -70,12 +71,13 @@ def test_py_spy(machine: Machine, folder: Path) -> None:
     assert "compute" in trace.read_text()
 
 
+@pytest.mark.parametrize("machine", [ON_GPU], indirect=True)
 def test_nsys_writes_a_report_or_says_why_not(machine: Machine, folder: Path) -> None:
     found = [Path(path) for path in [shutil.which("nsys")] if path]
     for pattern in NSYS:
         found += sorted(Path("/").glob(pattern.lstrip("/")))
-    if not found or machine.kind == "cpu":
-        pytest.skip("there is no nsys" if not found else "tests/engines does this")
+    if not found:
+        pytest.skip("there is no nsys")
     profile = {"tool": "nsys", "on_demand": False, "binary_path": str(found[0]), "args": ["--trace=cuda"]}
     profile |= {"output_dir": str(machine.output_of(folder)), "flush_timeout": 60}
     tests = TESTS.replace('@pytest.mark.infserver_profile("TOOL")', "")
