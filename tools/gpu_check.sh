@@ -9,7 +9,7 @@
 #
 # The results are in $OUT (gpu_check_results): figures.txt, junit.xml, run.json, report.html, output.txt, logs.tar.gz.
 # PYTHON: the interpreter (python3; on the GPU's machine the one with torch). PACK_FOR: the version of Python there (3.12).
-# LIMIT: seconds that the tests may take (540); what is done by then has its results.
+# LIMIT: seconds that the tests may take (520); what is done by then has its results.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -76,7 +76,7 @@ run() {  # ARGS...
   facts "$work/env/bin/python" | tee "$work/results/figures.txt"
   # Other plugins of the machine are none of ours.
   PATH="$work/env/bin:$PATH" PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONUNBUFFERED=1 \
-    timeout --signal INT --kill-after 30 "${LIMIT:-540}" "$work/env/bin/python" -m pytest \
+    timeout --signal INT --kill-after 30 "${LIMIT:-520}" "$work/env/bin/python" -m pytest \
     -o addopts= -p xdist.plugin -p pytest_infserver.plugin -p no:cacheprovider -m gpu --require-gpu -ra --durations=0 -v \
     --gpu-results "$work/results" --junitxml "$out/junit.xml" tests/gpu "$@" 2>&1 | tee "$out/output.txt" || status=$?
   for name in figures.txt run.json report.html; do
@@ -94,7 +94,7 @@ over_ssh() {  # HOST ARGS...
   arguments=$(printf ' %q' run "$@")
   { git ls-files -coz --exclude-standard; find .gpu_check -type f -print0; } |
     tar -cz --null -T - | ssh "$host" "tar -xz -C '$folder'"
-  ssh "$host" "cd '$folder' && OUT='$folder/out' PYTHON='${REMOTE_PYTHON:-python3}' LIMIT='${LIMIT:-540}' bash tools/gpu_check.sh$arguments" ||
+  ssh "$host" "cd '$folder' && OUT='$folder/out' PYTHON='${REMOTE_PYTHON:-python3}' LIMIT='${LIMIT:-520}' bash tools/gpu_check.sh$arguments" ||
     status=$?
   mkdir -p "${OUT:-gpu_check_results}"
   ssh "$host" "tar -cz -C '$folder/out' ." | tar -xz -C "${OUT:-gpu_check_results}"
