@@ -86,7 +86,7 @@ def machine(request: pytest.FixtureRequest, results: Path, tmp_path_factory: pyt
     smi.chmod(0o755)
     variables |= {"LD_LIBRARY_PATH": str(folder), "NVML_STUB": str(says), "PATH": f"{folder}:{os.environ['PATH']}"}
     torch = {"PYTHONPATH": str(HERE / "stand_in")}
-    return Machine(request.param, sys.executable, results, "cuda", variables, torch, stop_timeout=1)
+    return Machine(request.param, sys.executable, results, "cuda", variables, torch, stop_timeout=3)
 
 
 @pytest.fixture(scope="session")

@@ -144,7 +144,7 @@ def test_hang_report_has_what_the_driver_shows(machine: Machine, folder: Path) -
         ask(inference_server, "/allocate", mib=512)
         ask(inference_server, "/hang")
     """
-    limits = {"heartbeat_interval": 0.5, "heartbeat_timeout": 2, "hang_timeout": 4}
+    limits = {"heartbeat_interval": 0.5, "heartbeat_timeout": 2, "hang_timeout": 2 * machine.stop_timeout}
     run = machine.run(folder, {"stuck": machine.torch_server(**limits)}, test_it=tests)
     assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.output
     report = (run.folder / "stuck" / "hang-1.txt").read_text()
@@ -165,5 +165,7 @@ def test_killed_run_leaves_no_memory(machine: Machine, watcher: Watcher, folder:
         os.kill(run.pid, signal.SIGKILL)
         run.wait()
     begin = time.monotonic()
-    watcher.wait(lambda used: used <= before + MIB, limit=BACK)
-    machine.note("seconds from kill -9 of pytest to 0 MB", f"{time.monotonic() - begin:.2f}")
+    # The driver's own part differs by some MB.
+    watcher.wait(lambda used: used <= before + 16 * MIB, limit=BACK)
+    left = (watcher.used() - before) / MIB
+    machine.note("after kill -9 of pytest", f"{left:.1f} MiB left after {time.monotonic() - begin:.2f} s")

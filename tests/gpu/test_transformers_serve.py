@@ -36,7 +36,7 @@ def test_completion(inference_server):
         used = 0
     with (pathlib.Path(__file__).parent / "used.txt").open("a") as file:
         file.write(f"{inference_server.name} {used}\\n")
-    assert post(inference_server, "/v1/completions", prompt="Hello")["usage"]["completion_tokens"] == 4
+    assert 1 <= post(inference_server, "/v1/completions", prompt="Hello")["usage"]["completion_tokens"] <= 4
 
 def test_chat(inference_server):
     answer = post(inference_server, "/v1/chat/completions", messages=[{"role": "user", "content": "Hello"}])
