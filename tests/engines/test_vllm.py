@@ -159,7 +159,8 @@ def test_2(inference_server, inference_client):
 def test_3(inference_server, inference_client):
     check(inference_server, inference_client)
 """
-    options = ["--infserver-share-gpu", "--infserver-order=source", "--no-infserver-debug", "--infserver-set=gpus=1"]
+    options = ["--infserver-share-gpu", "--infserver-order=source", "--no-infserver-prelaunch"]
+    options += ["--no-infserver-debug", "--infserver-set=gpus=1"]
     result = run_project("vllm", tests, *options)
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(["vllm was put to sleep 1 time to make room for vllm+max-num-seqs=4"])

@@ -1,5 +1,4 @@
 import asyncio
-import json
 import os
 
 import pytest
@@ -15,15 +14,12 @@ ENV = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_SERVER_DEV_MODE": "1",
 }
-CITY = {"type": "object", "properties": {"city": {"type": "string", "enum": ["Bern", "Oslo"]}}, "required": ["city"]}
-TOOL = {"type": "function", "function": {"name": "weather", "description": "Weather", "parameters": CITY}}
 
 
 @pytest.fixture(scope="module")
 def server():
     args = ["--max-model-len", "512", "--max-num-seqs", "8", "--enforce-eager", "--dtype", "float32"]
     args += ["--served-model-name", "tiny", "--enable-prefix-caching"]
-    args += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     with RemoteOpenAIServer(MODEL, args, env_dict=ENV) as server:
         yield server
 
@@ -57,19 +53,6 @@ def test_requests_are_counted(server):
     text = requests.get(server.url_for("metrics"), timeout=30).text
     [line] = [one for one in text.splitlines() if one.startswith("vllm:generation_tokens_total")]
     assert float(line.split()[-1]) >= 4
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_tool_is_called(server, stream):
-    body = {"messages": [{"role": "user", "content": "Is it warm?"}], "tools": [TOOL], "max_tokens": 64}
-    choice = {"type": "function", "function": {"name": "weather"}}
-    answer = server.get_client().chat.completions.create(model="tiny", tool_choice=choice, stream=stream, **body)
-    if stream:
-        calls = [one.function for chunk in answer for one in chunk.choices[0].delta.tool_calls or ()]
-    else:
-        calls = [one.function for one in answer.choices[0].message.tool_calls]
-    assert [one.name for one in calls if one.name] == ["weather"]
-    assert json.loads("".join(one.arguments or "" for one in calls))["city"] in ("Bern", "Oslo")
 
 
 def test_it_sleeps_and_wakes(server):

@@ -1,13 +1,8 @@
 import asyncio
-import json
 
 import pytest
 
-CITY = {"type": "object", "properties": {"city": {"type": "string", "enum": ["Bern", "Oslo"]}}, "required": ["city"]}
-TOOL = {"type": "function", "function": {"name": "weather", "description": "Weather", "parameters": CITY}}
-ARGS = {"served-model-name": "tiny", "enable-prefix-caching": True}
-TOOLS = {"enable-auto-tool-choice": True, "tool-call-parser": "hermes"}
-pytestmark = pytest.mark.infserver(server_args={**ARGS, **TOOLS})
+pytestmark = pytest.mark.infserver(server_args={"served-model-name": "tiny", "enable-prefix-caching": True})
 
 
 def test_models(inference_client):
@@ -35,19 +30,6 @@ def test_requests_are_counted(inference_server, inference_client, inference_sess
     text = inference_session.get(inference_server.url_for("metrics")).text
     [line] = [one for one in text.splitlines() if one.startswith("vllm:generation_tokens_total")]
     assert float(line.split()[-1]) >= 4
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_tool_is_called(inference_client, stream):
-    body = {"messages": [{"role": "user", "content": "Is it warm?"}], "tools": [TOOL], "max_tokens": 64}
-    choice = {"type": "function", "function": {"name": "weather"}}
-    answer = inference_client.chat.completions.create(model="tiny", tool_choice=choice, stream=stream, **body)
-    if stream:
-        calls = [one.function for chunk in answer for one in chunk.choices[0].delta.tool_calls or ()]
-    else:
-        calls = [one.function for one in answer.choices[0].message.tool_calls]
-    assert [one.name for one in calls if one.name] == ["weather"]
-    assert json.loads("".join(one.arguments or "" for one in calls))["city"] in ("Bern", "Oslo")
 
 
 @pytest.mark.infserver(exclusive=True)
