@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pool_fakes import OUTSIDE, Room
 
-from pytest_infserver.pool.planning.decisions import Decision, Grant, Phase, Request, Start, Stop
+from pytest_infserver.pool.planning.decisions import Decision, Grant, Phase, Request, Sleep, Start, Stop
 from pytest_infserver.pool.planning.planner import GRACE, RETRY, Planner
 
 
@@ -52,6 +52,8 @@ class Book:
 def shown(decision: Decision) -> str:
     if isinstance(decision, Start):
         return f"start {decision.name}"
+    if isinstance(decision, Sleep):
+        return f"sleep {decision.name} for {decision.room_for}"
     if isinstance(decision, Stop):
         return f"stop {decision.name}" + (f" for {decision.room_for}" if decision.room_for else "")
     return f"refuse {decision.request.ticket}" if decision.refusal else f"grant {decision.request.ticket}"
@@ -444,3 +446,55 @@ def test_the_end_stops_what_runs_whoever_uses_it(phase: Phase) -> None:
     book.planner.stopped("a")
     assert book.decide() == []
     assert not book.room.placed
+
+
+def test_servers_start_in_the_order_of_the_tests_whoever_was_asked_about_first() -> None:
+    book = Book(places=1)
+    assert not book.planner.is_wanted("b")
+    for name in "aba":
+        book.planner.want(name)
+    assert book.decide() == ["start a"]
+
+
+def test_one_that_sleeps_on_the_gpu_of_another_that_its_test_has_is_started_elsewhere() -> None:
+    book = Book(devices=2, demands="a1 b2 c1", prelaunch=False, may_sleep=lambda name, room_for: name == "a")
+    for name in "aabc":
+        book.planner.want(name)
+    book.give_back(book.have("c1", "a"))
+    book.now += 2 * GRACE
+    wish = book.ask("c1", "b")
+    assert book.decide() == ["sleep a for b"]
+    book.planner.slept("a")
+    assert book.decide() == ["start b"]
+    book.up("b")
+    assert book.decide() == [f"grant {wish}"]
+    assert book.give_back(wish) == ["stop b"]
+    book.planner.stopped("b")
+    # It has the GPU on which "a" sleeps.
+    book.have("c1", "c")
+    wish = book.ask("c1", "a")
+    assert book.decide() == ["stop a"]
+    book.planner.stopped("a")
+    assert book.decide() == ["start a"]
+    book.up("a")
+    assert book.decide() == [f"grant {wish}"]
+
+
+@pytest.mark.parametrize("needs", [{"a": ["c"]}, {"c": ["a"]}])
+def test_a_group_is_stopped_together(needs: dict[str, list[str]]) -> None:
+    book = Book(
+        devices=1,
+        demands="a1 b1 c0",
+        prelaunch=False,
+        needs=lambda name: needs.get(name, ()),
+        may_sleep=lambda name, room_for: True,
+    )
+    for name in "abc":
+        book.planner.want(name)
+        book.planner.want(name)
+    if needs == {"a": ["c"]}:
+        book.give_back(book.have("c1", "c"))
+    book.give_back(book.have("c1", "a"))
+    book.now += 2 * GRACE
+    book.ask("c1", "b")
+    assert book.decide() == ["stop a for b"]

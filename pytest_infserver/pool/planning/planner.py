@@ -79,6 +79,9 @@ class Planner:
 
     def want(self, name: str) -> None:
         """Note that one more test is going to use a server."""
+        if not self._server(name).wanted:
+            # They are started in the order of the tests, not in that in which somebody has asked about them.
+            self._servers[name] = self._servers.pop(name)
         self._server(name).wanted += 1
 
     def done(self, name: str) -> None:
