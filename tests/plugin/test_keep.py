@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from fake_servers import fake_block
 
 from pytest_infserver.cli.main import main
 from pytest_infserver.launcher.keeping.kept import all_servers
@@ -236,3 +237,24 @@ def test_a_run_says_why_it_does_not_take_over_what_is_kept(project, servers_yaml
     [line] = [line for line in text.splitlines() if "is not taken over" in line]
     assert line.startswith(f"a (command): the one that is kept (pid {first['a']}, ")
     assert line.endswith("of the command ('two')")
+
+
+def test_what_the_server_writes_and_closes_does_not_count_and_its_configuration_does(project, run) -> None:
+    state, configuration = project.path / "state.json", project.path / "engine.cfg"
+    script = 'state="$1"; shift; echo started >> "$state"; exec "$@"'
+    for path in (state, configuration):
+        # Both are older than the server.
+        path.write_text("old")
+        os.utime(path, (1e9, 1e9))
+    fake = fake_block("--config", str(configuration))["launch_command"]
+    project.servers(a={"backend": "command", "launch_command": ["sh", "-c", script, "sh", str(state), *fake]})
+    project.files(test_1=TEST)
+    first, _ = run(KEEP)
+    assert "started" in state.read_text()
+    second, text = run(KEEP)
+    assert (second, "is not taken over" in text) == (first, False)
+    configuration.write_text("new")
+    third, text = run(KEEP)
+    assert third != first
+    [line] = [line for line in text.splitlines() if "is not taken over" in line]
+    assert line.endswith(f"the file {configuration}")

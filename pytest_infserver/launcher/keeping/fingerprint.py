@@ -58,6 +58,11 @@ class Fingerprint:
         """A hash of all of it."""
         return hashlib.sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def words(self) -> list[str]:
+        """The command."""
+        return [str(word) for word in self.parts[_WORDS].values()]
+
     def told(self, salt: str | None = None) -> dict[str, Any]:
         """Return what may be kept of the parts: their names, and a hash of each value; nothing if that is too much.
 
@@ -89,7 +94,7 @@ def differences(
         current = now.told(str(told["salt"]))["parts"]
     except (KeyError, TypeError, ValueError):
         return None
-    words = [shown(str(word)) for word in now.parts[_WORDS].values()]
+    words = [shown(word) for word in now.words]
     found = _of_command(list(parts[_WORDS].values()), list(current[_WORDS].values()), words)
     found += [f"the variable {how}" for how in _of_names(parts[_VARIABLES], current[_VARIABLES])]
     # A file that was not there at the start is none that the server was started from: it has made it, as a log.

@@ -13,6 +13,7 @@ from pytest_infserver.launcher.diagnosis.log import ServerLog
 from pytest_infserver.launcher.diagnosis.out_of_memory import OutOfMemoryWatch
 from pytest_infserver.launcher.keeping.fingerprint import Fingerprint, differences, take_fingerprint
 from pytest_infserver.launcher.keeping.kept import KeptServer, kept_servers
+from pytest_infserver.launcher.keeping.outputs import is_output
 from pytest_infserver.launcher.profiling.chosen import is_profiled_at_launch
 from pytest_infserver.launcher.runtime.launched import Launched
 from pytest_infserver.launcher.startup.probes.choice import health_probes
@@ -127,8 +128,12 @@ def _differences(server: ServerHandle, kept: KeptServer, now: Fingerprint) -> li
     if kept.fingerprint == now.mark:
         return []
     written = open_for_writing(process.pid for process in descendants(kept.supervisor_pid))
+    begin, words = time.time() - kept.age, now.words
     found = differences(
-        now, kept.parts, lambda word: clean(word, server.secrets), lambda path: identity(path) in written
+        now,
+        kept.parts,
+        lambda word: clean(word, server.secrets),
+        lambda path: identity(path) in written or is_output(words, path, begin),
     )
     return ["what it was started with is not known"] if found is None else found
 
