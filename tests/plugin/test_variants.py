@@ -192,3 +192,39 @@ def test_settings_of_several_marks_are_merged_as_those_of_a_file(inline_project,
     result = inline_project.run("test_2.py")
     result.assert_outcomes(errors=1)
     assert "is a mapping in one place and a list in another" in result.stdout.str()
+
+
+def test_marks_of_parameters_that_name_the_same_server(inline_project, servers_yaml) -> None:
+    """Their ids are pytest's own: `llama0` and `llama1`; which is which their marks say, not their number."""
+    servers_yaml(llama=[], other=[])
+    inline_project.files(
+        test_1="""
+        import pytest
+        from helpers import get
+        ONE, TWO = (pytest.mark.infserver(env_vars={"X": x}) for x in "12")
+        NAMED = pytest.mark.infserver("llama", env_vars={"X": "1"})
+        def x_of(server): return server.name, get(server, "/argv")["env"].get("X")
+        PARAMS = [pytest.param("llama", marks=ONE), pytest.param("llama", marks=TWO), "llama", "other"]
+        @pytest.mark.parametrize("inference_server", PARAMS, indirect=True)
+        def test_it(inference_server, request):
+            assert x_of(inference_server) == {
+                "llama0": ("llama+X=1", "1"),
+                "llama1": ("llama+X=2", "2"),
+                "llama2": ("llama", None),
+                "other": ("other", None),
+            }[request.node.callspec.id]
+        @pytest.mark.infserver(env_vars={"X": "2"})
+        @pytest.mark.parametrize("inference_server", [pytest.param("llama", marks=NAMED), "llama"], indirect=True)
+        def test_over_the_function_s_own(inference_server, request):
+            want = {"llama0": ("llama+X=1", "1"), "llama1": ("llama+X=2", "2")}[request.node.callspec.id]
+            assert x_of(inference_server) == want
+        """,
+    )
+    result = inline_project.run("-v", "--infserver-max-servers=4")
+    result.assert_outcomes(passed=6)
+    result.stdout.fnmatch_lines(["*::test_it?llama0? PASSED*"])
+    started = inline_project.events("started")
+    assert sorted(started) == ["started llama", "started llama+X=1", "started llama+X=2", "started other"]
+    (inline_project.path / "events.txt").unlink()
+    inline_project.run("-k", "llama1 and test_it").assert_outcomes(passed=1, deselected=5)
+    assert inline_project.events("started") == ["started llama+X=2"]
