@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from pytest_infserver.launcher.startup.turns import Turns
 from pytest_infserver.pool.planning import decisions
 from pytest_infserver.system import machine
 
@@ -106,6 +107,7 @@ class MachineRoom(Room):
             ports: The port of each server that has one of its own: servers with the same one take turns.
         """
         self._ports = dict(ports or {})
+        self._turns = Turns()
         self._limit = max_servers
         self.max_servers = max_servers or default_max_servers()
         self.visible = visible
@@ -135,14 +137,23 @@ class MachineRoom(Room):
             return True
         if name in self._asleep:
             return self._take_back(name)
-        if self._with_its_port(name):
+        port = self._ports.get(name)
+        if self._with_its_port(name) or (port is not None and not self._turns.take(port)):
             return False
-        if self._needs_devices(name):
-            return self._claim_devices(name)
+        has_room = self._claim_devices(name) if self._needs_devices(name) else self._claim_place(name, beyond)
+        if not has_room:
+            self._end_turns()
+        return has_room
+
+    def _claim_place(self, name: str, beyond: bool) -> bool:
         if len(self._places) >= self.max_servers and not beyond:
             return False
         self._places.add(name)
         return True
+
+    def _end_turns(self) -> None:
+        ports = (self._ports.get(name) for name in self._places | set(self._claims))
+        self._turns.keep_only(port for port in ports if port is not None)
 
     def adopt(self, name: str, keys: Sequence[str]) -> None:
         """Note the room of a server that was running already; its supervisor holds the locks on its GPUs."""
@@ -191,6 +202,8 @@ class MachineRoom(Room):
         """Return the keys of the GPUs of which a server may get some."""
         if name in self._asleep:
             return self._keys(name)
+        if not self._needs_devices(name):
+            return set()
         return {device.key for device in self._demands[name].candidates(self.visible)}
 
     def holders(self, name: str) -> set[str]:
@@ -208,8 +221,12 @@ class MachineRoom(Room):
         return set() if port is None else {other for other in others if self._ports.get(other) == port}
 
     def taken(self, name: str) -> str:
-        """Return in words that a server waits for GPUs of other processes."""
+        """Return in words what a server waits for that other processes have."""
         count = 0 if name in self._attached else self._demands[name].count
+        port = self._ports.get(name)
+        if port is not None and not self._turns.take(port):
+            return f"waits for port {port}, which another run on this machine uses"
+        self._end_turns()
         if count < 2:
             return "waits for a GPU that another process holds"
         return f"waits for {count} GPUs that other processes hold"
@@ -222,6 +239,7 @@ class MachineRoom(Room):
         claim = self._claims.pop(name, None)
         if claim is not None:
             claim.release()
+        self._end_turns()
 
     def fits(self, name: str, without: Iterable[str]) -> bool:
         """Return whether this run would have room for a server if those were gone."""

@@ -250,3 +250,37 @@ def test_who_sleeps_is_disturbed_last() -> None:
     assert labels(room, "b") != labels(room, "a")
     room.release("a")
     room.release("b")
+
+
+def test_runs_take_turns_with_a_port_that_both_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFSERVER_STATE_DIR", str(tmp_path))
+    one, other = (
+        MachineRoom(1, (), {name: Demand(0, "") for name in "abc"}, gpus(0), {"a": 9000, "b": 9000, "c": 9001})
+        for _ in range(2)
+    )
+    assert one.claim("a")
+    assert not other.claim("a")
+    assert other.fits("a", ())
+    assert other.taken("a") == "waits for port 9000, which another run on this machine uses"
+    assert other.candidates("a") == set()
+    # Another port is another matter, and what finds no place holds none.
+    assert not one.claim("c")
+    assert other.claim("c")
+    other.release("c")
+    one.release("a")
+    assert other.claim("b")
+    assert not one.claim("a")
+    # Between two of a run that have the same one others may come in.
+    other.release("b")
+    assert one.claim("a")
+
+
+def test_nobody_waits_for_a_turn_where_there_is_no_place_for_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("INFSERVER_STATE_DIR", str(tmp_path / "file"))
+    room = MachineRoom(1, (), {"a": Demand(0, "")}, gpus(0), {"a": 9000})
+    assert room.claim("a")
+    room.release("a")
+    assert room.claim("a")

@@ -1,0 +1,98 @@
+"""Several runs of pytest at once on one machine, each with a TMPDIR and a HOME of its own, as wrappers give them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from plugin.conftest import SHARED_LIMIT, Project
+
+pytestmark = pytest.mark.run
+BEGIN_TOGETHER = """
+import os, pathlib, time
+def pytest_configure(config):
+    here = pathlib.Path(__file__).parent
+    (here / "there").touch()
+    deadline = time.monotonic() + 60
+    while len(list(here.parent.glob("*/there"))) < int(os.environ["RUNS"]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+"""
+TEST = """
+import pytest
+from helpers import get
+@pytest.mark.parametrize("n", range(3))
+def test_it(inference_server, n):
+    answer = get(inference_server, "/argv")
+    # Not that of another run.
+    assert answer["pid"] == inference_server.pid
+    assert answer["env"]["HOME"] == __file__.rpartition("/")[0] + "/home"
+"""
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody uses; below those that the system gives to connections."""
+    for port in range(21000 + os.getpid() % 5000, 32000):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")
+
+
+def run_at_once(folder: Path, count: int, port: int | None, *words: str) -> None:
+    """Run pytest this many times at once; each run must be green, and start each server once."""
+    projects, runs = [], []
+    for number in range(count):
+        path = folder / f"run{number}"
+        for name in ("tmp", "home"):
+            (path / name).mkdir(parents=True)
+        (path / "pytest.ini").write_text("[pytest]\n")
+        project = Project(path, lambda *_: pytest.RunResult(0, [], [], 0))
+        fixed = {} if port is None else {"port": port}
+        project.servers(fixed, a=[], b=[])
+        project.conftest(BEGIN_TOGETHER)
+        project.files(test_1=TEST)
+        places = {"TMPDIR": str(path / "tmp"), "HOME": str(path / "home"), "RUNS": str(count)}
+        environment = {**os.environ, **places, "PYTHONPATH": str(path), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        environment.pop("XDG_RUNTIME_DIR", None)
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "pytest_infserver.plugin"]
+        command += ["--infserver-config=servers.yaml", f"--basetemp={path}/tmp/base", *words]
+        output = (path / "output").open("w")
+        runs.append(subprocess.Popen(command, cwd=path, env=environment, stdout=output, stderr=output))
+        output.close()
+        projects.append(project)
+    try:
+        for project, run in zip(projects, runs, strict=True):
+            code = run.wait(SHARED_LIMIT)
+            text = (project.path / "output").read_text()
+            assert code == 0, text
+            assert "6 passed" in text
+            assert sorted(project.events("started")) == ["started a", "started b"], text
+            assert sorted(project.events("stopped")) == ["stopped a gone", "stopped b gone"], text
+    finally:
+        for run in runs:
+            run.kill()
+            run.wait()
+
+
+@pytest.mark.promise
+def test_two_runs_with_one_fixed_port_take_turns(tmp_path: Path, nothing_left: None, free_port: int) -> None:
+    run_at_once(tmp_path, 2, free_port)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("words", [(), ("-pxdist", "-n2")], ids=["alone", "n2"])
+@pytest.mark.parametrize("is_fixed", [False, True])
+def test_five_runs_start_each_server_once(
+    tmp_path: Path, nothing_left: None, free_port: int, is_fixed: bool, words: tuple[str, ...]
+) -> None:
+    if words:
+        pytest.importorskip("xdist")
+    run_at_once(tmp_path, 5, free_port if is_fixed else None, *words)
