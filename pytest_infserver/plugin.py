@@ -113,12 +113,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             # tests that need a server say it.
             config.stash[REFUSED] = str(error)
             return
+        if run.choice.candidates and not config.option.collectonly:
+            run.begin()
         if config.pluginmanager.hasplugin("dsession") and run.choice.candidates:
             from pytest_infserver.setup import open_broker
 
             config.stash[BROKER] = open_broker(config, run)
-        elif run.choice.candidates and not config.option.collectonly:
-            run.begin()
 
 
 def _only_shows(config: pytest.Config) -> bool:
@@ -172,6 +172,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     except MarkerError as error:
         raise pytest.Collector.CollectError(f"{metafunc.definition.nodeid}: {error}") from None
     metafunc.parametrize(FIXTURE, parameters, indirect=True)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Let what servers have of the user's code wait, which start meanwhile: it may be what is imported."""
+    run = session.config.stash.get(RUN, None)
+    with contextlib.nullcontext() if run is None else run.member.test():
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

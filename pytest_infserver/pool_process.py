@@ -93,6 +93,7 @@ class PoolHost:
             use_backends=self._use_backends,
         )
         pool.on_end = broker.tell_end
+        pool.expect(boot.expected)
         # What pytest asks of the pool may come at any time from now on.
         self._pool = pool
         self._channel.push("key", broker.key)

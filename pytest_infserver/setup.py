@@ -15,6 +15,7 @@ from pytest_infserver.pool.broker.pool_requests import key_for
 from pytest_infserver.pool.broker.remote import RemoteMember
 from pytest_infserver.pool.collection.choice import LOOKED_FOR, Choice
 from pytest_infserver.pool.collection.durations import Durations, read_durations
+from pytest_infserver.pool.collection.remembered import memory_of
 from pytest_infserver.pool.collection.selection import Candidate
 from pytest_infserver.pool.configured import (
     all_servers,
@@ -105,6 +106,7 @@ def load_run(
         late,
         durations=durations,
         cluster=cluster,
+        memory=memory_of(config) if candidates and settings.prelaunch and not isinstance(member, LocalMember) else None,
         progress=progress,
         waiting=waiting,
     )

@@ -27,6 +27,11 @@ def pytest_configure_node(node: Any) -> None:
         # Nobody knows yet whether the tests want servers.
         node.workerinput[POOL] = _pool_requests(node.config).key
         return
+    memory = node.config.stash[RUN].memory
+    if memory is not None:
+        from pytest_infserver.pool.collection import remembered
+
+        node.workerinput[remembered.INPUT] = remembered.as_input(memory)
     try:
         node.workerinput[POOL] = node.config.stash[BROKER].key
     except InferenceServerError as error:

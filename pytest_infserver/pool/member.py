@@ -48,8 +48,12 @@ class Member(Protocol):
     incidents: list[str]
     """What happened to servers and is worth a word in the summary."""
 
-    def begin(self) -> None:
-        """Prepare for servers, without waiting for anything."""
+    def begin(self, expected: Mapping[str, ServerConfig]) -> None:
+        """Prepare for servers, without waiting for anything.
+
+        Args:
+            expected: Those that tests are probably going to use, the first one wanted first; `plan` says which.
+        """
 
     def test(self) -> AbstractContextManager[None]:
         """Run a test."""
@@ -130,8 +134,8 @@ class LocalMember:
         self._waiting = waiting
         self._progress = progress
 
-    def begin(self) -> None:
-        """Do nothing: the pool is here."""
+    def begin(self, expected: Mapping[str, ServerConfig]) -> None:
+        """Do nothing: the pool is here, and what it starts may be code of the user's, beside pytest's imports."""
 
     def test(self) -> AbstractContextManager[None]:
         """Run a test."""

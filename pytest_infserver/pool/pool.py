@@ -196,7 +196,38 @@ class Pool:
                 self._planned.add(test, names)
                 for name in names:
                     self._planner.want(name)
+            self._expect_no_more()
             self._executor.proceed()
+
+    def expect(self, configs: Mapping[str, ServerConfig]) -> None:
+        """Start servers that tests are probably going to use, until `plan` says which; it never fails.
+
+        Args:
+            configs: The servers by name, the first one wanted first.
+        """
+        from pytest_infserver.launcher.keeping.kept import kept_servers
+
+        if not configs or kept_servers():
+            # Those would have to make way for a guess, or are the very same.
+            return
+        for name, config in configs.items():
+            with contextlib.suppress(InferenceServerError):
+                self.add({name: config})
+                if self._room.shortage([name]) is None and profile_problem(self.server(name)) is None:
+                    with self._changed:
+                        self._planner.expect(name)
+        with self._end.locked():
+            self._executor.proceed()
+
+    def _expect_no_more(self) -> None:
+        vain, failed = self._planner.expect_no_more()
+        for name in failed:
+            self._failures.forget(name)
+        self.incidents += [
+            f"{name} was started while pytest collected, since the last run like this one had wanted it, and is"
+            " stopped: no test wants it now"
+            for name in vain
+        ]
 
     def pin(self, name: str) -> None:
         """Note a use that was not planned, which more may follow: the server runs to the end of the run."""

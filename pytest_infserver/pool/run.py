@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from pytest_infserver.pool.collection.arrangement import Arrangement
 from pytest_infserver.pool.collection.items import will_run
 from pytest_infserver.pool.collection.order import Rearranged
 from pytest_infserver.pool.collection.profilers import default_tool, wanted_profilers
+from pytest_infserver.pool.collection.remembered import Memory, files_of
 from pytest_infserver.pool.collection.selection import PROFILE
 from pytest_infserver.pool.collection.setup_phase import setup_may_skip
 from pytest_infserver.pool.collection.shards import share_of
@@ -34,6 +36,7 @@ _NOT_PROFILED = (
 )
 
 if TYPE_CHECKING:
+    from pytest_infserver.config.model import ServerConfig
     from pytest_infserver.launcher.runtime.view import View
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.collection.choice import Choice
@@ -51,6 +54,7 @@ class Run:
     Attributes:
         settings: What the user said.
         cluster: The cluster that the servers run on; None for this machine.
+        memory: What the last run of this invocation has wanted; None if that does not matter.
         choice: Which test runs on which servers.
         member: Gives out the servers.
         progress: Gets a line of text when a start takes long for a reason.
@@ -75,11 +79,13 @@ class Run:
         *,
         durations: Durations,
         cluster: Cluster | None = None,
+        memory: Memory | None = None,
         progress: Callable[[str], None] = lambda text: None,
         waiting: Callable[[WaitReport], None] = lambda wait_report: None,
     ) -> None:
         self.settings = settings
         self.cluster = cluster
+        self.memory = memory
         self.progress = progress
         self.waiting = waiting
         self.choice = choice
@@ -132,8 +138,12 @@ class Run:
             items[:], left_out[:] = [item for item in items if item in mine], left_out + elsewhere
 
     def begin(self) -> None:
-        """Prepare for servers while pytest collects."""
-        self.member.begin()
+        """Prepare for servers while pytest collects, and start those that the last run like this one has wanted."""
+        expected: Mapping[str, ServerConfig] = {}
+        if self.memory is not None:
+            expected = self.memory.servers(self.choice)
+            self.memory = replace(self.memory, is_used=bool(expected))
+        self.member.begin(expected)
 
     def plan(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Say what the run is going to want.
@@ -155,15 +165,20 @@ class Run:
         self._arrangement.stands(config, items)
         if self.member.alone:
             self._rearranged = self._arrangement.rearranged(items)
-        if tests:
+        ahead = not setup_may_skip(config)
+        used = dict.fromkeys(name for names in tests.values() for name in names)
+        if tests or (self.memory is not None and self.memory.is_used):
             try:
                 variants = self.choice.variants
-                used = {name for names in tests.values() for name in names}
                 self.member.add({name: config for name, config in variants.items() if name in used})
                 in_order = not self._arrangement.is_ours
-                self.member.plan(Plan(tests, profilers, in_order, ahead=not setup_may_skip(config)))
+                self.member.plan(Plan(tests, profilers, in_order, ahead=ahead))
             except InferenceServerError as error:
                 raise pytest.UsageError(str(error)) from None
+        if self.memory is not None:
+            # One with a profiler has to be started for it.
+            names = [name for name in used if ahead and name not in profilers]
+            self.memory.leave(self.choice, names, files_of(config, items, self.settings.config_files))
 
     def know(self, report: pytest.TestReport) -> None:
         """Remember a test that a worker has run."""

@@ -498,3 +498,44 @@ def test_a_group_is_stopped_together(needs: dict[str, list[str]]) -> None:
     book.now += 2 * GRACE
     book.ask("c1", "b")
     assert book.decide() == ["stop a for b"]
+
+
+def test_what_is_expected_starts_and_stops_when_no_test_wants_it() -> None:
+    book = Book(places=2)
+    for name in "abc":
+        book.planner.expect(name)
+    assert book.decide() == ["start a", "start b"]
+    book.up("a")
+    book.planner.want("a")
+    book.planner.want("c")
+    assert book.planner.expect_no_more() == (["b"], [])
+    # Its start is not waited for.
+    assert book.decide() == ["stop b"]
+    book.planner.stopped("b")
+    assert book.decide() == ["start c"]
+
+
+def test_what_was_expected_in_vain_is_not_kept() -> None:
+    book = Book(linger=True)
+    for name in "ab":
+        book.planner.expect(name)
+    assert book.decide() == ["start a", "start b"]
+    book.up("a", "b")
+    book.planner.want("a")
+    assert book.planner.expect_no_more() == (["b"], [])
+    assert book.decide() == ["stop b"]
+    assert book.give_back(book.have("main", "a")) == []
+
+
+def test_a_start_that_was_expected_and_failed_is_tried_again_once_it_is_wanted() -> None:
+    book = Book()
+    book.planner.expect("a")
+    assert book.decide() == ["start a"]
+    book.planner.start_failed("a")
+    assert book.decide() == []
+    book.planner.want("a")
+    assert book.planner.expect_no_more() == ([], ["a"])
+    assert book.decide() == ["start a"]
+    book.planner.start_failed("a")
+    assert book.planner.expect_no_more() == ([], [])
+    assert book.decide() == []

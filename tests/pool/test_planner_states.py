@@ -43,6 +43,7 @@ class Runs(RuleBasedStateMachine):
         self.tickets = 0
         self.wanted: Counter[str] = Counter()
         self.pinned: set[str] = set()
+        self.expected: set[str] = set()
         self.failed: set[str] = set()
         self.phases = dict.fromkeys(self.names, Phase.DOWN)
         self.leases: dict[int, Request] = {}
@@ -75,6 +76,29 @@ class Runs(RuleBasedStateMachine):
             self.planner.pin(name)
             self.pinned.add(name)
             self.carry_out()
+
+    @rule(name=st.sampled_from("abcd"))
+    def expect(self, name: str) -> None:
+        if name in self.names:
+            self.planner.expect(name)
+            self.expected.add(name)
+            self.carry_out()
+
+    @rule()
+    def expect_no_more(self) -> None:
+        expected, self.expected = self.expected, set()
+        vain, failed = self.planner.expect_no_more()
+        assert set(failed) == expected & self.failed
+        assert set(vain) == {
+            name
+            for name in expected
+            if self.phases[name] is not Phase.DOWN and not self.is_wanted(name) and not self.users(name)
+        }
+        self.failed -= expected
+        asked_for = {name for one in self.waiting.values() for name in one.names}
+        self.carry_out()
+        # Also where others stay.
+        assert all(self.phases[name] is not Phase.UP for name in set(vain) - asked_for)
 
     @rule(
         client=st.sampled_from(CLIENTS),
@@ -254,7 +278,7 @@ class Runs(RuleBasedStateMachine):
         return any(one.client == client for one in self.waiting.values())
 
     def is_wanted(self, name: str) -> bool:
-        return name in self.pinned or self.wanted[name] > len(self.users(name))
+        return name in self.pinned or name in self.expected or self.wanted[name] > len(self.users(name))
 
     @invariant()
     def it_knows_what_is_so(self) -> None:
@@ -350,6 +374,7 @@ class Runs(RuleBasedStateMachine):
         assert not self.leases
         self.wanted.clear()
         self.pinned.clear()
+        self.expected.clear()
         for stop in self.planner.stop_all():
             self.carry_out_one(stop)
         for name in self.in_phase(Phase.FALLING_ASLEEP):

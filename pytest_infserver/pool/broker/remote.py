@@ -67,7 +67,7 @@ class RemoteMember:
         self._init_handles(configs)
         self._connect(key, client, "ask")
 
-    def begin(self) -> None:
+    def begin(self, expected: Mapping[str, ServerConfig]) -> None:
         """Do nothing: the pool is there already."""
 
     def test(self) -> AbstractContextManager[None]:

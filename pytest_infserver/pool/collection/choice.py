@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_infserver.config.model import BACKENDS
 from pytest_infserver.config.needs import check_needs, with_needs
-from pytest_infserver.errors import ConfigError
+from pytest_infserver.errors import ConfigError, InferenceServerError
 from pytest_infserver.pool.collection.items import (
     FIXTURE,
     SEVERAL,
@@ -65,12 +67,26 @@ TOO_LATE = (
 NO_NEEDS = f'\'{SEVERAL}\' gives the servers that @pytest.mark.infserver_needs("a", "b") names: add that mark'
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """Of what a variant is made.
+
+    Attributes:
+        base: The configured server; None for one that only marks describe.
+        settings: What is replaced, or all of it.
+    """
+
+    base: str | None
+    settings: Mapping[str, Any]
+
+
 class Choice:
     """What the marks on tests and the configured servers come to.
 
     Attributes:
         configs: The servers by name.
         candidates: The same, as far as marks look at them.
+        recipes: Of what the variants are made.
     """
 
     def __init__(
@@ -97,6 +113,7 @@ class Choice:
         self._config = config
         self._make = make or _no_server
         self.variants: dict[str, ServerConfig] = {}
+        self.recipes: dict[str, Recipe] = {}
         self._bases: dict[str, str] = {}
         self._values: dict[pytest.Item, object] = {}
         self._known = known or Known()
@@ -138,6 +155,7 @@ class Choice:
         if config.name != name:
             self._note(config, place)
             self._bases[config.name] = name
+            self.recipes[config.name] = Recipe(name, settings)
         return config.name
 
     def own_server(self, settings: Mapping[str, Any], place: str) -> str:
@@ -151,11 +169,29 @@ class Choice:
             MarkerError: A setting is unknown or wrong.
         """
         try:
-            config = self._make({"backend": "command", **settings}, place)
+            config = self._make(_own(settings), place)
         except ConfigError as error:
             raise MarkerError(str(error)) from None
         self._note(config, place)
+        self.recipes[config.name] = Recipe(None, settings)
         return config.name
+
+    def remade(self, name: str, base: str | None, settings: Mapping[str, Any]) -> ServerConfig | None:
+        """Return a variant as an earlier run has made it; None if that cannot be, or is another one now.
+
+        Args:
+            name: What it was called.
+            base: See `Recipe`.
+            settings: Likewise.
+        """
+        try:
+            config = self._make(_own(settings), name) if base is None else changed(self.configs[base], settings, name)
+        except (InferenceServerError, KeyError):
+            return None
+        is_same = config.name == name and "name" not in settings
+        # The pool has been told of these backends.
+        known = {*BACKENDS, *(one.backend for one in self.configs.values())}
+        return config if is_same and config.backend in known else None
 
     def _note(self, config: ServerConfig, place: str) -> None:
         known = self.all_configs.get(config.name)
@@ -397,6 +433,10 @@ class Choice:
             self._refusals[item.nodeid] = reason
         else:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _own(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {"backend": "command", **settings}
 
 
 def _no_server(settings: Mapping[str, Any], place: str) -> ServerConfig:

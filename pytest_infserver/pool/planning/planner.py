@@ -25,12 +25,13 @@ class _Server:
     leases: set[int] = field(default_factory=set)
     idle_since: float = 0.0
     pinned: bool = False
+    expected: bool = False
     failed: bool = False
 
     @property
     def wanted_later(self) -> bool:
         """Whether tests want it beside those that use it now."""
-        return self.pinned or self.wanted > len(self.leases)
+        return self.pinned or self.expected or self.wanted > len(self.leases)
 
 
 class Planner:
@@ -71,6 +72,7 @@ class Planner:
         self._leased: dict[int, Request] = {}
         self._clients: set[str] = set()
         self._promised: list[str] = []
+        self._mistaken: set[str] = set()
         self._ending = False
         self.short: set[str] = set()
         self.wake: float | None = None
@@ -92,6 +94,27 @@ class Planner:
     def pin(self, name: str) -> None:
         """Note a use that nobody had announced, which more may follow: it runs to the end."""
         self._server(name).pinned = True
+
+    def expect(self, name: str) -> None:
+        """Note that tests are probably going to use a server."""
+        self._server(name).expected = True
+
+    def expect_no_more(self) -> tuple[list[str], list[str]]:
+        """Note that all is known that tests are going to use.
+
+        Returns:
+            The servers that were expected in vain, which `decide` stops, and those whose start has failed, which gets
+            another chance: what it needs may have been made by the files that pytest has imported meanwhile.
+        """
+        expected = [server for server in self._servers.values() if server.expected]
+        failed = [server for server in expected if server.failed]
+        for server in expected:
+            server.expected = False
+        for server in failed:
+            server.failed = False
+        vain = [one.name for one in expected if one.phase is not Phase.DOWN and not (one.wanted_later or one.leases)]
+        self._mistaken = set(vain)
+        return vain, [server.name for server in failed]
 
     def join(self, client: str) -> None:
         """Note somebody who may ask."""
@@ -230,6 +253,7 @@ class Planner:
             for name in request.names:
                 short |= self._bring_up(name, request, needed, now, decisions)
         decisions += self._stop_unwanted()
+        self._mistaken = set()
         if self._prelaunch and not short and not self._ending:
             decisions += self._start_ahead()
         return decisions
@@ -241,7 +265,7 @@ class Planner:
         stops = []
         for server in self._servers.values():
             server.leases.clear()
-            server.wanted, server.pinned = 0, False
+            server.wanted, server.pinned, server.expected = 0, False, False
             if server.phase in (Phase.STARTING, Phase.UP, Phase.DEAD, Phase.ASLEEP):
                 stops.append(self._stop(server))
         return stops
@@ -439,7 +463,7 @@ class Planner:
         idle = [one for one in idle if one.phase not in (Phase.DOWN, Phase.STOPPING, Phase.FALLING_ASLEEP)]
         unwanted = [one for one in idle if not one.wanted_later and one.name not in asked_for]
         if self._linger:
-            staying = [one for one in unwanted if one.phase is Phase.UP]
+            staying = [one for one in unwanted if one.phase is Phase.UP and one.name not in self._mistaken]
             in_the_way = self._in_the_way(staying)
             unwanted = [one for one in unwanted if one not in staying or one in in_the_way]
         for server in idle:

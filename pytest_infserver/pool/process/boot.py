@@ -40,6 +40,7 @@ class Boot:
         workers: Whether workers of xdist run the tests.
         tells_log: Whether it tells the lines of its servers' logs as they come.
         each: Whether each of them runs every test.
+        expected: The servers by name that tests are probably going to use, the first one wanted first.
     """
 
     configs: Mapping[str, ServerConfig]
@@ -50,6 +51,7 @@ class Boot:
     workers: bool = False
     each: bool = False
     tells_log: bool = False
+    expected: Mapping[str, ServerConfig] = field(default_factory=dict)
 
 
 @dataclass

@@ -69,9 +69,9 @@ class OwnerMember(RemoteMember):
         self._trouble_seen = 0
         self._left: list[Problem] = []
 
-    def begin(self) -> None:
+    def begin(self, expected: Mapping[str, ServerConfig]) -> None:
         """Start the process, and do not wait for it."""
-        self.owner.begin()
+        self.owner.begin(expected)
 
     def test(self) -> AbstractContextManager[None]:
         """Run a test: code of the user's that the pool's process asks for has to wait meanwhile."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -108,8 +109,11 @@ class PoolOwner:
         self._env = dict(os.environ)
         self._folder = Path.cwd()
 
-    def begin(self) -> None:
+    def begin(self, expected: Mapping[str, ServerConfig] | None = None) -> None:
         """Start the process, and do not wait for it.
+
+        Args:
+            expected: The servers that it starts at once, if it does not run yet.
 
         Raises:
             InferenceServerError: It cannot be started.
@@ -117,7 +121,8 @@ class PoolOwner:
         if self._started is not None or os.getpid() != self._pid:
             return
         try:
-            self._started = start_process(self._boot, env=self._env, folder=self._folder)
+            boot = dataclasses.replace(self._boot, expected=expected or {})
+            self._started = start_process(boot, env=self._env, folder=self._folder)
         except OSError as error:
             raise InferenceServerError(f"the process of the pool cannot be started: {error}") from None
         self._channel = Channel(

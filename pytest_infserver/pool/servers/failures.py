@@ -34,6 +34,10 @@ class Failures:
         """Note why a server could not be had: it is not started again, and all who ask for it are told so."""
         self._failures[name] = error
 
+    def forget(self, name: str) -> None:
+        """Let a server be started again that could not be had."""
+        self._failures.pop(name, None)
+
     def error(self, name: str) -> InferenceServerError | None:
         """Return why a server could not be had, or None."""
         return self._failures.get(name)
