@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     )
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.launcher.state import ServerState
+    from pytest_infserver.load.results import LoadResult
+    from pytest_infserver.load.running import LoadInterrupted
     from pytest_infserver.pool.collection.variants import variant
 
 pytest_plugins = ("pytest_infserver.plugin",)
@@ -48,6 +50,8 @@ _HOMES = {
     "InferenceServerError": "errors",
     "LeakError": "errors",
     "LlamaCppServer": "launcher.backends.llamacpp",
+    "LoadInterrupted": "load.running",
+    "LoadResult": "load.results",
     "LogTimeoutError": "errors",
     "PortInUseError": "errors",
     "variant": "pool.collection.variants",
@@ -89,6 +93,8 @@ __all__ = [
     "InferenceServerError",
     "LeakError",
     "LlamaCppServer",
+    "LoadInterrupted",
+    "LoadResult",
     "LogTimeoutError",
     "PortInUseError",
     "ProfileConfig",

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 1 if a download failed, or a server failed, does not answer as it should, or could not be
-        stopped; 4 for a configuration error.
+        stopped; 4 for a configuration error; 130 if Ctrl-C has ended a load.
     """
     parser = argparse.ArgumentParser(prog="infserver", description="Inference servers for tests (pytest-infserver).")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -33,6 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = commands.add_parser("run", help="start servers and show their logs until Ctrl-C")
     run.add_argument("config", help="YAML file")
     run.add_argument("name", nargs="*", help="which of its servers (default: all)")
+    load = commands.add_parser("load", help="send many requests to a server, and show how fast it is")
+    load.add_argument("config", help="YAML file")
+    load.add_argument("name", nargs="?", help="which of its servers, where it names several")
+    if (argv if argv is not None else sys.argv[1:])[:1] == ["load"]:
+        from pytest_infserver.cli.load import add_workload
+
+        add_workload(load)
     schema = commands.add_parser("schema", help="print the JSON Schema of the configuration, or of run.json")
     schema.add_argument("of", nargs="?", choices=("config", "run"), default="config")
     fetch = commands.add_parser("fetch", help="fetch a built-in model into the cache")
@@ -51,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _check(arguments.config, probe=arguments.probe)
         if arguments.command == "run":
             return _run(arguments.config, arguments.name)
+        if arguments.command == "load":
+            from pytest_infserver.cli.load import load_once
+
+            return load_once(arguments)
         if arguments.command == "schema":
             return _schema(arguments.of)
         if arguments.command == "ps":

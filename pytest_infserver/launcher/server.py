@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import openai
 
     from pytest_infserver.launcher.engine_process import EngineProcess
+    from pytest_infserver.load.results import LoadResult
     from pytest_infserver.system.http.address import Address
 
 _NOT_HERE = "this process has only a handle of the server: stop it in the one that has started it"
@@ -158,6 +159,28 @@ class InferenceServer(ServerHandle):
         from pytest_infserver.launcher.engine_process import engine_process
 
         return engine_process(self)
+
+    def load(self, **workload: Any) -> LoadResult:
+        """Send many requests to the running server, from a process of their own, and return what that shows.
+
+        Args:
+            **workload: Fields of `pytest_infserver.load.workload.Workload`, such as ``concurrency=16``, ``rate=5.0``,
+                ``requests=200``, ``prompt_tokens=256``, ``output_tokens=64``; times are in seconds.
+
+        Raises:
+            ConfigError: A setting is unknown or has a wrong value.
+            InferenceServerError: The server does not run, or the extra ``load`` is not installed.
+            LoadInterrupted: Ctrl-C, with the result so far.
+        """
+        from pytest_infserver.launcher.load_target import load_target
+        from pytest_infserver.load.running import measure
+        from pytest_infserver.load.workload import make_workload
+
+        made = make_workload(**workload)
+        self.raise_if_dead()
+        if not (self.attached or self.running):
+            raise InferenceServerError(f"{self.name} does not run: start it before a load")
+        return measure(load_target(self), made)
 
     # Its life.
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from syrupy.extensions.json import JSONSnapshotExtension
 
-from pytest_infserver.launcher.engine.version import installed_version
-from pytest_infserver.launcher.user_code import asked
+from pytest_infserver.launcher.load_target import engine_of
 from pytest_infserver.snapshots.answers import Comparison, plain_answer
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ class ResponseSnapshot:
         """
         __tracebackhide__ = True
         who = server or self._server
-        engine = "" if who is None else _engine_of(who)
+        engine = "" if who is None else engine_of(who)
         AnswerExtension.comparison, AnswerExtension.found = Comparison(rtol, frozenset(ignore)), ([], "")
         stored = self._snapshot(extension_class=AnswerExtension, name=self._name(who, other=server is not None))
         data = {"engine": engine, "answer": plain_answer(answer)}
@@ -113,14 +112,6 @@ class ResponseSnapshot:
             f"the answer is not like the one stored at {place} ({engines}):{lines}\n"
             "If it is right, run pytest with --snapshot-update."
         )
-
-
-def _engine_of(server: InferenceServer) -> str:
-    version = None
-    if not server.attached:
-        command = server.command()
-        version = installed_version(command.argv[0], asked(server).packages, command.env)
-    return server.backend_name if version is None else f"{server.backend_name} {version}"
 
 
 def _short(location: str) -> str:

@@ -1,0 +1,168 @@
+"""LoadResult: what a load has shown of a server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from pytest_infserver.load.distribution import Distribution, distribution
+from pytest_infserver.load.samples import Sample
+from pytest_infserver.load.workload import Workload
+
+_LATE = 0.01
+_BUSY = 0.8
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """One load as it was measured; all times are in seconds.
+
+    Attributes:
+        load: The workload.
+        server: The server's name.
+        samples: Its requests.
+        seconds: How long it took, from the begin to the last answer.
+        prompts: How the length of prompts was measured.
+        queue_seconds: How long requests waited in the engine, on average, where its metrics tell it.
+        generator_share: The generator's share of one core.
+        server_share: How many cores the server has used, or None where that is not known.
+        interrupted: Why it has ended early, or None.
+        again: Measures the same once more.
+    """
+
+    load: Workload
+    server: str
+    samples: Sequence[Sample] = field(repr=False)
+    seconds: float
+    prompts: str = ""
+    queue_seconds: float | None = None
+    generator_share: float | None = None
+    server_share: float | None = None
+    interrupted: str | None = None
+    again: Callable[[], LoadResult] | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def good(self) -> list[Sample]:
+        """The requests that went well."""
+        return [one for one in self.samples if one.failure is None]
+
+    @property
+    def completed(self) -> int:
+        """How many requests went well."""
+        return len(self.good)
+
+    @property
+    def failed(self) -> int:
+        """How many did not."""
+        return len(self.samples) - len(self.good)
+
+    @cached_property
+    def failures(self) -> dict[str, tuple[int, str]]:
+        """Kind of failure to how many there were, and what was said about the first."""
+        found: dict[str, tuple[int, str]] = {}
+        for one in self.samples:
+            if one.failure is not None:
+                count, text = found.get(one.failure, (0, one.text or ""))
+                found[one.failure] = count + 1, text
+        return found
+
+    @cached_property
+    def ttft(self) -> Distribution:
+        """Times to the first token."""
+        return distribution(one.ttft for one in self.good)
+
+    @cached_property
+    def itl(self) -> Distribution:
+        """Times between two parts of an answer; a part may have several tokens."""
+        return distribution(gap for one in self.good for gap in one.gaps)
+
+    @cached_property
+    def tpot(self) -> Distribution:
+        """Each answer's time for a token after the first."""
+        return distribution(one.tpot for one in self.good)
+
+    @cached_property
+    def e2e(self) -> Distribution:
+        """Times to the end of the answer."""
+        return distribution(one.e2e for one in self.good)
+
+    @cached_property
+    def lateness(self) -> Distribution:
+        """How long after they were due the generator has sent requests."""
+        return distribution(one.sent - one.due for one in self.samples)
+
+    @property
+    def requests_per_second(self) -> float:
+        """How many requests went well in a second."""
+        return self.completed / self.seconds if self.seconds > 0 else math.nan
+
+    @property
+    def output_tokens_per_second(self) -> float:
+        """Tokens of answers in a second; not a number if the engine does not count them."""
+        return self._tokens("output_tokens")
+
+    @property
+    def input_tokens_per_second(self) -> float:
+        """Tokens of prompts in a second."""
+        return self._tokens("prompt_tokens")
+
+    def _tokens(self, name: str) -> float:
+        found = [getattr(one, name) for one in self.good if getattr(one, name) is not None]
+        return sum(found) / self.seconds if found and self.seconds > 0 else math.nan
+
+    @property
+    def goodput(self) -> float:
+        """How many requests in a second went well within the workload's limits."""
+        limits = self.load.limits.items()
+        kept = [
+            one
+            for one in self.good
+            if all((value := getattr(one, name)) is None or value <= most for name, most in limits)
+        ]
+        return len(kept) / self.seconds if self.seconds > 0 else math.nan
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What has to be known to read the numbers."""
+        found = [f"ended early: {self.interrupted}"] if self.interrupted else []
+        if not self.samples:
+            found.append("no request was sent")
+        if self.load.is_open:
+            found.append("latencies count from when each request was due (coordinated omission is corrected)")
+            if self.lateness.p99 > _LATE:
+                found.append(f"the generator was late: p99 {1e3 * self.lateness.p99:.0f} ms")
+        silent = sum(one.output_tokens is None for one in self.good)
+        if silent:
+            found.append(f"no usage in {silent} of {self.completed} answers: their tokens are not counted")
+        parts = sum(len(one.gaps) + 1 for one in self.good if one.output_tokens and one.first is not None)
+        tokens = sum(one.output_tokens or 0 for one in self.good if one.first is not None)
+        if parts and tokens > 1.1 * parts:
+            found.append(f"{tokens / parts:.1f} tokens came at a time: itl is the time between two such parts")
+        if self.generator_share is not None and self.generator_share > _BUSY:
+            found.append(f"the generator was busy ({100 * self.generator_share:.0f} % of a core): it may be the limit")
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it but the single requests, for JSON."""
+        times = {name: getattr(self, name).as_dict() for name in ("ttft", "itl", "tpot", "e2e")}
+        rates = ("requests_per_second", "output_tokens_per_second", "input_tokens_per_second", "goodput")
+        return {
+            "server": self.server,
+            "workload": str(self.load),
+            "key": self.load.key,
+            "seconds": round(self.seconds, 6),
+            "completed": self.completed,
+            "failed": self.failed,
+            "failures": [{"kind": kind, "count": count, "text": text} for kind, (count, text) in self.failures.items()],
+            **times,
+            **{name: None if math.isnan(value := getattr(self, name)) else round(value, 4) for name in rates},
+            "queue_seconds": self.queue_seconds,
+            "prompts": self.prompts,
+            "generator_share": self.generator_share,
+            "server_share": self.server_share,
+            "interrupted": self.interrupted,
+            "notes": self.notes,
+        }
