@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import requests
 
     from pytest_infserver.launcher.server import InferenceServer
+    from pytest_infserver.measures.inference_load import InferenceLoad
+    from pytest_infserver.measures.inference_score import InferenceScore
     from pytest_infserver.snapshots.response_snapshot import ResponseSnapshot
 
 _Client = TypeVar("_Client")
@@ -84,6 +86,28 @@ def response_snapshot(request: pytest.FixtureRequest) -> ResponseSnapshot:
     server = request.getfixturevalue("inference_server") if has_server else None
     parameters = getattr(getattr(request.node, "callspec", None), "params", {})
     return ResponseSnapshot(request.getfixturevalue("snapshot"), server, is_in_id="inference_server" in parameters)
+
+
+@pytest.fixture
+def inference_load(request: pytest.FixtureRequest, inference_server: InferenceServer) -> InferenceLoad:
+    """Sends many requests to the current server: ``inference_load(concurrency=16, requests=200)``; extra ``load``.
+
+    What it returns has times, rates and failures, and ``assert_not_slower()``.
+    """
+    from pytest_infserver.measures.inference_load import InferenceLoad
+
+    return InferenceLoad(request.node, inference_server, run_for_fixture(request.config).settings)
+
+
+@pytest.fixture
+def inference_score(request: pytest.FixtureRequest) -> InferenceScore:
+    """Records a figure of a test beside its limits and its baseline: ``inference_score("gsm8k", 0.93, min=0.9)``."""
+    from pytest_infserver.measures.inference_score import InferenceScore
+    from pytest_infserver.settings import read_settings
+
+    has_server = "inference_server" in request.fixturenames
+    server = request.getfixturevalue("inference_server") if has_server else None
+    return InferenceScore(request.node, server, read_settings(request.config))
 
 
 def _client_of(make: Callable[[], _Client]) -> _Client:

@@ -133,6 +133,12 @@ OPTIONS = (
         can_be_off=True,
         optional=True,
     ),
+    Option("load-save", "Write what loads and scores show as their baselines, in .infserver/load.", "switch"),
+    Option(
+        "load-compare",
+        "Compare loads and scores with their baselines: on (default), off, or require (a missing one is a failure).",
+        metavar="WHAT",
+    ),
     Option(
         "cluster",
         "Run the servers on a Ray cluster: its HOST:PORT, auto (the one of this machine), or local (one for this run).",

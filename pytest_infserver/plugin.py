@@ -26,6 +26,8 @@ from pytest_infserver.current_run import (
 from pytest_infserver.fixtures import (
     inference_async_client,
     inference_client,
+    inference_load,
+    inference_score,
     inference_server,
     inference_server_factory,
     inference_servers,
@@ -37,6 +39,8 @@ from pytest_infserver.options import add_options, is_used, runs_conformance
 __all__ = [
     "inference_async_client",
     "inference_client",
+    "inference_load",
+    "inference_score",
     "inference_server",
     "inference_server_factory",
     "inference_servers",
@@ -274,6 +278,10 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show in a failed test what its server wrote, and fail a test whose server died."""
     report = yield
+    if "inference_load" in item.fixturenames or "inference_score" in item.fixturenames:  # type: ignore[attr-defined]
+        from pytest_infserver.reporting.record.measures import attach
+
+        attach(report, item)
     run = item.config.stash.get(RUN, None)
     if run is None or run.item is not item:
         return report
@@ -344,7 +352,11 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, obj
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Show the servers, where the traces are, and what belongs to no test."""
+    """Show the servers, what tests have measured, where the traces are, and what belongs to no test."""
+    if "pytest_infserver.reporting" in sys.modules:
+        from pytest_infserver.reporting.terminal.measures import show_measures
+
+        show_measures(terminalreporter, config)
     notes = config.stash.get(NOTES, None)
     if notes is None:
         return

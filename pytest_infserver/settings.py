@@ -58,6 +58,8 @@ class Settings:
         shard: Which job's share of the tests runs, or None for all.
         durations: The file with what tests and starts took.
         save_durations: Whether that is written anew.
+        load_save: Whether baselines of loads and scores are written anew.
+        load_compare: Whether they are compared: ``on``, ``off``, or ``require``: a missing one is a failure.
         optional_names: Globs of names in marks that need not be configured.
         overrides: Server settings from environment and command line, each with the option it came from; a later
             one counts more.
@@ -85,6 +87,8 @@ class Settings:
     shard: Shard | None = None
     durations: Path = Path(DEFAULT_NAME)
     save_durations: bool = False
+    load_save: bool = False
+    load_compare: str = "on"
     optional_names: tuple[str, ...] = ()
     overrides: tuple[Layer, ...] = ()
     defaults: tuple[Layer, ...] = ()
@@ -117,6 +121,8 @@ def read_settings(config: pytest.Config, environ: Mapping[str, str] | None = Non
         order=reader.one_of("order", ("servers", "source")),
         shard=reader.shard("shard"),
         **reader.durations_file(),
+        load_save=bool(reader.get("load-save")),
+        load_compare=reader.one_of("load-compare", ("on", "off", "require")),
         optional_names=tuple(reader.get("optional-names") or ()),
         overrides=reader.overrides(),
         defaults=reader.defaults(),

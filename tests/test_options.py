@@ -471,6 +471,8 @@ OFF: dict[str, tuple[str, list[str], list[str]]] = {
     "shard": ("1/3", ["--infserver-shard=", "--infserver-shard=off"], ["off"]),
     "durations": ("d.json", ["--infserver-durations="], []),
     "save-durations": ("on", ["--infserver-save-durations=", "--infserver-save-durations=off"], ["off"]),
+    "load-save": ("true", ["--no-infserver-load-save"], ["0", "no"]),
+    "load-compare": ("off", ["--infserver-load-compare=", "--infserver-load-compare=on"], ["on"]),
     "optional-names": ("a*", ["--infserver-optional-names="], []),
     "cluster": ("auto", ["--infserver-cluster=", "--infserver-cluster=off"], ["off"]),
     "strict": ("true", ["--no-infserver-strict"], ["0", "no"]),

@@ -13,7 +13,9 @@ from pytest_infserver.load.running import Target
 from pytest_infserver.system.text import clean
 
 if TYPE_CHECKING:
-    from pytest_infserver.launcher.server import InferenceServer
+    from collections.abc import Callable, Sequence
+
+    from pytest_infserver.launcher.configured import ConfiguredServer
     from pytest_infserver.load.workload import Workload
 
 _IGNORE_EOS = ("vllm", "sglang", "llamacpp")
@@ -30,18 +32,24 @@ _DECIDES_SPEED = (
 )
 
 
-def load_target(server: InferenceServer) -> Target:
-    """Return it, of a server that runs."""
+def load_target(server: ConfiguredServer, api_model: Callable[[], str], pids: Callable[[], Sequence[int]]) -> Target:
+    """Return it, of a server that runs.
+
+    Args:
+        server: The server.
+        api_model: Returns the name that requests need.
+        pids: Returns its processes.
+    """
 
     def job(load: Workload) -> Job:
         address = asked(server).address
         here = not server.attached or address.uds is not None or is_loopback(server.host)
-        return Job(address, server.api_model, server.backend_name in _IGNORE_EOS, not here, load)
+        return Job(address, api_model(), server.backend_name in _IGNORE_EOS, not here, load)
 
-    return Target(server.name, job, server.process_tree, _identity(server), engine_of(server), server.secrets)
+    return Target(server.name, job, pids, _identity(server), engine_of(server), server.secrets)
 
 
-def engine_of(server: InferenceServer) -> str:
+def engine_of(server: ConfiguredServer) -> str:
     """Return the engine of a server and, where it is known, that one's version."""
     version = None
     if not server.attached:
@@ -50,7 +58,7 @@ def engine_of(server: InferenceServer) -> str:
     return server.backend_name if version is None else f"{server.backend_name} {version}"
 
 
-def _identity(server: InferenceServer) -> dict[str, Any]:
+def _identity(server: ConfiguredServer) -> dict[str, Any]:
     """Return the settings that decide how fast a server is, without secrets."""
     settings = {name: getattr(server.settings, name, None) for name in _DECIDES_SPEED}
     if server.attached:

@@ -180,7 +180,7 @@ class InferenceServer(ServerHandle):
         self.raise_if_dead()
         if not (self.attached or self.running):
             raise InferenceServerError(f"{self.name} does not run: start it before a load")
-        return measure(load_target(self), made)
+        return measure(load_target(self, lambda: self.api_model, self.process_tree), made)
 
     # Its life.
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from pytest_infserver.load.comparison import NO_BASELINE, NOT_SLOWER, SLOWER, Verdict
 from pytest_infserver.load.distribution import Distribution, distribution
+from pytest_infserver.load.reference import Reference, check_pairs
 from pytest_infserver.load.samples import Sample
 from pytest_infserver.load.workload import Workload
 
 _LATE = 0.01
 _BUSY = 0.8
+
+
+class LoadWarning(UserWarning):
+    """A load could not be compared: there is no baseline, or the machine is too noisy."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class LoadResult:
         server_share: How many cores the server has used, or None where that is not known.
         interrupted: Why it has ended early, or None.
         again: Measures the same once more.
+        reference: What it is compared with.
     """
 
     load: Workload
@@ -43,6 +51,7 @@ class LoadResult:
     server_share: float | None = None
     interrupted: str | None = None
     again: Callable[[], LoadResult] | None = field(default=None, repr=False, compare=False)
+    reference: Reference | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def good(self) -> list[Sample]:
@@ -125,6 +134,97 @@ class LoadResult:
         return len(kept) / self.seconds if self.seconds > 0 else math.nan
 
     @cached_property
+    def figures(self) -> dict[str, float]:
+        """What is compared with a baseline: times that are longer where it is slower.
+
+        Means of logarithms: a single request that took a hundred times as long does not count a hundred times.
+        """
+        found = {"ttft": _typical(one.ttft for one in self.good), "tpot": _typical(one.tpot for one in self.good)}
+        found["e2e"] = _typical(one.e2e for one in self.good)
+        if not self.load.is_open and self.output_tokens_per_second > 0:
+            found["seconds for a token"] = 1 / self.output_tokens_per_second
+        return {name: value for name, value in found.items() if value > 0}
+
+    def assert_not_slower(
+        self, by: float = 0.1, *, than: LoadResult | None = None, figures: Collection[str] = (), repeats: int = 12
+    ) -> None:
+        """Fail if the server is slower than its baseline, or than another one; the load is repeated until that is sure.
+
+        What is as fast as before fails in less than 1 % of runs, what is slower by as much as ``by`` is found in 95 %,
+        unless the machine is too noisy, which is a warning, as is a missing baseline.
+
+        Args:
+            by: The slowdown that is to be found, 0.1 for 10 %. What is slower by less than half of it does not fail.
+            than: A result of another server, which gets the load in turns with this one; if None the baseline.
+            figures: Which of `figures` count; if empty all.
+            repeats: At most so many runs.
+
+        Raises:
+            AssertionError: It is slower, requests have failed, or a baseline is missing that must be there.
+            BaselineError: The file of the baseline is none, or cannot be written.
+        """
+        __tracebackhide__ = True
+        self.require_good()
+        unknown = set(figures) - {"ttft", "tpot", "e2e", "seconds for a token"}
+        if unknown or not by > 0 or repeats < 1:
+            raise ValueError(f"assert_not_slower: by={by!r}, figures={figures!r}, repeats={repeats!r}")
+
+        def of(result: LoadResult) -> dict[str, float]:
+            return {name: value for name, value in result.figures.items() if not figures or name in figures}
+
+        if than is not None:
+            verdict: Verdict | None = check_pairs(lambda: of(self.repeated()), lambda: of(than.repeated()), by, repeats)
+            if verdict is not None and self.reference is not None:
+                self.reference.told(verdict)
+        elif self.reference is None:
+            raise AssertionError("this result has no baseline to be compared with")
+        else:
+            verdict = self.reference.check(
+                self.load.key, str(self.load), of(self), lambda: of(self.repeated()), by, repeats
+            )
+        if verdict is None:
+            return
+        required = self.reference is not None and self.reference.required
+        if verdict.verdict == SLOWER or (verdict.verdict == NO_BASELINE and required):
+            raise AssertionError(f"{self.server}: {verdict}")
+        if verdict.verdict != NOT_SLOWER:
+            warnings.warn(f"{self.server}: {verdict}", LoadWarning, stacklevel=2)
+
+    def save_baseline(self) -> None:
+        """Repeat the load, and write what it shows as the baseline of this server, machine and workload.
+
+        Raises:
+            AssertionError: Requests have failed.
+            BaselineError: The file cannot be written.
+        """
+        self.require_good()
+        if self.reference is not None:
+            self.reference.save(self.load.key, str(self.load), self.figures, lambda: self.repeated().figures)
+
+    def repeated(self) -> LoadResult:
+        """Measure the same once more.
+
+        Raises:
+            AssertionError: Requests have failed.
+        """
+        assert self.again is not None, "this result cannot be measured again"
+        found = self.again()
+        found.require_good()
+        return found
+
+    def require_good(self) -> None:
+        """Raise if nothing can be compared.
+
+        Raises:
+            AssertionError: Requests have failed, or none was sent.
+        """
+        if self.failed or not self.completed:
+            kinds = "; ".join(f"{count} x {kind}: {text}" for kind, (count, text) in self.failures.items())
+            raise AssertionError(
+                f"{self.server}: requests have failed, nothing is compared: {kinds or 'none was sent'}"
+            )
+
+    @cached_property
     def notes(self) -> list[str]:
         """What has to be known to read the numbers."""
         found = [f"ended early: {self.interrupted}"] if self.interrupted else []
@@ -166,3 +266,8 @@ class LoadResult:
             "interrupted": self.interrupted,
             "notes": self.notes,
         }
+
+
+def _typical(times: Iterable[float | None]) -> float:
+    logs = [math.log(one) for one in times if one is not None and one > 0]
+    return math.exp(sum(logs) / len(logs)) if logs else math.nan

@@ -15,10 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 from pytest_infserver.errors import InferenceServerError
+from pytest_infserver.load.baselines import FOLDER, Baselines
 from pytest_infserver.load.job import Job
+from pytest_infserver.load.reference import Reference
 from pytest_infserver.load.results import LoadResult
 from pytest_infserver.load.samples import Sample, sample_from
 from pytest_infserver.load.workload import Workload
@@ -119,7 +122,9 @@ def measure(target: Target, load: Workload) -> LoadResult:
         why = said.splitlines()[-1] if said else f"exit status {process.returncode}"
         raise InferenceServerError(f"{target.name}: the load generator has failed: {why}")
     result = dataclasses.replace(
-        _result(target, load, heard, interrupted=interrupted), again=lambda: measure(target, load)
+        _result(target, load, heard, interrupted=interrupted),
+        again=lambda: measure(target, load),
+        reference=Reference(Baselines(Path(FOLDER).absolute(), target.name, target.identity, target.engine)),
     )
     if interrupted:
         raise LoadInterrupted(result)

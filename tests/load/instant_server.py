@@ -1,9 +1,8 @@
 """A stand-in for an engine that streams tokens without computing anything, in a process of its own.
 
-    python instant_server.py [--gap SECONDS] [--tokens-per-chunk N] [--fault KIND] [--context N]
+    python instant_server.py [--gap SECONDS] [--gap-file FILE] [--tokens-per-chunk N] [--fault KIND] [--context N]
 
-It prints its port. Each token has its own write, so that it arrives as it does from an engine. ``--gap`` may be changed
-while it runs: POST /gap with the seconds as the body.
+It prints its port. Each token has its own write, so that it arrives as it does from an engine.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -44,7 +44,7 @@ class Server:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.gap = options.gap
+        self.gap = float(Path(options.gap_file).read_text()) if options.gap_file else options.gap
         self.requests = 0
         self.bodies: list[dict] = []
 
@@ -61,10 +61,7 @@ class Server:
         writer.close()
 
     async def answer(self, path: str, body: bytes, writer: asyncio.StreamWriter) -> bool:
-        if path == "/gap":
-            self.gap = float(body)
-            writer.write(plain("200 OK", {}))
-        elif path == "/seen":
+        if path == "/seen":
             writer.write(plain("200 OK", self.bodies))
         elif path == "/tokenize" and not self.options.no_tokenizer:
             asked = json.loads(body)
@@ -132,6 +129,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--gap", type=float, default=0.0)
+    parser.add_argument("--gap-file", help="a file that says it")
     parser.add_argument("--tokens-per-chunk", type=int, default=1)
     parser.add_argument("--fault", choices=("error", "garbage", "exit", "close", "endless", "no-usage"))
     parser.add_argument("--healthy", type=int, default=0, help="so many requests go well before the fault")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_infserver.reporting.profiles import paths_of
+from pytest_infserver.reporting.record.measures import LOADS, SCORES, measures_of
 from pytest_infserver.reporting.record.uses import uses_of
 from pytest_infserver.system.text import clean, one_line, without_middle
 
@@ -37,6 +38,8 @@ _BLANK: dict[str, Any] = {
     # Not lists: of ten thousands the garbage collector would look at each again and again.
     "details": (),
     "servers": (),
+    LOADS: (),
+    SCORES: (),
     "artifacts": (),
 }
 _MORE = {"title": "More", "text": "[... of this test, left out here: see what pytest has printed ...]"}
@@ -76,6 +79,8 @@ class TestRecords:
         # Clocks are set back now and then.
         record["ended"] = max(record["started"], round(report.stop, 3))
         record["servers"] = uses_of(report) or record["servers"]
+        for kind, found in measures_of(report).items():
+            record[kind] = found or record[kind]
         outcome = getattr(report, "outcome", "")
         if outcome != "passed" or hasattr(report, "wasxfail"):
             self._judge(record, report)

@@ -108,6 +108,17 @@ def _test() -> dict[str, Any]:
         servers=_list(
             _object(name=_TEXT, launch=_COUNT, log_start=_COUNT, log_end=_COUNT, shared=_FLAG, metrics=_metrics())
         ),
+        loads=_list({"type": "object", "required": ["server", "workload", "completed", "failed", "ttft", "e2e"]}),
+        scores=_list(
+            _object(
+                name=_TEXT,
+                value={"type": "number"},
+                min=_or_null({"type": "number"}),
+                max=_or_null({"type": "number"}),
+                baseline=_or_null({"type": "number"}),
+                server=_or_null(_TEXT),
+            )
+        ),
         artifacts=_list(_TEXT),
     )
 

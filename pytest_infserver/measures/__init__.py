@@ -1,0 +1,1 @@
+"""The fixtures `inference_load` and `inference_score`."""
