@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     )
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.launcher.state import ServerState
-    from pytest_infserver.load.results import LoadResult
+    from pytest_infserver.load.results import LoadResult, LoadWarning
     from pytest_infserver.load.running import LoadInterrupted
     from pytest_infserver.pool.collection.variants import variant
 
@@ -52,6 +52,7 @@ _HOMES = {
     "LlamaCppServer": "launcher.backends.llamacpp",
     "LoadInterrupted": "load.running",
     "LoadResult": "load.results",
+    "LoadWarning": "load.results",
     "LogTimeoutError": "errors",
     "PortInUseError": "errors",
     "variant": "pool.collection.variants",
@@ -95,6 +96,7 @@ __all__ = [
     "LlamaCppServer",
     "LoadInterrupted",
     "LoadResult",
+    "LoadWarning",
     "LogTimeoutError",
     "PortInUseError",
     "ProfileConfig",

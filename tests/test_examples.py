@@ -79,6 +79,14 @@ def test_profiling(tmp_path: Path, nothing_left: None) -> None:
     ]
 
 
+@pytest.mark.run
+def test_load(tmp_path: Path, nothing_left: None) -> None:
+    pytest.importorskip("aiohttp")
+    lines = run_example("load", tmp_path)
+    assert any(line.startswith("test_speed_of_many_users[tiny]  tiny") for line in lines)
+    assert "3 passed" in lines[-1]
+
+
 @pytest.mark.nightly
 @pytest.mark.cluster
 def test_cluster(tmp_path: Path, nothing_left: None) -> None:

@@ -101,7 +101,7 @@ class Server:
         sent = 0
         while sent < wanted:
             count = min(options.tokens_per_chunk, wanted - sent)
-            if self.gap:
+            if self.gap and (sent or not options.first_at_once):
                 await asyncio.sleep(self.gap * count)
             sent += count
             choice = {"delta": {"content": "x " * count}} if chat else {"text": "x " * count}
@@ -129,6 +129,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--gap", type=float, default=0.0)
+    parser.add_argument("--first-at-once", action="store_true", help="no gap before the first token")
     parser.add_argument("--gap-file", help="a file that says it")
     parser.add_argument("--tokens-per-chunk", type=int, default=1)
     parser.add_argument("--fault", choices=("error", "garbage", "exit", "close", "endless", "no-usage"))

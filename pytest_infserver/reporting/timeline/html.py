@@ -17,6 +17,7 @@ from pytest_infserver.reporting.record.server_record import where_it_ran
 from pytest_infserver.reporting.terminal.server_table import as_size
 from pytest_infserver.reporting.timeline.document import document_head, resource
 from pytest_infserver.reporting.timeline.links import link
+from pytest_infserver.reporting.timeline.loads import measures_section
 from pytest_infserver.reporting.timeline.payload import BAD, MAX_ID, MAX_NAME, MEANINGS, Excerpt, Payload
 from pytest_infserver.reporting.timeline.shape import known
 from pytest_infserver.reporting.timeline.text import plain
@@ -106,7 +107,7 @@ def _before(record: Mapping[str, Any], style: str, script: str) -> str:
 <h2 id="servers-title">Servers</h2>
 {_servers(record)}
 </section>
-<section id="tests" aria-label="Tests" hidden></section>
+{measures_section(record["tests"])}<section id="tests" aria-label="Tests" hidden></section>
 """
     )
 

@@ -35,6 +35,18 @@ _SERVER = {
     "artifacts": [str],
     "metrics": _METRICS,
 }
+_TIMES = {
+    **dict.fromkeys(("count", "mean", "low", "high", "p50", "p90", "p99", "most"), float),
+    "histogram": [(float, float)],
+}
+_LOAD = {
+    **dict.fromkeys(("server", "workload", "prompts", "interrupted"), str),
+    **dict.fromkeys(("completed", "failed", "seconds"), float),
+    **dict.fromkeys(("requests_per_second", "output_tokens_per_second", "input_tokens_per_second", "goodput"), float),
+    **dict.fromkeys(("ttft", "itl", "tpot", "e2e"), _TIMES),
+    "failures": [{"kind": str, "count": float, "text": str}],
+    "notes": [str],
+}
 _TEST = {
     **dict.fromkeys(("id", "outcome", "worker", "message"), str),
     **dict.fromkeys(("started", "ended"), float),
@@ -48,6 +60,8 @@ _TEST = {
             "metrics": _METRICS,
         }
     ],
+    "loads": [_LOAD],
+    "scores": [{"name": str, "server": str, **dict.fromkeys(("value", "min", "max", "baseline"), float)}],
     "artifacts": [str],
 }
 _RECORD = {

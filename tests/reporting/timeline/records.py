@@ -114,6 +114,8 @@ def sample_record(
                 "message": MESSAGES[1 if killed else 0] if outcome in ("failed", "error") else None,
                 "details": copy.deepcopy(DETAILS) if outcome in ("failed", "error") else [],
                 "servers": uses,
+                "loads": [],
+                "scores": [],
                 "artifacts": [f"../profiles/{name}/{index}.svg"] if index % 50 == 7 and not without else [],
             }
         )
