@@ -104,16 +104,18 @@ def measure(target: Target, load: Workload) -> LoadResult:
             process.stdin.write(job.as_json().encode() + b"\n")
             process.stdin.flush()
         try:
-            threads[0].join()
+            # Not join(): Python up to 3.12 takes a thread for ended whose join was interrupted.
+            heard.over.wait()
         except KeyboardInterrupt:
             interrupted = True
             with contextlib.suppress(OSError):
                 process.send_signal(signal.SIGINT)
-            threads[0].join(_LAST_WORDS)
+            heard.over.wait(_LAST_WORDS)
     finally:
         _end(process)
         for thread in threads:
-            thread.join(_LAST_WORDS)
+            if thread.ident is not None:
+                thread.join(_LAST_WORDS)
         for stream in (process.stdin, process.stdout, process.stderr):
             with contextlib.suppress(OSError):
                 stream.close()
@@ -141,21 +143,28 @@ class _Heard:
         self.told: dict[str, Any] = {}
         self.end: dict[str, Any] | None = None
         self.errors = b""
+        self.over = threading.Event()
 
     def hear(self, stream: IO[bytes]) -> None:
-        for line in stream:
-            try:
-                data = json.loads(line)
-            except ValueError:
-                # The last words of one that was killed.
-                continue
-            if "sample" in data:
-                self.samples.append(sample_from(data["sample"]))
-            for moment in ("begin", "done"):
-                if moment in data:
-                    self._used[moment] = self._cpu(), time.monotonic()
-            self.told = data.get("told", self.told)
-            self.end = data.get("end", self.end)
+        try:
+            for line in stream:
+                self._take(line)
+        finally:
+            self.over.set()
+
+    def _take(self, line: bytes) -> None:
+        try:
+            data = json.loads(line)
+        except ValueError:
+            # The last words of one that was killed.
+            return
+        if "sample" in data:
+            self.samples.append(sample_from(data["sample"]))
+        for moment in ("begin", "done"):
+            if moment in data:
+                self._used[moment] = self._cpu(), time.monotonic()
+        self.told = data.get("told", self.told)
+        self.end = data.get("end", self.end)
 
     def share(self) -> float | None:
         """Return how many cores the server has used, or None if that is not known."""
