@@ -108,7 +108,7 @@ def unknown_word(words: list[str], config: pytest.Config) -> str | None:
         asked = [extra for word in words for extra in re.findall(r"[\w,]+(?=\]$)", word)]
         return next((extra for one in asked for extra in one.split(",") if extra not in EXTRAS), None)
     if words[0] == "infserver":
-        known = ("check", "run", "schema", "fetch", "ps", "stop")
+        known = ("check", "run", "schema", "fetch", "ps", "stop", "load")
         return None if words[1] in known else words[1]
     if words[0] == "pytest":
         return unknown_option(words, config)
