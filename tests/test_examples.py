@@ -60,6 +60,13 @@ def test_several_servers(tmp_path: Path, nothing_left: None) -> None:
 
 @pytest.mark.run
 @pytest.mark.promise
+def test_router(tmp_path: Path, nothing_left: None) -> None:
+    lines = run_example("router", tmp_path)
+    assert "2 passed" in lines[-1]
+
+
+@pytest.mark.run
+@pytest.mark.promise
 def test_custom_backend(tmp_path: Path, nothing_left: None) -> None:
     assert "4 passed" in run_example("custom_backend", tmp_path)[-1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,9 @@ class Choice:
         self._make = make or _no_server
         self.variants: dict[str, ServerConfig] = {}
         self.recipes: dict[str, Recipe] = {}
+        self._of_marks: dict[tuple[int, ...], tuple[Sequence[pytest.Mark], dict[str, Any]]] = {}
+        self._of_values: dict[tuple[int, int], tuple[Variant, dict[str, Any], dict[str, Any]]] = {}
+        self._named_for: dict[tuple[str, int], tuple[Mapping[str, Any], str]] = {}
         self._bases: dict[str, str] = {}
         self._values: dict[pytest.Item, object] = {}
         self._known = known or Known()
@@ -126,7 +130,7 @@ class Choice:
     @property
     def all_configs(self) -> Mapping[str, ServerConfig]:
         """The servers by name, with the variants that tests have asked for so far."""
-        return {**self.configs, **self.variants}
+        return ChainMap(self.variants, dict(self.configs)) if self.variants else self.configs
 
     def declares_server(self, marks: Sequence[pytest.Mark]) -> bool:
         """Return whether marks describe a server of their own, which needs no configuration."""
@@ -148,6 +152,9 @@ class Choice:
         """
         if not settings:
             return name
+        known = self._named_for.get((name, id(settings)))
+        if known is not None and known[0] is settings:
+            return known[1]
         try:
             config = changed(self.configs[name], settings, place)
         except ConfigError as error:
@@ -156,6 +163,7 @@ class Choice:
             self._note(config, place)
             self._bases[config.name] = name
             self.recipes[config.name] = Recipe(name, settings)
+        self._named_for[name, id(settings)] = settings, config.name
         return config.name
 
     def own_server(self, settings: Mapping[str, Any], place: str) -> str:
@@ -168,12 +176,16 @@ class Choice:
         Raises:
             MarkerError: A setting is unknown or wrong.
         """
+        known = self._named_for.get(("", id(settings)))
+        if known is not None and known[0] is settings:
+            return known[1]
         try:
             config = self._make(_own(settings), place)
         except ConfigError as error:
             raise MarkerError(str(error)) from None
         self._note(config, place)
         self.recipes[config.name] = Recipe(None, settings)
+        self._named_for["", id(settings)] = settings, config.name
         return config.name
 
     def remade(self, name: str, base: str | None, settings: Mapping[str, Any]) -> ServerConfig | None:
@@ -228,7 +240,7 @@ class Choice:
                 return self.own_server(settings, place)
             base = self._base_for(item, self._bases.get(value, value))
             return self.variant(base, settings, place) if settings and base in self.configs else base
-        settings = self._merged([value.settings, settings])
+        settings = self._settings_of(value, settings)
         if value.name is None and "backend" in settings:
             return self.own_server(settings, place)
         name = value.name or self.only(item)
@@ -251,7 +263,17 @@ class Choice:
         return chosen[0]
 
     def _settings(self, marks: Sequence[pytest.Mark]) -> dict[str, Any]:
-        return self._merged(settings_in(marks))
+        # Many tests have the same marks, those of one function, and each of them is asked for several times.
+        key = tuple(map(id, marks))
+        if key not in self._of_marks:
+            self._of_marks[key] = marks, self._merged(settings_in(marks))
+        return self._of_marks[key][1]
+
+    def _settings_of(self, value: Variant, settings: dict[str, Any]) -> dict[str, Any]:
+        key = id(value), id(settings)
+        if key not in self._of_values:
+            self._of_values[key] = value, settings, self._merged([value.settings, settings])
+        return self._of_values[key][2]
 
     def _merged(self, settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         try:
