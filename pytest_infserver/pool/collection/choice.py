@@ -152,9 +152,9 @@ class Choice:
         """
         if not settings:
             return name
-        known = self._named_for.get((name, id(settings)))
-        if known is not None and known[0] is settings:
-            return known[1]
+        found = self._known_name(name, settings)
+        if found is not None:
+            return found
         try:
             config = changed(self.configs[name], settings, place)
         except ConfigError as error:
@@ -176,9 +176,9 @@ class Choice:
         Raises:
             MarkerError: A setting is unknown or wrong.
         """
-        known = self._named_for.get(("", id(settings)))
-        if known is not None and known[0] is settings:
-            return known[1]
+        found = self._known_name("", settings)
+        if found is not None:
+            return found
         try:
             config = self._make(_own(settings), place)
         except ConfigError as error:
@@ -187,6 +187,11 @@ class Choice:
         self.recipes[config.name] = Recipe(None, settings)
         self._named_for["", id(settings)] = settings, config.name
         return config.name
+
+    def _known_name(self, base: str, settings: Mapping[str, Any]) -> str | None:
+        """Return what the same settings, and not others like them, have made of a server before."""
+        known, name = self._named_for.get((base, id(settings)), (None, None))
+        return name if known is settings else None
 
     def remade(self, name: str, base: str | None, settings: Mapping[str, Any]) -> ServerConfig | None:
         """Return a variant as an earlier run has made it; None if that cannot be, or is another one now.
@@ -233,13 +238,16 @@ class Choice:
                 self._refusals[item.nodeid] = str(error)
 
     def _named_variant(self, item: pytest.Item, value: str | Variant) -> str:
-        marks, place = markers(item), _place_of(item)
-        settings = self._settings(marks)
+        settings = self._settings(markers(item))
         if isinstance(value, str):
             if value in self.variants and value not in self._bases:
-                return self.own_server(settings, place)
+                return self._known_name("", settings) or self.own_server(settings, _place_of(item))
             base = self._base_for(item, self._bases.get(value, value))
-            return self.variant(base, settings, place) if settings and base in self.configs else base
+            if not settings or base not in self.configs:
+                return base
+            # Where it stands takes longer to tell than all the rest.
+            return self._known_name(base, settings) or self.variant(base, settings, _place_of(item))
+        place = _place_of(item)
         settings = self._settings_of(value, settings)
         if value.name is None and "backend" in settings:
             return self.own_server(settings, place)
