@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from pytest_infserver.conformance.ask import Ask, NotAsked, NotOffered, Target, Unclear
-from pytest_infserver.conformance.engines import engine_and_version
-from pytest_infserver.conformance.grid import Grid, grid_lines
-from pytest_infserver.conformance.grid_files import write_grid
-from pytest_infserver.conformance.verdict import (
+from pytest_infserver.conformance.asking.ask import Ask
+from pytest_infserver.conformance.asking.engines import engine_and_version
+from pytest_infserver.conformance.asking.target import NotAsked, NotOffered, Target, Unclear
+from pytest_infserver.conformance.report.grid import Grid, grid_lines
+from pytest_infserver.conformance.report.grid_files import write_grid
+from pytest_infserver.conformance.verdicts.verdict import (
     ATTRIBUTE,
     FAILS,
     KNOWN,
@@ -37,7 +38,7 @@ from pytest_infserver.settings import read_settings
 from pytest_infserver.system.http.fetch import Limits
 from pytest_infserver.system.text import clean
 
-HERE = Path(__file__).parent
+STATEMENTS = Path(__file__).parent / "areas"
 _MAX_BYTES = 16 << 20
 _MAX_REASON = 1000
 _ASKS: pytest.StashKey[Ask] = pytest.StashKey()
@@ -64,7 +65,7 @@ class ConformancePlugin:
         except ValueError as error:
             raise pytest.UsageError(f"--conformance-known: {error}") from None
         # Whatever the project calls its own.
-        config.addinivalue_line("python_files", f"{HERE}/test_*.py")
+        config.addinivalue_line("python_files", f"{STATEMENTS}/*/test_*.py")
         config.addinivalue_line("python_functions", "test_")
         config.addinivalue_line("markers", "conformance_full: a statement of --conformance-level full")
 
@@ -109,7 +110,7 @@ class ConformancePlugin:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Make a verdict of what a test has found."""
         report = yield
-        if not isinstance(item, pytest.Function) or item.path.parent != HERE:
+        if not isinstance(item, pytest.Function) or STATEMENTS not in item.path.parents:
             return report
         if call.when == "call" or (call.when == "setup" and (report.failed or report.skipped)):
             self._judge(report, item, call)

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-import pytest_infserver.conformance as suite
-from pytest_infserver.conformance.ask import Ask, Target
+from pytest_infserver.conformance import areas
+from pytest_infserver.conformance.asking.ask import Ask
+from pytest_infserver.conformance.asking.target import Target
 from pytest_infserver.system.http.address import parse_address
 from pytest_infserver.system.http.fetch import Limits
 
-from .stand_in import StandIn, serving
+from .servers.stand_in import StandIn, serving
 
 SECONDS = 30.0
 """Limit of a request that is going to be answered."""
@@ -31,11 +32,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def statements() -> dict[str, FunctionType]:
     """Return the suite's tests by ``area.name``."""
     found = {}
-    for module in pkgutil.iter_modules(suite.__path__):
-        if module.name.startswith("test_"):
-            for name, value in vars(importlib.import_module(f"{suite.__name__}.{module.name}")).items():
+    for module in pkgutil.walk_packages(areas.__path__, f"{areas.__name__}."):
+        area = module.name.rpartition(".")[2]
+        if area.startswith("test_"):
+            for name, value in vars(importlib.import_module(module.name)).items():
                 if name.startswith("test_") and inspect.isfunction(value):
-                    found[f"{module.name.removeprefix('test_')}.{name.removeprefix('test_')}"] = value
+                    found[f"{area.removeprefix('test_')}.{name.removeprefix('test_')}"] = value
     return found
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from . import hostile
-from .stand_in import StandIn
+from .servers import hostile
+from .servers.stand_in import StandIn
 
 SUITE = ("--pyargs", "pytest_infserver.conformance")
 Start = Callable[..., StandIn]

@@ -1,0 +1,1 @@
+"""The statements, by area: each test is one."""

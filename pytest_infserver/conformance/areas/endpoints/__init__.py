@@ -1,0 +1,1 @@
+"""What is said of the endpoints beside chats and completions."""

@@ -1,0 +1,1 @@
+"""What is said of the answers that a model generates."""

@@ -1,0 +1,1 @@
+"""What is said of requests and connections, whatever they ask for."""

@@ -1,0 +1,1 @@
+"""The grid: on the terminal, as JSON, as a page."""

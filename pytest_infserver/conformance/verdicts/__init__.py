@@ -1,0 +1,1 @@
+"""What became of a statement, and the differences that are known."""
