@@ -1,10 +1,11 @@
-"""Installs the engines that `tests/engines` runs, their models, the profiler nsys and a browser, in the user's cache.
+"""Installs the engines that `tests/engines` runs, their models, clients, nsys and a browser, in the user's cache.
 
     python -m tests.engines.provision                        all of them
     python -m tests.engines.provision vllm transformers nsys
 
-Each engine gets a virtual environment of its own, keyed by version, which is reused by the next run. An installation
-that was cut short does not count, and one that fails is tried again. `INFSERVER_CACHE_DIR` names another place.
+Each engine and client gets a virtual environment of its own, keyed by version, which is reused by the next run. An
+installation that was cut short does not count, and one that fails is tried again. `INFSERVER_CACHE_DIR` names another
+place.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 from pytest_infserver.models.builtin import _megabytes, _tree_size, cache_dir, ensure_builtin
 
 from . import chromium, nsight
-from .recipes import ENGINES, HERE, Engine
+from .recipes import CLIENTS, ENGINES, HERE, Engine
 
 ATTEMPTS = 3
 PAUSE = 10.0
@@ -38,6 +39,8 @@ NSYS = "nsys"
 CHROMIUM = "chromium"
 TOOLS = {NSYS: nsight, CHROMIUM: chromium}
 """What comes from Debian, by its name beside those of the engines."""
+INSTALLED = {**ENGINES, **CLIENTS}
+"""What pip installs."""
 
 _COMPLETE = ".complete"
 
@@ -53,7 +56,7 @@ def engines_dir() -> Path:
 
 def environment(engine: str) -> Path:
     """Return where the environment of an engine, or a tool, is, or will be."""
-    return engines_dir() / (TOOLS[engine].key() if engine in TOOLS else ENGINES[engine].key)
+    return engines_dir() / (TOOLS[engine].key() if engine in TOOLS else INSTALLED[engine].key)
 
 
 def nsys_binary() -> Path:
@@ -78,7 +81,7 @@ def missing(*names: str) -> str | None:
     That is the command that installs them; or a sentence, where a tool cannot be installed.
     """
     absent = [name for name in names if not _is_complete(environment(name))]
-    engines = [name for name in names if name not in TOOLS]
+    engines = [name for name in names if name in ENGINES]
     for name in TOOLS:
         problem = TOOLS[name].unsupported() if name in absent else None
         if problem is not None:
@@ -97,12 +100,16 @@ def provision(names: Sequence[str]) -> None:
     engines_dir().mkdir(parents=True, exist_ok=True)
     with _lock(engines_dir() / ".lock"), ThreadPoolExecutor() as pool:
         tools = [pool.submit(_make, environment(name), partial(_install_tool, name)) for name in TOOLS if name in names]
-        engines = [name for name in names if name not in TOOLS]
-        installed = [pool.submit(_make, environment(name), partial(_install, ENGINES[name])) for name in engines]
-        if engines:
-            installed[0].result()
-            _make(models_dir(), partial(_make_models, environment(engines[0])))
-        for done in [*installed, *tools]:
+        installed = {
+            name: pool.submit(_make, environment(name), partial(_install, INSTALLED[name]))
+            for name in names
+            if name in INSTALLED
+        }
+        engine = next((name for name in names if name in ENGINES), None)
+        if engine is not None:
+            installed[engine].result()
+            _make(models_dir(), partial(_make_models, environment(engine)))
+        for done in [*installed.values(), *tools]:
             done.result()
 
 
@@ -233,13 +240,13 @@ def _say(text: str) -> None:
 
 
 def main() -> int:
-    known = [*ENGINES, *TOOLS]
+    known = [*INSTALLED, *TOOLS]
     parser = argparse.ArgumentParser(prog="python -m tests.engines.provision", description=__doc__.splitlines()[0])
     parser.add_argument("name", nargs="*", help=f"{', '.join(known)} (default: all)")
     names = parser.parse_args().name
     unknown = sorted(set(names) - set(known))
     if unknown:
-        parser.error(f"unknown engine {', '.join(unknown)}; there are: {', '.join(known)}")
+        parser.error(f"unknown name {', '.join(unknown)}; there are: {', '.join(known)}")
     if not names:
         problems = {name: tool.unsupported() for name, tool in TOOLS.items()}
         for problem in filter(None, problems.values()):

@@ -1,4 +1,4 @@
-"""What each engine's environment consists of, so that the real program runs on a machine without a GPU."""
+"""What the environments of engines, which run without a GPU here, and of clients' libraries consist of."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ FOR_MODELS = ("gguf==0.19.0", "accelerate>=1.14")
 
 @dataclass(frozen=True)
 class Engine:
-    """One engine and its environment.
+    """One engine, or library of a client, and its environment.
 
     Attributes:
-        name: As in ``backend:``.
-        version: The engine's.
+        name: As in ``backend:``, or the library's.
+        version: The engine's, or library's.
         packages: What pip installs first.
         alone: What pip installs then, without dependencies.
         unwanted: Packages to remove again.
@@ -127,3 +127,21 @@ ENGINES = {
         packages=("transformers[serving]==5.23.0", TORCH, *FOR_MODELS, "sentencepiece", "protobuf"),
     ),
 }
+
+
+def _client(name: str, version: str) -> Engine:
+    return Engine(name, version, packages=(f"{name}=={version}",))
+
+
+CLIENTS = {
+    one.name: one
+    for one in (
+        _client("openai", "3.57.0"),
+        _client("anthropic", "2.14.0"),
+        _client("litellm", "1.110.2"),
+        _client("langchain-openai", "1.7.4"),
+        _client("instructor", "1.17.0"),
+        _client("llama-index-llms-openai-like", "0.8.1"),
+    )
+}
+"""Libraries that ask the engines, each as people install it; see `clients/`."""

@@ -17,7 +17,7 @@ import pytest
 
 from . import chromium, debian, nsight, provision
 from .provision import ProvisionError, missing
-from .recipes import ENGINES, Engine
+from .recipes import CLIENTS, ENGINES, Engine
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -125,7 +125,7 @@ def test_an_unknown_engine_is_refused_with_the_known_ones(cache: Path) -> None:
     command = [sys.executable, "-m", "tests.engines.provision", "vlm"]
     result = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 2
-    assert "unknown engine vlm; there are: vllm, sglang, transformers, nsys, chromium" in result.stderr
+    assert "unknown name vlm; there are: vllm, sglang, transformers, openai, " in result.stderr
     assert not cache.exists()
 
 
@@ -176,8 +176,16 @@ def test_all_without_the_tool_that_cannot_be_installed(
     assert provision.main() == 0
     monkeypatch.setattr(provision.nsight, "unsupported", lambda: "no Debian")
     assert provision.main() == 0
-    assert made == [[*ENGINES, "nsys", "chromium"], [*ENGINES, "chromium"]]
+    assert made == [[*ENGINES, *CLIENTS, "nsys", "chromium"], [*ENGINES, *CLIENTS, "chromium"]]
     assert "left out: no Debian" in capsys.readouterr().out
+
+
+def test_a_client_needs_no_models(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert missing("openai", "litellm") == "python -m tests.engines.provision openai litellm"
+    monkeypatch.setattr(provision, "_install", lambda recipe, folder: folder.mkdir(parents=True))
+    provision.provision(["openai", "litellm"])
+    assert missing("openai", "litellm") is None
+    assert not provision.models_dir().exists()
 
 
 @pytest.mark.parametrize("tool", provision.TOOLS)
