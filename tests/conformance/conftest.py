@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -66,3 +67,12 @@ def stand_in() -> Iterator[Callable[..., StandIn]]:
             return stack.enter_context(serving(StandIn(*wrong, **settings)))
 
         yield start
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate of 127.0.0.1 and its key, of an authority that nobody trusts."""
+    trustme = pytest.importorskip("trustme")
+    file = tmp_path / "server.pem"
+    trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(file)
+    return file

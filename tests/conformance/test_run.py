@@ -107,6 +107,30 @@ def test_a_server_that_says_nothing(run_pytest: Run, pytester: pytest.Pytester) 
     assert "nothing more was asked" in result.stdout.str()
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (hostile.talks, "it speaks TLS: write https://"),
+        (hostile.wants_a_key, "the server wants a key (401): --infserver-set api_key_env=VARIABLE"),
+        (hostile.redirects, "sent on (307) to http://127.0.0.1:1/v1: ask there"),
+        (hostile.hangs_in_a_stream, "had no whole answer within 0.3 s (after 6"),
+        (hostile.floods, "was answered with more than 16777216 bytes"),
+    ],
+    ids=["tls", "key", "redirect", "hang", "1 GB"],
+)
+def test_the_suite_ends_and_says_what_it_could_not_ask(
+    certificate: Path, conform: Run, pytester: pytest.Pytester, answer: hostile.Answer, said: str
+) -> None:
+    """The certificate is made before `pytester` looks which modules this process has: it loads some of its own."""
+    seconds = 0.3 if answer is hostile.hangs_in_a_stream else 30
+    with hostile.hostile(answer, certificate if answer is hostile.talks else None) as url:
+        words = (f"--conformance-timeout={seconds}", "--infserver-model=any", "-k", "models or streaming or bad_json")
+        result = conform(url, *words)
+    assert result.ret == 1
+    assert set(counts_of(pytester)) == {"not asked"}
+    assert said in result.stdout.str()
+
+
 def test_several_servers_side_by_side(run_inline: Run, stand_in: Start, pytester: pytest.Pytester) -> None:
     servers = {"good": stand_in(), "bad": stand_in("no list")}
     block = {name: {"backend": "remote", "url": one.url, "ready": {"tcp": True}} for name, one in servers.items()}

@@ -35,6 +35,7 @@ VIOLATIONS = {
     "chat.usage": [("total", "the total is not the sum"), ("no limit", "not 1 to 4 tokens")],
     "chat.system": [("no system", "with and without the system message")],
     "chat.several_turns": [("last only", "three messages are no longer than one")],
+    "chat.several_parts": [("first part", "three are one of 5")],
     "chat.part_means_the_text": [("no parts", "the same text as a part 3")],
     "streaming.framing": [("stream type", "a stream has the content type 'text/plain'")],
     "streaming.done": [("no done", "the last event is")],
@@ -55,6 +56,7 @@ VIOLATIONS = {
     "sampling.too_large_top_p": [("any top_p", "not 200")],
     "sampling.no_choices": [("any n", "not 200")],
     "sampling.too_large_penalty": [("any frequency_penalty", "not 200")],
+    "sampling.too_many_top_logprobs": [("any top_logprobs", "not 200")],
     "sampling.n": [("one choice", r"the choices are numbered \[0\]")],
     "sampling.logprobs": [("top_logprobs", "not 2 'top_logprobs'")],
     "sampling.logprobs_of_a_completion": [("offsets", "not as many of each")],
@@ -80,6 +82,7 @@ VIOLATIONS = {
     "tools.auto": [("call reason", "1 calls have the finish reason 'stop'")],
     "tools.none": [("always calls", "a tool was called")],
     "tools.not_parallel": [("two calls", "2 calls")],
+    "tools.parallel": [("one call id", "the ids of 2 calls are"), ("no arguments", "'arguments' has no city")],
     "tools.streamed": [("name again", "the name is said as"), ("no arguments", "'arguments' has no city")],
     "tools.unknown": [("any tool", "not 200")],
     "reasoning.apart_from_the_answer": [("think", "a thought is in the content")],
@@ -129,13 +132,14 @@ VIOLATIONS = {
     "concurrency.canaries": [("first schema", "the answer to the request for canary-1 has canary-0")],
     "concurrency.health_while_busy": [("/health", "while it generates: 500")],
     "concurrency.metrics_while_busy": [("/metrics", "while it generates: 500")],
+    "http.wrong_content_type": [("text/plain", "expected 200 or 4xx, not 500")],
     "http.unknown_field": [("unknown field", "expected 200 or 4xx, not 500")],
 }
 """What a server does wrong, by statement, and what the statement says to that."""
 TAKEN = (
     *("chat.system_only", "chat.developer", "chat.name", "chat.parts", "chat.empty_message", "chat.unicode"),
-    *("sampling.temperature", "sampling.penalties", "tools.result", "responses.messages_as_input"),
-    *("http.continue", "http.charset", "chat.long_message"),
+    *("sampling.temperature", "sampling.penalties", "tools.result", "tools.several_results"),
+    *("responses.messages_as_input", "http.continue", "http.charset", "chat.long_message"),
 )
 """Those that ask that something is taken."""
 SHOWN_BELOW = ("errors.missing_key", "streaming.cancelling_frees_the_slot", "http.head")

@@ -21,14 +21,6 @@ SHORT = 0.4
 
 
 @pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    trustme = pytest.importorskip("trustme")
-    file = tmp_path / "server.pem"
-    trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(file)
-    return file
-
-
-@pytest.fixture
 def nobody() -> Iterator[str]:
     """A URL where nobody listens."""
     with socket.socket() as bound:

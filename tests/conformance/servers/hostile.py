@@ -39,9 +39,13 @@ def silent(connection: socket.socket, over: threading.Event) -> None:
 
 
 def hangs_in_a_stream(connection: socket.socket, over: threading.Event) -> None:
-    """Say the beginning of a stream, and then nothing."""
+    """Say the beginning of a stream, and then nothing, until the client has gone."""
     connection.sendall(HEAD + b"\r\n" + _EVENT)
-    over.wait()
+    connection.settimeout(0.05)
+    while not over.is_set():
+        with contextlib.suppress(TimeoutError):
+            if not connection.recv(1):
+                return
 
 
 def drips(connection: socket.socket, over: threading.Event) -> None:

@@ -49,7 +49,9 @@ class Http(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         data = self.read_body()
-        if data is not None:
+        if self.has("text/plain") and self.headers.get("Content-Type") == "text/plain":
+            self.error(500, "no JSON")
+        elif data is not None:
             self.answer(lambda: self.post(data))
 
     def read_body(self) -> bytes | None:

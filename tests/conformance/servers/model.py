@@ -91,7 +91,8 @@ class Model:
                 continue
             content = one.get("content") or ""
             if isinstance(content, list):
-                content = "" if self.has("no parts") else "".join(part["text"] for part in content)
+                taken = 0 if self.has("no parts") else 1 if self.has("first part") else len(content)
+                content = " ".join(part["text"] for part in content[:taken])
             said.append(content)
         said = said[-1:] if self.has("last only") else said
         return " ".join(said)

@@ -135,6 +135,8 @@ class Handler(Model, Http):
         count = self.counted(prompt, body)
         if body.get("tools") and self.call(body, prompt, count):
             return
+        if body.get("top_logprobs", 0) > 20 and not self.has("any top_logprobs"):
+            raise Wrong(400, "top_logprobs is out of range")
         number = body.get("n", 1)
         if number < 1 and not self.has("any n"):
             raise Wrong(400, "n is out of range")
@@ -201,6 +203,8 @@ class Handler(Model, Http):
         function = {"name": "another" if self.has("another tool") else tool["name"], "arguments": arguments}
         call = {"id": "call-1", "type": "function", "function": function}
         calls = [call] * (2 if self.has("two calls") else 1)
+        if "both" in prompt:
+            calls = [{**call, "id": "call-1" if self.has("one call id") else f"call-{index}"} for index in range(2)]
         made = {"id": self.new_id(), "created": 1, "model": MODEL}
         reason = "stop" if self.has("call reason") else "tool_calls"
         if not body.get("stream"):

@@ -97,6 +97,17 @@ def test_parts(ask: Ask) -> None:
 
 
 @pytest.mark.conformance_full
+def test_several_parts(ask: Ask) -> None:
+    """All parts of a message are part of the prompt.
+
+    Source: OpenAI API reference, Create chat completion: `content` may be an array of content parts.
+    """
+    parts = [{"type": "text", "text": text} for text in ("Say hello.", "Say it in French.", "Then say goodbye.")]
+    one, all_of_them = (usage(ask.chat([user(parts[:count])]))["prompt_tokens"] for count in (1, len(parts)))
+    assert all_of_them > one + 4, f"one part is a prompt of {one} tokens, three are one of {all_of_them}"
+
+
+@pytest.mark.conformance_full
 def test_part_means_the_text(ask: Ask) -> None:
     """A message of one part of type `text` means the same as that text.
 

@@ -64,6 +64,15 @@ def test_too_large_penalty(ask: Ask) -> None:
 
 
 @pytest.mark.conformance_full
+def test_too_many_top_logprobs(ask: Ask) -> None:
+    """A `top_logprobs` that is far above 20 is refused.
+
+    Source: OpenAI API description: `top_logprobs` has the maximum 20.
+    """
+    _refused(ask, logprobs=True, top_logprobs=1000, max_tokens=1)
+
+
+@pytest.mark.conformance_full
 def test_n(ask: Ask) -> None:
     """`n` of 2 has two choices, numbered 0 and 1.
 

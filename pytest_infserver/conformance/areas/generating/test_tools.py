@@ -112,6 +112,23 @@ def test_not_parallel(ask: Ask) -> None:
 
 
 @pytest.mark.conformance_full
+def test_parallel(ask: Ask) -> None:
+    """Calls that come together are whole, and have an id each.
+
+    Source: OpenAI's guide to function calling: parallel calls; each result names the id of its call.
+    """
+    question = "What is the weather in Paris and in Rome? Ask for both."
+    answer = ask.chat(question, tools=[TOOL], tool_choice="required", parallel_tool_calls=True, max_tokens=_ENOUGH)
+    calls = _calls(answer)
+    if len(calls) < 2:
+        raise Unclear(f"the model did not make two calls at once: {shown(answer)}")
+    for call in calls:
+        _check_call(call)
+    ids = [call["id"] for call in calls]
+    assert len(set(ids)) == len(ids), f"the ids of {len(calls)} calls are {ids}"
+
+
+@pytest.mark.conformance_full
 def test_streamed(ask: Ask) -> None:
     """The pieces of a streamed call make its arguments; its id, type and name are said once.
 
@@ -139,6 +156,22 @@ def test_result(ask: Ask) -> None:
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "call_1", "content": "17 degrees"},
     ]
+    content(ask.chat(messages, tools=[TOOL], tool_choice="none"))
+
+
+@pytest.mark.conformance_full
+def test_several_results(ask: Ask) -> None:
+    """The results of several calls may be sent back, one message for each, and are answered.
+
+    Source: OpenAI's guide to function calling: a message of the role `tool` for each call of the assistant's message.
+    """
+    cities = {"call_1": "Paris", "call_2": "Rome"}
+    calls, results = [], []
+    for name, city in cities.items():
+        function = {"name": "get_weather", "arguments": json.dumps({"city": city})}
+        calls.append({"id": name, "type": "function", "function": function})
+        results.append({"role": "tool", "tool_call_id": name, "content": f"{city}: 17 degrees"})
+    messages = [user(_QUESTION), {"role": "assistant", "content": None, "tool_calls": calls}, *results]
     content(ask.chat(messages, tools=[TOOL], tool_choice="none"))
 
 

@@ -114,6 +114,18 @@ def test_charset(ask: Ask) -> None:
 
 
 @pytest.mark.conformance_full
+def test_wrong_content_type(ask: Ask) -> None:
+    """A body that says that it is plain text is no server error: it is taken, or refused as the client's mistake.
+
+    Source: RFC 9110, 415.
+    """
+    ask.require(CHAT)
+    body = {"model": ask.model, **ask.chat_body()}
+    answer = ask.send("POST", CHAT, body, headers={"Content-Type": "text/plain"})
+    assert answer.status == 200 or 400 <= answer.status < 500, f"expected 200 or 4xx, not {answer.short}"
+
+
+@pytest.mark.conformance_full
 def test_unknown_field(ask: Ask) -> None:
     """A field that a server does not know is no server error: it is ignored, or refused as the client's mistake.
 
