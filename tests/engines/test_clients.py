@@ -43,6 +43,8 @@ SETTINGS: dict[tuple[str, ...], dict[str, Any]] = {
     ("vllm",): {
         "model": str(models_dir() / "smollm2"),
         "profile": None,
+        # Several threads wait for one another most of the time where others compute, too.
+        "env_vars": {"OMP_NUM_THREADS": "1"},
         "server_args": {
             "tensor-parallel-size": 1,
             "max-model-len": 2048,
