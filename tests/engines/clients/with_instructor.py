@@ -13,7 +13,7 @@ def _ask(url, key, model, mode):
     plain = OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=120)
     client = instructor.from_openai(plain, mode=mode)
     messages = [{"role": "user", "content": "Is all fine?"}]
-    return client, {"model": model, "messages": messages, "max_tokens": 32, "temperature": 0, "max_retries": 0}
+    return client, {"model": model, "messages": messages, "max_tokens": 64, "temperature": 0, "max_retries": 0}
 
 
 def tools(url, key, model):

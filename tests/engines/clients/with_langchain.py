@@ -11,7 +11,7 @@ class Answer(BaseModel):
 
 
 def _model(url, key, model):
-    how = {"max_tokens": 32, "temperature": 0, "max_retries": 0, "stream_usage": True}
+    how = {"max_tokens": 64, "temperature": 0, "max_retries": 0, "stream_usage": True}
     return ChatOpenAI(base_url=f"{url}/v1", api_key=key, model=model, **how)
 
 

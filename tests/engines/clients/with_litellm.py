@@ -10,7 +10,7 @@ TOOL = {"type": "object", "properties": {"city": {"type": "string", "enum": ["Pa
 
 def _complete(url, key, model, **extra):
     where = {"model": f"openai/{model}", "api_base": f"{url}/v1", "api_key": key, "num_retries": 0, "timeout": 120}
-    return litellm.completion(**where, messages=HELLO, max_tokens=32, temperature=0, **extra)
+    return litellm.completion(**where, messages=HELLO, max_tokens=64, temperature=0, **extra)
 
 
 def chat(url, key, model):
@@ -26,4 +26,4 @@ def tools(url, key, model):
     tool = {"type": "function", "function": {"name": "weather", "parameters": TOOL}}
     choice = {"type": "function", "function": {"name": "weather"}}
     answer = _complete(url, key, model, tools=[tool], tool_choice=choice)
-    return json.loads(answer.choices[0].message.tool_calls[0].function.arguments)
+    return json.loads(answer.choices[0].message.tool_calls[0].function.arguments)["city"]

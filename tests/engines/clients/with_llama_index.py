@@ -8,7 +8,7 @@ HELLO = [ChatMessage(role="user", content="What is the capital of France? Answer
 
 
 def _model(url, key, model):
-    how = {"is_chat_model": True, "is_function_calling_model": True, "max_tokens": 32, "temperature": 0}
+    how = {"is_chat_model": True, "is_function_calling_model": True, "max_tokens": 64, "temperature": 0}
     return OpenAILike(model=model, api_base=f"{url}/v1", api_key=key, max_retries=0, timeout=120, **how)
 
 

@@ -34,16 +34,16 @@ def tools(url, key, model):
         messages=HELLO,
         tools=[{"type": "function", "function": function}],
         tool_choice={"type": "function", "function": {"name": "weather"}},
-        max_tokens=32,
+        max_tokens=64,
         temperature=0,
     )
-    return json.loads(answer.choices[0].message.tool_calls[0].function.arguments)
+    return json.loads(answer.choices[0].message.tool_calls[0].function.arguments)["city"]
 
 
 def structured(url, key, model):
     return (
         _chats(url, key)
-        .parse(model=model, messages=HELLO, response_format=Answer, max_tokens=32)
+        .parse(model=model, messages=HELLO, response_format=Answer, max_tokens=64)
         .choices[0]
         .message.parsed
     )
