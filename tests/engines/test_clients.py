@@ -32,6 +32,13 @@ FAILS = {
     ("llamacpp", "langchain", "tools"): "list index out of range",
     ("llamacpp", "instructor", "tools"): "IncompleteOutputException",
     ("llamacpp", "llama_index", "tools"): "Expected at least one tool call, but got 0 tool calls",
+    # The arguments are a text, no object of the tool's schema.
+    ("vllm", "openai", "tools"): "string indices must be integers",
+    ("vllm", "anthropic", "tools"): "Input should be a valid dictionary",
+    ("vllm", "litellm", "tools"): "string indices must be integers",
+    ("vllm", "langchain", "tools"): "Input should be a valid dictionary",
+    ("vllm", "instructor", "tools"): "Input should be an object",
+    ("vllm", "llama_index", "tools"): "nothing came: {}",
 }
 """What fails, by engine, script and question, and a part of what the library says; see docs/conformance.md."""
 KEY = "key-of-the-test"

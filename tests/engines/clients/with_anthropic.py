@@ -23,7 +23,8 @@ def stream(url, key, model):
 def tools(url, key, model):
     tool = {"name": "weather", "description": "The weather of a city.", "input_schema": TOOL}
     choice = {"type": "tool", "name": "weather"}
-    answer = _messages(url, key).create(model=model, messages=HELLO, max_tokens=64, tools=[tool], tool_choice=choice)
+    asked = {"model": model, "messages": HELLO, "max_tokens": 64, "extra_body": {"temperature": 0}}
+    answer = _messages(url, key).create(**asked, tools=[tool], tool_choice=choice)
     return next(block for block in answer.content if block.type == "tool_use").input["city"]
 
 
