@@ -77,7 +77,7 @@ def follow_scope(metafunc: pytest.Metafunc, fixture: str, other: str) -> None:
     """
     known = metafunc._arg2fixturedefs
     ours, others = known.get(fixture), known.get(other)
-    if not ours or not others or ours[-1].func.__module__ != "pytest_infserver.fixtures":
+    if not ours or not others or ours[-1].func.__module__ != "pytest_infserver.session.fixtures":
         return
     scope = others[-1]._scope
     if not scope < ours[-1]._scope:

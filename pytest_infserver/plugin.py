@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pytest_infserver.current_run import (
+from pytest_infserver.options import add_options, is_used, runs_conformance
+from pytest_infserver.session.current_run import (
     BROKER,
     CLOSED,
     NOTES,
@@ -23,7 +24,7 @@ from pytest_infserver.current_run import (
     run_for_fixture,
     run_of,
 )
-from pytest_infserver.fixtures import (
+from pytest_infserver.session.fixtures import (
     inference_async_client,
     inference_client,
     inference_load,
@@ -34,7 +35,6 @@ from pytest_infserver.fixtures import (
     inference_session,
     response_snapshot,
 )
-from pytest_infserver.options import add_options, is_used, runs_conformance
 
 __all__ = [
     "inference_async_client",
@@ -104,9 +104,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Read the configuration, before anything is collected or started."""
     config = session.config
     if config.pluginmanager.hasplugin("dsession"):
-        from pytest_infserver import xdist_hooks
+        from pytest_infserver.session import controller_hooks
 
-        config.pluginmanager.register(xdist_hooks, "infserver-xdist")
+        config.pluginmanager.register(controller_hooks, "infserver-xdist")
     if is_used(config) and not _only_shows(config):
         try:
             run = run_of(config)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pytest_infserver.llamacpp_options import OPTIONS, UsageError, restrict_origins
-from pytest_infserver.llamacpp_server import parse
+from pytest_infserver.embedded_llamacpp.options import OPTIONS, UsageError, restrict_origins
+from pytest_infserver.embedded_llamacpp.server import parse
 from pytest_infserver.models.builtin import builtin_path
 
 xllamacpp = pytest.importorskip("xllamacpp")

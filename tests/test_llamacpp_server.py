@@ -19,7 +19,7 @@ import psutil
 import pytest
 import requests
 
-from pytest_infserver import llamacpp_server
+from pytest_infserver.embedded_llamacpp import server as llamacpp_server
 from pytest_infserver.models.builtin import builtin_path
 
 ROOT = Path(llamacpp_server.__file__).parents[1]
@@ -101,7 +101,7 @@ def serving(folder: Path, *flags: str, prefix: str = "") -> Iterator[Server]:
 
 
 def command(*flags: str) -> list[str]:
-    return [sys.executable, "-m", "pytest_infserver.llamacpp_server", *flags]
+    return [sys.executable, "-m", "pytest_infserver.embedded_llamacpp.server", *flags]
 
 
 def environment(*folders: Path) -> dict[str, str]:

@@ -17,9 +17,9 @@ from pytest_infserver.launcher.engine.endpoints import existing
 from pytest_infserver.launcher.engine.served_names import asked_names, served_names
 from pytest_infserver.launcher.handle import ServerHandle
 from pytest_infserver.launcher.health.heartbeat import Samples
+from pytest_infserver.launcher.operations.sleeping import fall_asleep, forget_sleep, wake_up
 from pytest_infserver.launcher.runtime.local import AttachedRuntime, LocalRuntime
 from pytest_infserver.launcher.runtime.runtime import Runtime
-from pytest_infserver.launcher.sleeping import fall_asleep, forget_sleep, wake_up
 from pytest_infserver.launcher.state import ServerState
 from pytest_infserver.launcher.user_code import asked
 from pytest_infserver.system.text import clean
@@ -172,7 +172,7 @@ class InferenceServer(ServerHandle):
             InferenceServerError: The server does not run, or the extra ``load`` is not installed.
             LoadInterrupted: Ctrl-C, with the result so far.
         """
-        from pytest_infserver.launcher.load_target import load_target
+        from pytest_infserver.launcher.operations.load_target import load_target
         from pytest_infserver.load.running import measure
         from pytest_infserver.load.workload import make_workload
 

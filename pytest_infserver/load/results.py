@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pytest_infserver.load.comparison import NO_BASELINE, NOT_SLOWER, SLOWER, Verdict
+from pytest_infserver.load.baselines.comparison import NO_BASELINE, NOT_SLOWER, SLOWER, Verdict
+from pytest_infserver.load.baselines.reference import Reference, check_pairs
 from pytest_infserver.load.distribution import Distribution, distribution
-from pytest_infserver.load.reference import Reference, check_pairs
 from pytest_infserver.load.samples import Sample
 from pytest_infserver.load.workload import Workload
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from pytest_infserver.errors import InferenceServerError
-from pytest_infserver.load.baselines import FOLDER, Baselines
+from pytest_infserver.load.baselines.files import FOLDER, Baselines
+from pytest_infserver.load.baselines.reference import Reference
 from pytest_infserver.load.job import Job
-from pytest_infserver.load.reference import Reference
 from pytest_infserver.load.results import LoadResult
 from pytest_infserver.load.samples import Sample, sample_from
 from pytest_infserver.load.workload import Workload

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_infserver.load.baselines import FOLDER
+from pytest_infserver.load.baselines.files import FOLDER
 from pytest_infserver.load.running import LoadInterrupted
 from pytest_infserver.reporting.record.measures import LOADS, note, note_interrupted
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
-    from pytest_infserver.load.comparison import Verdict
+    from pytest_infserver.load.baselines.comparison import Verdict
     from pytest_infserver.load.results import LoadResult
     from pytest_infserver.settings import Settings
 

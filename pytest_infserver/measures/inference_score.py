@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_infserver.launcher.load_target import load_target
-from pytest_infserver.load.baselines import FOLDER, Baselines
+from pytest_infserver.launcher.operations.load_target import load_target
+from pytest_infserver.load.baselines.files import FOLDER, Baselines
 from pytest_infserver.reporting.record.measures import SCORES, note
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ import pytest
 
 from pytest_infserver.config.needs import with_needs
 from pytest_infserver.errors import InferenceServerError, ProfileError
-from pytest_infserver.launcher.reset import reset
-from pytest_infserver.launcher.sleeping import wake_for_others
+from pytest_infserver.launcher.operations.reset import reset
+from pytest_infserver.launcher.operations.sleeping import wake_for_others
 from pytest_infserver.pool.collection.arrangement import Arrangement
 from pytest_infserver.pool.collection.items import will_run
 from pytest_infserver.pool.collection.order import Rearranged
-from pytest_infserver.pool.collection.profilers import default_tool, wanted_profilers
+from pytest_infserver.pool.collection.profilers import NOT_PROFILED, default_tool, telling, wanted_profilers
 from pytest_infserver.pool.collection.remembered import Memory, files_of
 from pytest_infserver.pool.collection.selection import PROFILE
 from pytest_infserver.pool.collection.setup_phase import setup_may_skip
@@ -29,11 +29,6 @@ from pytest_infserver.pool.late_reports import LateReports
 from pytest_infserver.pool.lease import Problem
 from pytest_infserver.pool.member import Plan
 from pytest_infserver.pool.outcomes import in_words
-
-_NOT_PROFILED = (
-    f"{PROFILE} profiles what a test takes as 'inference_server' or 'inference_servers'; around another server write"
-    " 'with server.profiling(\"name\"):'"
-)
 
 if TYPE_CHECKING:
     from pytest_infserver.config.model import ServerConfig
@@ -279,27 +274,18 @@ class Run:
             with contextlib.ExitStack() as stack:
                 for lease in () if asked is None else self.leases.values():
                     tool = asked or default_tool(self.choice.all_configs, lease.name)
-                    stack.enter_context(self._telling(lease.server))
+                    stack.enter_context(telling(lease.server, self.progress))
                     stack.enter_context(lease.server.profiling(item.nodeid, tool))
                 runs = True
                 yield
                 runs = False
             if asked is None and self.servers_in_use() and any(item.iter_markers(PROFILE)):
-                pytest.fail(_NOT_PROFILED, pytrace=False)
+                pytest.fail(NOT_PROFILED, pytrace=False)
         except ProfileError as error:
             # That of a block in the test is the test's own.
             if runs:
                 raise
             raise pytest.fail.Exception(str(error), pytrace=False) from None
-
-    @contextlib.contextmanager
-    def _telling(self, server: InferenceServer) -> Iterator[None]:
-        """Show at once what a server says."""
-        before, server.on_progress = server.on_progress, self.progress
-        try:
-            yield
-        finally:
-            server.on_progress = before
 
     @property
     def fixture_in_setup(self) -> pytest.FixtureDef[Any] | None:

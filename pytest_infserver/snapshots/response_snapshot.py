@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from syrupy.extensions.json import JSONSnapshotExtension
 
-from pytest_infserver.launcher.load_target import engine_of
+from pytest_infserver.launcher.operations.load_target import engine_of
 from pytest_infserver.snapshots.answers import Comparison, plain_answer
 
 if TYPE_CHECKING:

@@ -129,7 +129,7 @@ def test_py_spy_on_llamacpp(
     with llama(tool="py-spy", on_demand=True, args=args) as server:
         with server.profiling("block") as files:
             complete(server, 20)
-        assert has(read(only(files, name)), "main", "pytest_infserver/llamacpp_server.py")
+        assert has(read(only(files, name)), "main", "pytest_infserver/embedded_llamacpp/server.py")
     no_leaks(server)
 
 

@@ -12,8 +12,8 @@ from fake_servers import FAKE_ENGINE
 
 from pytest_infserver import CommandServer, InferenceServerError, VLLMServer
 from pytest_infserver.launcher.engine.sleep_requests import SleepRequests
+from pytest_infserver.launcher.operations.sleeping import wake_for_others
 from pytest_infserver.launcher.runtime.view import View
-from pytest_infserver.launcher.sleeping import wake_for_others
 from pytest_infserver.launcher.state import ServerState
 from pytest_infserver.reporting.server_state import describe_state
 

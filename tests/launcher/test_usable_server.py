@@ -23,7 +23,7 @@ from pytest_infserver import (
     SGLangServer,
     VLLMServer,
 )
-from pytest_infserver.launcher.reset import reset
+from pytest_infserver.launcher.operations.reset import reset
 
 
 def get(server: CommandServer, path: str) -> None:

@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 
-from pytest_infserver.load.comparison import LOOKS, NO_BASELINE, NOT_SLOWER, SLOWER, TOO_NOISY, compare, looks
-from pytest_infserver.load.reference import SAVED_RUNS, check_pairs
-from pytest_infserver.load.reference import _until_decided as until_decided
+from pytest_infserver.load.baselines.comparison import LOOKS, NO_BASELINE, NOT_SLOWER, SLOWER, TOO_NOISY, compare, looks
+from pytest_infserver.load.baselines.reference import SAVED_RUNS, check_pairs
+from pytest_infserver.load.baselines.reference import _until_decided as until_decided
 
 FIGURES = ("ttft", "tpot", "e2e", "seconds for a token")
 TRIALS = 1000

@@ -111,7 +111,7 @@ def test_a_baseline_is_saved_and_a_slower_server_is_found(inline_project) -> Non
     ],
 )
 def test_a_corrupt_baseline_is_told_and_left_alone(tmp_path: Path, text: str, says: str) -> None:
-    from pytest_infserver.load.baselines import BaselineError, Baselines
+    from pytest_infserver.load.baselines.files import BaselineError, Baselines
 
     store = Baselines(tmp_path / "load", "mine", {"model": "m"})
     store.save("key", "about", [{"ttft": 1.0}])
@@ -124,7 +124,7 @@ def test_a_corrupt_baseline_is_told_and_left_alone(tmp_path: Path, text: str, sa
 
 def test_a_baseline_of_another_machine_is_told_and_not_compared(tmp_path: Path, monkeypatch) -> None:
     from pytest_infserver.load import baselines as module
-    from pytest_infserver.load.reference import Reference
+    from pytest_infserver.load.baselines.reference import Reference
 
     store = module.Baselines(tmp_path, "mine", {"model": "m"}, "engine 1")
     with monkeypatch.context() as patch:
@@ -140,8 +140,8 @@ def test_a_baseline_of_another_machine_is_told_and_not_compared(tmp_path: Path, 
 
 
 def test_another_engine_is_compared_and_told(tmp_path: Path) -> None:
-    from pytest_infserver.load.baselines import Baselines
-    from pytest_infserver.load.reference import Reference
+    from pytest_infserver.load.baselines.files import Baselines
+    from pytest_infserver.load.baselines.reference import Reference
 
     Baselines(tmp_path, "mine", {}, "engine 1").save("key", "about", [{"ttft": 1.0}] * 8)
     told = []

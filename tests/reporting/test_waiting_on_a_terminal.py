@@ -431,7 +431,7 @@ def test_a_server_of_workers_that_waits_for_room_says_so(start_on_terminal: Star
 def test_the_real_llama_cpp(inline: Inline, pytester: pytest.Pytester) -> None:
     pytest.importorskip("xllamacpp")
     wrapper = pytester.path / "slow-llama-server"
-    command = [sys.executable, "-m", "pytest_infserver.llamacpp_server"]
+    command = [sys.executable, "-m", "pytest_infserver.embedded_llamacpp.server"]
     wrapper.write_text(
         f"#!{sys.executable}\nimport os, sys, time\ntime.sleep(2.5)\n"
         f"os.execv({sys.executable!r}, [*{command!r}, *sys.argv[1:]])\n"

@@ -27,8 +27,7 @@ def imported(path: Path) -> Iterator[str]:
 def test_every_standard_module_that_the_package_imports_is_imported_early() -> None:
     # Programs of their own, and what is left to them, import for themselves.
     apart = (
-        "llamacpp_server.py",
-        "llamacpp_options.py",
+        "embedded_llamacpp",
         "option_reader.py",
         "supervision",
         "node",

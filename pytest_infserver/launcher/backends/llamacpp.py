@@ -23,7 +23,7 @@ from pytest_infserver.models.builtin import is_builtin
 @functools.lru_cache
 def embedded_options() -> OptionTable:
     """Return what the embedded llama.cpp accepts."""
-    from pytest_infserver.llamacpp_options import OPTIONS, complaint_of
+    from pytest_infserver.embedded_llamacpp.options import OPTIONS, complaint_of
 
     options = [
         KnownOption((*one.flags, *one.off), 0 if one.parse is None else 1, complaint=complaint_of(one))
@@ -130,7 +130,7 @@ class LlamaCppServer(InferenceServer):
         """``llama-server``, or the embedded one's words."""
         # -P (Python 3.11): a module of the user's in the working directory must not take a library's place.
         python = ["-P"] if sys.version_info >= (3, 11) else []
-        return self.entry(*([*python, "-m", "pytest_infserver.llamacpp_server"] if self._embedded() else []))
+        return self.entry(*([*python, "-m", "pytest_infserver.embedded_llamacpp.server"] if self._embedded() else []))
 
     @property
     def own_options(self) -> OptionTable | None:

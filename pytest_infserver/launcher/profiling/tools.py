@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_infserver.launcher.profiling.amd import Amd
-from pytest_infserver.launcher.profiling.nsys import Nsys
-from pytest_infserver.launcher.profiling.py_spy import PySpy
-from pytest_infserver.launcher.profiling.pytorch import PyTorch
+from pytest_infserver.launcher.profiling.profilers.amd import Amd
+from pytest_infserver.launcher.profiling.profilers.nsys import Nsys
+from pytest_infserver.launcher.profiling.profilers.py_spy import PySpy
+from pytest_infserver.launcher.profiling.profilers.pytorch import PyTorch
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.profiling.profiler import Profiler

@@ -10,8 +10,8 @@ from typing import Any
 
 from pytest_infserver.launcher.supervision.control_socket import ControlSocket, Visitor
 from pytest_infserver.launcher.supervision.ownership import MAX_SECONDS, Ownership
-from pytest_infserver.launcher.supervision.server_tree import ServerTree
 from pytest_infserver.launcher.supervision.stopping import Stop
+from pytest_infserver.launcher.supervision.tree.server_tree import ServerTree
 from pytest_infserver.system.processes.owner import Owner
 from pytest_infserver.system.processes.table import read_process
 

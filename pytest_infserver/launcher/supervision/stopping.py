@@ -18,8 +18,8 @@ from pytest_infserver.launcher.supervision.limits import (
     STARTUP_GRACE,
     STUBBORN_GRACE,
 )
-from pytest_infserver.launcher.supervision.looks import Looks
-from pytest_infserver.launcher.supervision.server_tree import ServerTree, describe
+from pytest_infserver.launcher.supervision.tree.looks import Looks
+from pytest_infserver.launcher.supervision.tree.server_tree import ServerTree, describe
 from pytest_infserver.system.processes.table import Process, ignores_sigterm, is_alive, send_signal
 
 _PART_OF_TIME = 0.4

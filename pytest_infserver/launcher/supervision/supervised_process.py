@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_infserver.launcher.supervision import limits, program
-from pytest_infserver.launcher.supervision.child_watch import describe_death
 from pytest_infserver.launcher.supervision.exit import Exit as Exit
 from pytest_infserver.launcher.supervision.exit import Survivor as Survivor
 from pytest_infserver.launcher.supervision.exit import survivors
 from pytest_infserver.launcher.supervision.last_seen import LastSeen
+from pytest_infserver.launcher.supervision.tree.child_watch import describe_death
 from pytest_infserver.system.disk.files import read_start
 from pytest_infserver.system.environment import environment
 from pytest_infserver.system.processes.foreign import ForeignProcess, leave_behind, reap_left_behind

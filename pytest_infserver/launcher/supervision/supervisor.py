@@ -41,14 +41,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_infserver.launcher.supervision.answers import Answers
-from pytest_infserver.launcher.supervision.child_watch import ChildWatch, describe_death
 from pytest_infserver.launcher.supervision.guard import await_supervisor, become_subreaper, fork_guard
 from pytest_infserver.launcher.supervision.leftover_files import LeftoverFiles
-from pytest_infserver.launcher.supervision.looks import Looks
 from pytest_infserver.launcher.supervision.ownership import OWNER_INTERVAL, Ownership
-from pytest_infserver.launcher.supervision.server_tree import ServerTree, describe
 from pytest_infserver.launcher.supervision.signals import WakeUp
 from pytest_infserver.launcher.supervision.stopping import Stop
+from pytest_infserver.launcher.supervision.tree.child_watch import ChildWatch, describe_death
+from pytest_infserver.launcher.supervision.tree.looks import Looks
+from pytest_infserver.launcher.supervision.tree.server_tree import ServerTree, describe
 from pytest_infserver.system.processes.own_cgroup import (
     cgroup_made_by,
     enter_cgroup,

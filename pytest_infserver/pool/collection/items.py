@@ -11,7 +11,7 @@ import pytest
 from pytest_infserver.pool.collection.selection import NEEDS
 
 FIXTURE = "inference_server"
-FIXTURE_HOME = "pytest_infserver.fixtures"
+FIXTURE_HOME = "pytest_infserver.session.fixtures"
 SEVERAL = "inference_servers"
 """The fixture that gives several servers together."""
 WAYS = frozenset({FIXTURE, SEVERAL, "inference_server_factory", "inference_client", "request"})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +14,14 @@ from pytest_infserver.pool.collection.selection import PROFILE
 
 if TYPE_CHECKING:
     from pytest_infserver.config.model import ServerConfig
+    from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.collection.choice import Choice
+
+NOT_PROFILED = (
+    f"{PROFILE} profiles what a test takes as 'inference_server' or 'inference_servers'; around another server write"
+    " 'with server.profiling(\"name\"):'"
+)
+"""What a test is told whose mark profiles nothing."""
 
 
 def wanted_profilers(items: Iterable[pytest.Item], choice: Choice) -> dict[str, str]:
@@ -49,6 +57,16 @@ def default_tool(configs: Mapping[str, ServerConfig], name: str) -> str:
     """Return the profiler of a server for a test that names none."""
     profile = configs[name].profile
     return "py-spy" if profile is None else profile.tool
+
+
+@contextlib.contextmanager
+def telling(server: InferenceServer, progress: Callable[[str], None]) -> Iterator[None]:
+    """Show at once what a server says."""
+    before, server.on_progress = server.on_progress, progress
+    try:
+        yield
+    finally:
+        server.on_progress = before
 
 
 def _problem(config: ServerConfig, tool: str, taken: str | None) -> str | None:

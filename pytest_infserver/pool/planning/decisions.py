@@ -111,3 +111,11 @@ class Room(Protocol):
 
     def fits(self, name: str, without: Iterable[str]) -> bool:
         """Return whether this run would have room for a server if those were gone."""
+
+
+def deadlock(name: str) -> str:
+    """Return why a server cannot be had, however long one waits."""
+    return (
+        f"{name} cannot be had: all who use what it needs wait for servers themselves, this test included."
+        " Name all servers of a test in @pytest.mark.infserver_needs(...): they are given together."
+    )

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from pytest_infserver.pool.planning.decisions import Decision, Grant, Phase, Request, Room, Sleep, Start, Stop
+from pytest_infserver.pool.planning.decisions import Decision, Grant, Phase, Request, Room, Sleep, Start, Stop, deadlock
 
 GRACE = 1.0
 """Seconds that an idle server which later tests want is left alone while somebody may come back to it: starting it
@@ -312,7 +312,7 @@ class Planner:
         if server.failed or request.ticket not in self._waiting:
             return False
         if self._waits_for_itself(request):
-            decisions.append(self._answer(request, self._deadlock(name)))
+            decisions.append(self._answer(request, deadlock(name)))
             return False
         if server.phase in (Phase.UP, Phase.STARTING) or self._is_held_back(name):
             return False
@@ -383,7 +383,7 @@ class Planner:
                 server.phase = Phase.STARTING
                 decisions.append(Start(server.name))
             else:
-                decisions.append(self._answer(request, self._deadlock(server.name)))
+                decisions.append(self._answer(request, deadlock(server.name)))
 
     def _blocks_itself(self, name: str, request: Request) -> bool:
         """Return whether the GPUs of a server that sleeps are those of what its request has, or needs beside it."""
@@ -449,13 +449,6 @@ class Planner:
         waiting = {one.client for one in self._waiting.values()}
         users = {lease.client for lease in self._leased.values()}
         return users <= waiting and not [*self.names(Phase.STARTING), *self._leaving()]
-
-    @staticmethod
-    def _deadlock(name: str) -> str:
-        return (
-            f"{name} cannot be had: all who use what it needs wait for servers themselves, this test included."
-            " Name all servers of a test in @pytest.mark.infserver_needs(...): they are given together."
-        )
 
     def _stop_unwanted(self) -> Iterable[Stop]:
         asked_for = {name for request in self._waiting.values() for name in request.names}

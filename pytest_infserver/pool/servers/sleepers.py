@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pytest_infserver.errors import InferenceServerError
-from pytest_infserver.launcher.sleeping import as_start, fall_asleep, wake_up
+from pytest_infserver.launcher.operations.sleeping import as_start, fall_asleep, wake_up
 from pytest_infserver.launcher.user_code import asked
 
 if TYPE_CHECKING:

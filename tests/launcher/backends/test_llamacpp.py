@@ -35,7 +35,7 @@ def test_llama_server_from_path_is_preferred(llama_server: str) -> None:
 def test_the_embedded_one_stands_in(no_llama_server: None) -> None:
     command = LlamaCppServer(model="m.gguf").get_launch_command()
     python = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
-    assert command == [*python, "-m", "pytest_infserver.llamacpp_server", "--model", "m.gguf", *ADDRESS]
+    assert command == [*python, "-m", "pytest_infserver.embedded_llamacpp.server", "--model", "m.gguf", *ADDRESS]
 
 
 def test_a_named_binary_counts_most(llama_server: str) -> None:

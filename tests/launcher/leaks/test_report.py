@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pytest_infserver.launcher.leaks.report import LeakReport, as_text, from_message, is_allowed, judged
-from pytest_infserver.launcher.profiling.nsys import Nsys
+from pytest_infserver.launcher.profiling.profilers.nsys import Nsys
 from pytest_infserver.leak_finding import Finding
 
 NOTHING: frozenset[str] = frozenset()

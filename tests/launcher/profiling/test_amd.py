@@ -197,6 +197,6 @@ def test_found_beside_rocm(
     folder = tmp_path / "rocm"
     folder.mkdir()
     moved = rocprofv3.rename(folder / "rocprofv3")
-    monkeypatch.setattr("pytest_infserver.launcher.profiling.amd._ROCM", [str(folder)])
+    monkeypatch.setattr("pytest_infserver.launcher.profiling.profilers.amd._ROCM", [str(folder)])
     with profiled("amd") as server:
         assert server.command().argv[0] == str(moved)

@@ -17,7 +17,7 @@ import pytest
 from stand_ins import FakeNsys, SglangLike, VllmLike, ask, names, wait_for, warnings
 
 from pytest_infserver import CommandServer, InferenceServer, LeakError, ProfileError, ServerStartupError, ServerState
-from pytest_infserver.launcher.profiling.nsys import Nsys
+from pytest_infserver.launcher.profiling.profilers.nsys import Nsys
 
 pytestmark = pytest.mark.usefixtures("nothing_left", "nsys")
 
@@ -244,7 +244,7 @@ def test_broken_tool_is_shown_with_its_words(profiled: Profiled, bin_folder: Pat
 
 
 def test_sampling_without_permission_is_refused(profiled: Profiled, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_infserver.launcher.profiling.nsys._may_sample", lambda: False)
+    monkeypatch.setattr("pytest_infserver.launcher.profiling.profilers.nsys._may_sample", lambda: False)
     assert "--sample=process-tree is not permitted" in refusal(profiled("nsys", args=["--sample=process-tree"]))
     with profiled("nsys", args=["--sample=none"], on_demand=True) as server:
         assert server.running
@@ -351,7 +351,7 @@ def nsys_clients() -> list[list[str]]:
 
 
 def test_start_that_hangs_is_given_up(profiled: Profiled, nsys: FakeNsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_infserver.launcher.profiling.nsys.ASK_LIMIT", 1.0)
+    monkeypatch.setattr("pytest_infserver.launcher.profiling.profilers.nsys.ASK_LIMIT", 1.0)
     nsys.fail("start-hangs")
     server = profiled("nsys")
     with pytest.raises(ProfileError, match="nsys start: killed: it did not end within 1 s"):
@@ -363,7 +363,7 @@ def test_start_that_hangs_is_given_up(profiled: Profiled, nsys: FakeNsys, monkey
 def test_session_that_does_not_come_is_given_up(
     profiled: Profiled, nsys: FakeNsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pytest_infserver.launcher.profiling.nsys._SESSION_LIMIT", 1.0)
+    monkeypatch.setattr("pytest_infserver.launcher.profiling.profilers.nsys._SESSION_LIMIT", 1.0)
     nsys.fail("no-session")
     server = profiled("nsys")
     with pytest.raises(ProfileError, match="nsys does not know the session after 1 s"):
@@ -384,7 +384,7 @@ def test_busy_machine_is_asked_again(profiled: Profiled, nsys: FakeNsys, fault: 
 def test_command_that_reaches_nobody_is_given_up(
     profiled: Profiled, nsys: FakeNsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pytest_infserver.launcher.profiling.nsys._SESSION_LIMIT", 1.0)
+    monkeypatch.setattr("pytest_infserver.launcher.profiling.profilers.nsys._SESSION_LIMIT", 1.0)
     nsys.fail("never-sent")
     with pytest.raises(ProfileError, match="The proxy is not started"):
         profiled("nsys").start()

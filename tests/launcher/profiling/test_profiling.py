@@ -29,7 +29,7 @@ from pytest_infserver import (
 from pytest_infserver.launcher.profiling.chosen import check_profiler, use_profiler
 from pytest_infserver.launcher.profiling.ledger import Entry, Ledger, Stretch
 from pytest_infserver.launcher.profiling.profiler import Place
-from pytest_infserver.launcher.profiling.py_spy import PySpy
+from pytest_infserver.launcher.profiling.profilers.py_spy import PySpy
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

@@ -20,7 +20,7 @@ from stand_ins import follower, names, wait_for, warnings, work
 
 from pytest_infserver import CommandServer, InferenceServer, LlamaCppServer, ProfileError, ServerState
 from pytest_infserver.launcher.profiling.chosen import check_profiler
-from pytest_infserver.launcher.profiling.py_spy import PySpy
+from pytest_infserver.launcher.profiling.profilers.py_spy import PySpy
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -160,7 +160,7 @@ def test_found_beside_python(profiled: Profiled, bin_folder: Path) -> None:
 
 
 def test_what_the_kernel_forbids_is_said_before_the_start(profiled: Profiled, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_infserver.launcher.profiling.py_spy.may_trace", lambda path: "not here")
+    monkeypatch.setattr("pytest_infserver.launcher.profiling.profilers.py_spy.may_trace", lambda path: "not here")
     server = profiled("py-spy")
     with pytest.raises(ProfileError, match="profiling with py-spy: not here"):
         server.start()
@@ -300,7 +300,7 @@ def test_flush_timeout_is_kept(profiled: Profiled, tmp_path: Path) -> None:
 
 
 def test_begin_that_hangs_is_given_up(profiled: Profiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_infserver.launcher.profiling.py_spy._BEGIN_LIMIT", 0.5)
+    monkeypatch.setattr("pytest_infserver.launcher.profiling.profilers.py_spy._BEGIN_LIMIT", 0.5)
     binary = fake_py_spy(tmp_path, "print('wait', flush=True)\ntime.sleep(600)")
     with profiled("py-spy", on_demand=True, binary_path=binary) as server:
         with pytest.raises(ProfileError, match=r"does not sample after 0.5 s:\n  wait"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pytest_infserver.launcher.profiling.profiler import tail
-from pytest_infserver.launcher.profiling.py_spy import _SUFFIXES
+from pytest_infserver.launcher.profiling.profilers.py_spy import _SUFFIXES
 from pytest_infserver.launcher.profiling.viewers import viewer_of
 
 

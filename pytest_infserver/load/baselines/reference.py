@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pytest_infserver.load.baselines import Baselines
-from pytest_infserver.load.comparison import LOOKS, NO_BASELINE, OPEN, Figures, Verdict, compare, looks
+from pytest_infserver.load.baselines.comparison import LOOKS, NO_BASELINE, OPEN, Figures, Verdict, compare, looks
+from pytest_infserver.load.baselines.files import Baselines
 
 SAVED_RUNS = 8
 """So many runs are a baseline."""

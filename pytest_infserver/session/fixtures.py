@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from pytest_infserver.current_run import run_for_fixture
+from pytest_infserver.session.current_run import run_for_fixture
 
 if TYPE_CHECKING:
     import openai

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_infserver.current_run import BROKER, POOL_REQUESTS, RUN, WORKER_NOTES, run_of
+from pytest_infserver.session.current_run import BROKER, POOL_REQUESTS, RUN, WORKER_NOTES, run_of
 
 if TYPE_CHECKING:
     from pytest_infserver.pool.broker.pool_requests import PoolRequests

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from pytest_infserver.launcher.supervision.server_tree import FREEZE_LIMIT, ServerTree
+from pytest_infserver.launcher.supervision.tree.server_tree import FREEZE_LIMIT, ServerTree
 from pytest_infserver.system.processes.table import Process, wait_until_stopped
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""llama-server without the binary: `python -m pytest_infserver.llamacpp_server --model M.gguf --port 8080`.
+"""llama-server without the binary: `python -m pytest_infserver.embedded_llamacpp.server --model M.gguf --port 8080`.
 
 Runs llama.cpp's own HTTP server from the `xllamacpp` package in this process, and speaks llama-server's
 command line, with its rules: `--flag value` (never `--flag=value`), no abbreviations, `_` reads as `-`, the
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pytest_infserver.llamacpp_options import OPTIONS, Option, UsageError, commas, restrict_origins
+from pytest_infserver.embedded_llamacpp.options import OPTIONS, Option, UsageError, commas, restrict_origins
 
 _HELP_COLUMN = 44
 
@@ -59,7 +59,7 @@ def parse(argv: list[str]) -> list[tuple[Option, Any]]:
 
 def usage() -> str:
     """Return the text for `--help`."""
-    lines = ["usage: python -m pytest_infserver.llamacpp_server --model FILE [options]", ""]
+    lines = ["usage: python -m pytest_infserver.embedded_llamacpp.server --model FILE [options]", ""]
     for option in OPTIONS:
         spellings = ", ".join(option.flags + option.off) + (" VALUE" if option.parse else "")
         lines.append(f"{spellings:<{_HELP_COLUMN}} {option.help}")

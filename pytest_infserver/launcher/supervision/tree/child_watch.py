@@ -10,7 +10,7 @@ import struct
 from collections.abc import Collection
 from typing import Any
 
-from pytest_infserver.launcher.supervision.server_tree import ServerTree
+from pytest_infserver.launcher.supervision.tree.server_tree import ServerTree
 from pytest_infserver.system.processes.table import Process, command_line, read_file
 
 _MAX_WATCHED = 256

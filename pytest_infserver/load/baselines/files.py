@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_infserver.errors import InferenceServerError
-from pytest_infserver.load.comparison import Figures
-from pytest_infserver.load.machine import driver, in_words, machine, machine_key
+from pytest_infserver.load.baselines.comparison import Figures
+from pytest_infserver.load.baselines.machine import driver, in_words, machine, machine_key
 from pytest_infserver.system.disk.files import read_start, write_whole
 
 FOLDER = ".infserver/load"
