@@ -22,7 +22,7 @@ import requests
 from pytest_infserver.embedded_llamacpp import server as llamacpp_server
 from pytest_infserver.models.builtin import builtin_path
 
-ROOT = Path(llamacpp_server.__file__).parents[1]
+ROOT = Path(llamacpp_server.__file__).parents[2]
 TINY = str(builtin_path("builtin:tiny"))
 READY_S = 30.0
 REQUEST_S = 20.0

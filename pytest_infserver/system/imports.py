@@ -32,6 +32,7 @@ NEEDED_LATER = (
     "select",
     "selectors",
     "ssl",
+    "statistics",
     "sysconfig",
     "urllib.parse",
     "urllib.request",
