@@ -375,7 +375,9 @@ OPTIONS = (
 
 def restrict_origins(params: Any) -> None:
     """Let browsers call from this machine only where tools are offered, unless the user has named origins."""
-    offers_tools = params.server_tools or params.mcp_servers_config or params.mcp_servers_json
+    # Not each version has all of them.
+    names = ("server_tools", "mcp_servers_config", "mcp_servers_json")
+    offers_tools = any(getattr(params, name, None) for name in names)
     if offers_tools and not params.cors_origins_explicit:
         params.cors_origins = "localhost"
 
