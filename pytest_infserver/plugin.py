@@ -51,6 +51,7 @@ __all__ = [
 RESUME: pytest.StashKey[Callable[[], None]] = pytest.StashKey()
 _OUR_FIXTURES = {"inference_server", "inference_servers", "inference_server_factory"}
 _CLIENTS = {"inference_client", "inference_async_client"}
+_MEASURES = {"inference_load", "inference_score"}
 MARKERS = (
     "backend(*names, exclude=...): run this test on servers of these backends only, or on all but those excluded",
     "infserver(*names, exclusive=False): run this test on servers with these names only (* and ? match), or alone",
@@ -278,7 +279,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show in a failed test what its server wrote, and fail a test whose server died."""
     report = yield
-    if "inference_load" in item.fixturenames or "inference_score" in item.fixturenames:  # type: ignore[attr-defined]
+    if not _MEASURES.isdisjoint(getattr(item, "fixturenames", ())):
         from pytest_infserver.reporting.record.measures import attach
 
         attach(report, item)

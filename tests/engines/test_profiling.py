@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from pytest_infserver import InferenceServer, ProfileError, ServerDiedError, create_server
-from pytest_infserver.launcher.profiling import nsys as nsys_module
+from pytest_infserver.launcher.profiling.profilers import nsys as nsys_module
 
 from .answers import post
 from .conftest import all_gone, ours_or_nobodys, title, tree, wait_until_empty

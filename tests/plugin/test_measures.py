@@ -123,7 +123,7 @@ def test_a_corrupt_baseline_is_told_and_left_alone(tmp_path: Path, text: str, sa
 
 
 def test_a_baseline_of_another_machine_is_told_and_not_compared(tmp_path: Path, monkeypatch) -> None:
-    from pytest_infserver.load import baselines as module
+    from pytest_infserver.load.baselines import files as module
     from pytest_infserver.load.baselines.reference import Reference
 
     store = module.Baselines(tmp_path, "mine", {"model": "m"}, "engine 1")
