@@ -14,6 +14,8 @@ from pytest_infserver.load.baselines.reference import _until_decided as until_de
 
 FIGURES = ("ttft", "tpot", "e2e", "seconds for a token")
 TRIALS = 1000
+SLOW = (pytest.mark.run, pytest.mark.nightly)
+"""They take ten seconds of a core each."""
 
 
 def machine(chance, noise, slower=0.0, outliers=0.0):
@@ -40,7 +42,7 @@ def verdicts(noise, slower, seed, outliers=0.0, by=0.1, trials=TRIALS):
     return found
 
 
-@pytest.mark.parametrize("noise", [0.005, 0.02, 0.03])
+@pytest.mark.parametrize("noise", [pytest.param(0.005, marks=SLOW), pytest.param(0.02, marks=SLOW), 0.03])
 def test_false_alarms_are_rare_and_ten_percent_are_found(noise: float) -> None:
     same = verdicts(noise, 0.0, f"same {noise}")
     assert same[SLOWER] < 0.01 * TRIALS
@@ -49,7 +51,9 @@ def test_false_alarms_are_rare_and_ten_percent_are_found(noise: float) -> None:
     assert slower[SLOWER] > 0.95 * TRIALS
 
 
-@pytest.mark.parametrize(("noise", "outliers"), [(0.06, 0.0), (0.15, 0.0), (0.02, 0.1)])
+@pytest.mark.parametrize(
+    ("noise", "outliers"), [pytest.param(*one, marks=SLOW) for one in ((0.06, 0.0), (0.15, 0.0), (0.02, 0.1))]
+)
 def test_noise_costs_decisions_and_not_false_alarms(noise: float, outliers: float) -> None:
     # So many that a rate of 0.2 % is told from one of 1 % whatever the seed.
     same = verdicts(noise, 0.0, f"noisy {noise}", outliers, trials=2000)

@@ -16,6 +16,7 @@ from gpu.machine import gpu_problem
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tools" / "gpu_check.sh"
 pytestmark = [
+    pytest.mark.run,
     pytest.mark.usefixtures("nothing_left"),
     pytest.mark.skipif(sys.platform != "linux", reason="the machines with a GPU are Linux's"),
 ]
