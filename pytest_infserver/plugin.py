@@ -21,6 +21,7 @@ from pytest_infserver.session.current_run import (
     CurrentTest,
     finish,
     load,
+    note_surroundings,
     run_for_fixture,
     run_of,
 )
@@ -202,6 +203,7 @@ def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.It
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start what the tests need, in their order."""
+    note_surroundings(session.config)
     option = session.config.option
     # Where something cannot be collected pytest is about to give up; xdist's workers go on.
     goes_on = option.continue_on_collection_errors or hasattr(session.config, "workerinput")

@@ -38,12 +38,14 @@ from pytest_infserver.pool.room import Room, machine_room
 from pytest_infserver.pool.run import Run
 from pytest_infserver.pool.servers.policy import MAX_RESTARTS, Hooks, Policy
 from pytest_infserver.reporting.record.run_files import run_folder
+from pytest_infserver.system.environment import surroundings
 
 if TYPE_CHECKING:
     from pytest_infserver.cluster.cluster import Cluster
     from pytest_infserver.config.model import ServerConfig
     from pytest_infserver.pool.wait_report import WaitReport
     from pytest_infserver.settings import Settings
+    from pytest_infserver.system.environment import Surroundings
 
 _SEED = "cluster_seed"
 
@@ -53,6 +55,7 @@ def load_run(
     settings: Settings,
     progress: Callable[[str], None],
     waiting: Callable[[WaitReport], None],
+    before: Surroundings | None = None,
 ) -> Run:
     """Read the configuration of a run, and join its pool, or make it.
 
@@ -61,6 +64,7 @@ def load_run(
         settings: Ours.
         progress: Gets a line of text when a start takes long for a reason.
         waiting: Gets what is waited for, now and then, and once when that has come to an end.
+        before: What servers inherit; what this process has now if None.
 
     Raises:
         ConfigError: Something in it is wrong.
@@ -95,7 +99,7 @@ def load_run(
         for one in configs.values() if cluster is None else ():
             check_command(one)
         if cluster is None and all(is_expressible(find_backend(one)) for one in configs.values()):
-            member = _own_member(config, settings, configs, waiting, progress)
+            member = _own_member(config, settings, configs, waiting, progress, before)
         else:
             pool = _make_pool(config, settings, configs, cluster)
             member = LocalMember(pool, waiting=waiting, progress=progress)
@@ -118,6 +122,7 @@ def _own_member(
     configs: Mapping[str, ServerConfig],
     waiting: Callable[[WaitReport], None],
     progress: Callable[[str], None],
+    before: Surroundings | None,
 ) -> OwnerMember:
     """Return this process's access to a pool in a process of its own, which is started by whoever needs it first."""
     found = {one.backend: as_foreign(find_backend(one)) for one in configs.values()}
@@ -133,7 +138,7 @@ def _own_member(
         tells_log=settings.log == "live",
     )
     listeners = Listeners(waiting=waiting, progress=progress)
-    owner = PoolOwner(boot, create_from_config, listeners)
+    owner = PoolOwner(boot, create_from_config, listeners, before or surroundings())
     member = OwnerMember(configs, owner, alone=not workers, waiting=waiting, progress=progress)
     listeners.has_hook = lambda hook: bool(getattr(config.hook, hook).get_hookimpls())
     listeners.hook = lambda hook, one, view: _call_hook(config, hook, server=member.followed(one, view))

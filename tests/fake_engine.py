@@ -86,6 +86,7 @@ def parse():
         choices=("", "refuse", "hang", "refuse-wake", "hang-wake", "die-at-wake", "sick-awake"),
         help="what goes wrong when it is told to sleep, or to wake",
     )
+    add("--no-reuseaddr", action="store_true", help="listen without SO_REUSEADDR, as few servers do")
     add("--version", action="store_true")
     return parser.parse_known_args()[0]
 
@@ -571,6 +572,7 @@ def main():
     Handler.ready_at = time.monotonic() + options.loading
     if ":" in options.host:
         Server.address_family = socket.AF_INET6
+    Server.allow_reuse_address = not options.no_reuseaddr
     try:
         server = Server((options.host, options.port), Handler)
     except OSError:

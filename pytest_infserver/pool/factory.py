@@ -13,14 +13,16 @@ from pytest_infserver.config.model import hidden
 from pytest_infserver.config.validation import nearest
 from pytest_infserver.errors import ConfigError, InferenceServerError
 from pytest_infserver.launcher.factory import create_from_config
-from pytest_infserver.pool.collection.variants import Variant, changed
+from pytest_infserver.pool.collection.variants import Variant, changed, digest
 from pytest_infserver.pool.configured import own_server
 from pytest_infserver.pool.wait_report import wait_report_on
+from pytest_infserver.system.environment import changes, surroundings
 
 if TYPE_CHECKING:
     from pytest_infserver.config.model import ServerConfig
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.run import Run
+    from pytest_infserver.system.environment import Surroundings
 
 _NODES: dict[str, type[Any]] = {
     "class": pytest.Class,
@@ -35,8 +37,9 @@ Until: TypeAlias = "Callable[[Callable[[], object]], object]"
 class ServerFactory:
     """Gives out servers that end with a scope of the running test, or with the fixture that asks for them."""
 
-    def __init__(self, run: Run, session: pytest.Session) -> None:
+    def __init__(self, run: Run, session: pytest.Session, before: Surroundings | None) -> None:
         self._run = run
+        self._before = before
         self._session = session
         self._made_so_far: Counter[str] = Counter()
         worker = getattr(session.config, "workerinput", {}).get("workerid")
@@ -71,6 +74,7 @@ class ServerFactory:
             config = self._config(which, settings)
             if not self._run.member.can_run(config):
                 return self._started_here(config, until)
+            config = self._with_surroundings(config)
             if fresh:
                 self._made_so_far[config.name] += 1
                 name = f"{config.name}.{self._mark}-{self._made_so_far[config.name]}"
@@ -79,6 +83,23 @@ class ServerFactory:
         except InferenceServerError as error:
             # The traceback would only show this package's own lines.
             raise error.with_traceback(None) from None
+
+    def _with_surroundings(self, config: ServerConfig) -> ServerConfig:
+        """Return a server with what tests have changed of the environment and working directory by now.
+
+        Its settings count more. With what is changed it is another server, called by the servers' name and a hash.
+        """
+        if self._before is None or config.url is not None:
+            return config
+        now = surroundings()
+        env_vars: dict[str, str | None] = changes(self._before.env, now.env)
+        env_vars = {name: value for name, value in env_vars.items() if name not in config.env_vars}
+        moved = now.folder if now.folder != self._before.folder and self._run.cluster is None else None
+        cwd = config.cwd or moved
+        if not env_vars and cwd == config.cwd:
+            return config
+        name = f"{config.name}+env-{digest([env_vars, cwd])[:6]}"
+        return dataclasses.replace(config, name=name, env_vars={**env_vars, **config.env_vars}, cwd=cwd)
 
     def _started_here(self, config: ServerConfig, until: Until) -> InferenceServer:
         """Start a server in this process, whose backend starts and stops its servers itself."""

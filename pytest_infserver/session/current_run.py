@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_infserver.reporting.record.worker_notes import Notes, WorkerNotes
     from pytest_infserver.reporting.terminal.start_times import StartTimes
     from pytest_infserver.reporting.terminal.waiting import Waiting
+    from pytest_infserver.system.environment import Surroundings
 
 RUN: pytest.StashKey[Run] = pytest.StashKey()
 BROKER: pytest.StashKey[Controller] = pytest.StashKey()
@@ -31,6 +32,8 @@ START_TIMES: pytest.StashKey[StartTimes] = pytest.StashKey()
 REFUSED: pytest.StashKey[str] = pytest.StashKey()
 """Why a worker of xdist has no run."""
 TEST: pytest.StashKey[CurrentTest] = pytest.StashKey()
+BEFORE_TESTS: pytest.StashKey[Surroundings] = pytest.StashKey()
+"""What servers inherit that a test asks for, unless it changes that."""
 CLOSED: tuple[pytest.StashKey[Any], ...] = (RUN, REFUSED, BROKER, WORKER_NOTES)
 """What the end of a session closes, or tells."""
 _SITE_PACKAGES = os.path.dirname(os.path.dirname(pytest.__file__))  # noqa: PTH120
@@ -88,6 +91,13 @@ def _import_early() -> None:
     import_early((*NEEDED_LATER, "pytest_infserver.setup"), _SITE_PACKAGES)
 
 
+def note_surroundings(config: pytest.Config) -> None:
+    """Remember what this process has before tests and their fixtures change it."""
+    from pytest_infserver.system.environment import surroundings
+
+    config.stash[BEFORE_TESTS] = surroundings()
+
+
 def load(config: pytest.Config) -> Run:
     """Read the configuration, and join the pool of this run, or make it.
 
@@ -111,7 +121,7 @@ def load(config: pytest.Config) -> Run:
     try:
         settings = read_settings(config)
         waiting = config.stash[WAITING] = Waiting(config, times, plain=settings.log == "live")
-        return load_run(config, settings, progress, waiting)
+        return load_run(config, settings, progress, waiting, config.stash.get(BEFORE_TESTS, None))
     except InferenceServerError as error:
         raise pytest.UsageError(str(error)) from None
 

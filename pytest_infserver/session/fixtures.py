@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from pytest_infserver.session.current_run import run_for_fixture
+from pytest_infserver.session.current_run import BEFORE_TESTS, run_for_fixture
 
 if TYPE_CHECKING:
     import openai
@@ -45,7 +45,8 @@ def inference_server_factory(request: pytest.FixtureRequest) -> Callable[..., In
     """
     from pytest_infserver.pool.factory import ServerFactory
 
-    return ServerFactory(run_for_fixture(request.config), request.session)
+    before = request.config.stash.get(BEFORE_TESTS, None)
+    return ServerFactory(run_for_fixture(request.config), request.session, before)
 
 
 @pytest.fixture(scope="session")

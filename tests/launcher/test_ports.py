@@ -109,9 +109,9 @@ def test_port_that_is_promised_to_another_server_is_not_even_probed(monkeypatch:
     probed: list[int] = []
     is_free = ports.is_free
 
-    def note(host: str, port: int) -> bool:
+    def note(host: str, port: int, **how: bool) -> bool:
         probed.append(port)
-        return is_free(host, port)
+        return is_free(host, port, **how)
 
     monkeypatch.setattr(ports, "is_free", note)
     other = ports.reserve_port("127.0.0.1", None)
@@ -163,7 +163,7 @@ def test_port_of_a_server_that_is_about_to_be_gone_is_waited_for() -> None:
 
 
 def test_no_port_at_all_is_an_error(fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ports, "is_free", lambda host, port: False)
+    monkeypatch.setattr(ports, "is_free", lambda host, port, **how: False)
     with pytest.raises(PortInUseError, match="no free port"):
         fake_server().start()
 
@@ -187,14 +187,71 @@ def test_taken_on_another_address_counts_where_it_collides(mine: str) -> None:
         assert not ports.is_free(mine, port_of(listener))
 
 
-def test_connection_in_time_wait_does_not_take_a_port() -> None:
+@pytest.fixture
+def resting() -> int:
+    """A port on which nobody listens, and where a connection is in TIME_WAIT."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = port_of(listener)
         client = socket.create_connection(("127.0.0.1", port))
         accepted = listener.accept()[0]
+        # Who closes first has it.
         accepted.close()
         client.close()
-    assert ports.is_free("127.0.0.1", port)
+    return port
+
+
+def test_connection_in_time_wait_does_not_take_a_named_port(resting: int) -> None:
+    """Nearly all servers set SO_REUSEADDR."""
+    assert ports.is_free("127.0.0.1", resting)
+    ports.reserve_port("127.0.0.1", resting).release()
+
+
+def test_a_port_of_our_choice_is_good_for_a_server_without_reuseaddr(resting: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        other = port_of(unused)
+    for search in ([resting, other], [other, resting]):
+        reservation = ports.reserve_port("127.0.0.1", None, search=search, at_random=True)
+        reservation.release()
+        assert reservation.port == other
+    # Nearly all servers can have it: better than none of those where one is looked for.
+    reservation = ports.reserve_port("127.0.0.1", None, search=[resting], at_random=True)
+    reservation.release()
+    assert reservation.port == resting
+
+
+WITHOUT_REUSEADDR = """
+import os, socket, sys
+mark, engine, port = sys.argv[1:]
+if os.path.exists(mark):
+    os.execv(sys.executable, [sys.executable, "-S", engine, "--port", port])
+open(mark, "w").close()
+with socket.socket() as listener:
+    listener.bind(("127.0.0.1", int(port)))
+    raise AssertionError("it could")
+"""
+
+
+def test_a_named_port_in_time_wait_is_waited_for_by_a_server_without_reuseaddr(
+    resting: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first launch fails. The system's minute is a short one here, and what is launched then does not need it."""
+    engine = str(Path(__file__).parents[1] / "fake_engine.py")
+    words = [sys.executable, "-S", "-c", WITHOUT_REUSEADDR, str(tmp_path / "mark"), engine, "{port}"]
+    is_free = ports.is_free
+    looks: list[int] = []
+
+    def soon_rested(host: str, port: int, *, rested: bool = False) -> bool:
+        looks.extend([port] * rested)
+        return is_free(host, port, rested=rested and len(looks) < 3)
+
+    monkeypatch.setattr(ports, "is_free", soon_rested)
+    told: list[str] = []
+    server = CommandServer(launch_command=words, output_dir=tmp_path, health_endpoint="/health", port=resting)
+    server.on_progress = told.append
+    with server:
+        assert (server.port, server.launches) == (resting, 2)
+    assert [text for text in told if "TIME_WAIT" in text] == told != []
+    assert looks == [resting] * 3
 
 
 def test_listeners_among_processes(listener: socket.socket) -> None:
@@ -264,7 +321,7 @@ def test_port_that_was_ours_to_choose_is_exchanged(tmp_path: Path, nothing_left:
 
 
 def test_port_that_the_user_named_is_not_exchanged(tmp_path: Path, nothing_left: None) -> None:
-    server = late(tmp_path, port=QUIET_PORT)
+    server = late(tmp_path, port=QUIET_PORT + 60)
     with pytest.raises(PortInUseError, match="Address already in use"):
         server.start()
     assert server.launches == 1
@@ -456,7 +513,7 @@ def test_a_warning_of_vllm_that_it_takes_another_port_is_no_reason_to_start_agai
 
 
 def test_a_start_that_fails_on_a_named_port_is_not_tried_again(fake_server: FakeServer) -> None:
-    server = fake_server("--say", "[Errno 98] Address already in use", "--exit", "1", port=QUIET_PORT)
+    server = fake_server("--say", "[Errno 98] Address already in use", "--exit", "1", port=QUIET_PORT + 60)
     with pytest.raises(PortInUseError):
         server.start()
     assert server.launches == 1

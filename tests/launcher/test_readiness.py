@@ -260,7 +260,7 @@ HEALTHY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 def test_answer_of_a_foreign_server_is_not_ours(fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """It took the port after we had looked, and answers 200."""
-    monkeypatch.setattr("pytest_infserver.launcher.startup.ports.is_free", lambda host, port: True)
+    monkeypatch.setattr("pytest_infserver.launcher.startup.ports.is_free", lambda host, port, **how: True)
     found = pytest.raises(PortInUseError, match="another process answers there")
     with foreign_listener(HEALTHY) as port, found:
         fake_server("--delay=100", port=port).start()
@@ -269,7 +269,7 @@ def test_answer_of_a_foreign_server_is_not_ours(fake_server: FakeServer, monkeyp
 def test_own_reason_counts_more_than_the_foreign_server(
     fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pytest_infserver.launcher.startup.ports.is_free", lambda host, port: True)
+    monkeypatch.setattr("pytest_infserver.launcher.startup.ports.is_free", lambda host, port, **how: True)
     found = pytest.raises(PortInUseError, match="Address already in use")
     with foreign_listener(HEALTHY) as port, found as caught:
         fake_server(port=port).start()
@@ -278,7 +278,7 @@ def test_own_reason_counts_more_than_the_foreign_server(
 
 def test_listener_that_is_not_ours_to_own(fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """As under docker: the process that we launch is not the one that listens."""
-    monkeypatch.setattr("pytest_infserver.launcher.startup.ports.is_free", lambda host, port: True)
+    monkeypatch.setattr("pytest_infserver.launcher.startup.ports.is_free", lambda host, port, **how: True)
     with foreign_listener(HEALTHY) as port:
         server = fake_server("--delay=100", port=port, own_listener=False).start()
         assert server.check_health()

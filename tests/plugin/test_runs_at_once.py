@@ -1,4 +1,7 @@
-"""Several runs of pytest at once on one machine, each with a TMPDIR and a HOME of its own, as wrappers give them."""
+"""Several runs of pytest on one machine.
+
+At once, each with a TMPDIR and a HOME of its own, as wrappers give them; and in a row, on one named port.
+"""
 
 from __future__ import annotations
 
@@ -96,3 +99,31 @@ def test_five_runs_start_each_server_once(
     if words:
         pytest.importorskip("xdist")
     run_at_once(tmp_path, 5, free_port if is_fixed else None, *words)
+
+
+IN_A_ROW = """
+from helpers import get
+def test_it(inference_server):
+    # The server closes first: the connection stays on its port, in TIME_WAIT.
+    assert get(inference_server, "/argv")["pid"] == inference_server.pid
+    assert inference_server.port == PORT
+"""
+
+
+def test_five_runs_in_a_row_have_one_named_port(inline_project: Project, free_port: int) -> None:
+    inline_project.servers({"port": free_port}, a=[], b=[])
+    inline_project.files(test_1=f"PORT = {free_port}{IN_A_ROW}")
+    for _ in range(5):
+        inline_project.run().assert_outcomes(passed=2)
+        with socket.socket() as probe, pytest.raises(OSError, match="in use"):
+            probe.bind(("127.0.0.1", free_port))
+    assert sorted(inline_project.events("started")) == ["started a"] * 5 + ["started b"] * 5
+
+
+@pytest.mark.nightly
+def test_runs_in_a_row_of_a_server_without_reuseaddr(inline_project: Project, free_port: int) -> None:
+    """The next one waits until the system has forgotten the connections."""
+    inline_project.servers({"port": free_port}, a=["--no-reuseaddr"])
+    inline_project.files(test_1=f"PORT = {free_port}{IN_A_ROW}")
+    for _ in range(2):
+        inline_project.run().assert_outcomes(passed=1)

@@ -44,8 +44,7 @@ def test_they_start_in_order_know_where_the_others_are_and_stop_in_order(twin_pr
     twin_project.run("--infserver-max-servers=3").assert_outcomes(passed=2)
     events = twin_project.events("started", "stopped")
     assert events.index("started router") > max(events.index("started left"), events.index("started right"))
-    stopped = [event for event in events if event.startswith("stopped")]
-    assert stopped[-3:][0] == "stopped router gone"
+    assert next(event for event in events if event.startswith("stopped")) == "stopped router gone"
 
 
 def test_a_death_in_the_group_is_told_and_a_failed_start_fails_who_needs_it(inline_project, servers_yaml) -> None:
@@ -75,6 +74,95 @@ def test_a_death_in_the_group_is_told_and_a_failed_start_fails_who_needs_it(inli
     assert "left" in text
     assert "exited with code 3" in text
     assert "no such weights" in text
+
+
+@pytest.fixture
+def disaggregated(servers_yaml) -> None:
+    """Prefill, decode and what is in front of them."""
+    servers_yaml(
+        proxy={
+            "backend": "command",
+            "launch_command": [*COMMAND, "--said", "{servers.prefill.url}", "{servers.decode.host}"],
+            "env_vars": {"DECODE": "{servers.decode.port}", "PREFILL": "{servers.prefill.url}/v1"},
+            "needs": ["prefill", "decode"],
+        },
+        decode={"backend": "command", "launch_command": [*COMMAND, "--delay", "0.3"], "needs": ["prefill"]},
+        prefill=["--delay", "0.3"],
+    )
+
+
+@pytest.mark.promise
+def test_prefill_decode_and_their_proxy(inline_project, disaggregated) -> None:
+    """Each starts when those are ready that it needs, and is gone before they are told to stop."""
+    inline_project.files(
+        test_1="""
+        import pytest
+        from helpers import get
+        @pytest.mark.infserver_needs("prefill", "decode", "proxy")
+        def test_all(inference_servers):
+            prefill, decode, proxy = inference_servers.values()
+            told = get(proxy, "/argv")
+            assert told["argv"][-2:] == [prefill.server_url, decode.host]
+            assert told["env"]["DECODE"] == str(decode.port) != str(prefill.port)
+            assert told["env"]["PREFILL"] == prefill.server_url + "/v1"
+        @pytest.mark.infserver("proxy")
+        def test_proxy(inference_server): assert get(inference_server, "/argv")["argv"][-1] == "127.0.0.1"
+        """
+    )
+    inline_project.run("--infserver-max-servers=3").assert_outcomes(passed=2)
+    assert inline_project.events("started", "stopping", "stopped") == [
+        *("started prefill", "started decode", "started proxy"),
+        *("stopping proxy", "stopped proxy gone"),
+        *("stopping decode", "stopped decode gone"),
+        *("stopping prefill", "stopped prefill gone"),
+    ]
+
+
+def test_a_death_in_the_group_is_told_in_all_tests_that_have_it(project, disaggregated, quiet) -> None:
+    """Also in those that take the proxy only, which itself lives on; the next test has the whole group again."""
+    pytest.importorskip("xdist")
+    meeting = """
+        import pytest, time, urllib.request
+        from helpers import get, note
+        def meet(word):
+            note("here", word)
+            end = time.monotonic() + 60
+            while open("events.txt").read().count(f"here {word}") < 2:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+        pytestmark = pytest.mark.infserver("proxy")
+    """
+    project.files(
+        test_1=meeting
+        + """
+        def test_kills(inference_server):
+            meet("both")
+            port = get(inference_server, "/argv")["env"]["DECODE"]
+            with pytest.raises(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/exit?code=3&say=Error:+no+more+pages", timeout=20)
+            meet("killed")
+        """,
+        test_2=meeting
+        + """
+        def test_beside(inference_server):
+            meet("both")
+            meet("killed")
+        """,
+        test_3="""
+        import pytest
+        from helpers import get
+        @pytest.mark.infserver_needs("proxy", "decode")
+        def test_after(inference_servers):
+            assert all(server.check_health() for server in inference_servers.values())
+            assert get(inference_servers["proxy"], "/argv")["env"]["DECODE"] == str(inference_servers["decode"].port)
+        """,
+    )
+    result = project.run("--infserver-max-servers=3", "-n2", "-rA", plugins=("xdist",))
+    result.assert_outcomes(passed=1, failed=2)
+    text = quiet(result)
+    for name in ("test_1.py::test_kills", "test_2.py::test_beside"):
+        result.stdout.fnmatch_lines([f"FAILED {name}?proxy?*decode*exited with code 3*"])
+    assert text.count("no more pages") >= 2
 
 
 def test_what_a_chosen_server_needs_comes_along(inline_project, group) -> None:

@@ -75,9 +75,29 @@ def _launch_on_some_port(runtime: ProcessRuntime, tried: list[int]) -> None:
                 raise
             if server.settings.port is None:
                 server.give(port=None)
-            elif not (launched and _reports_port_taken(runtime, functools.partial(_is_drawn, server))):
+            elif not launched or not (
+                _reports_port_taken(runtime, functools.partial(_is_drawn, server)) or _await_rest(runtime)
+            ):
                 # The port is the user's choice.
                 raise
+
+
+def _await_rest(runtime: ProcessRuntime) -> bool:
+    """Wait until a server without SO_REUSEADDR can have the user's port, and return whether it could not before."""
+    server = runtime.server
+    own = (server.port, *asked(server).derived_ports(server.port), *server.allotment.ports.values())
+    told: set[int] = set()
+
+    def heard(port: int) -> None:
+        runtime.raise_if_cancelled()
+        if not told:
+            server.on_progress(
+                f"{server} cannot listen on port {port} yet, where connections of a server before it are in TIME_WAIT"
+                " (a minute); with SO_REUSEADDR it could"
+            )
+        told.add(port)
+
+    return ports.await_rest(server.host, own, heard)
 
 
 def _prepare(runtime: ProcessRuntime) -> None:

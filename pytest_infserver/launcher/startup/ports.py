@@ -23,6 +23,8 @@ FIRST_EPHEMERAL = 32768
 """From here on Linux gives ports out by itself, to outgoing connections among others."""
 _SEARCH = range(DEFAULT_PORT, DEFAULT_PORT + 1000)
 _LAST = 65535
+_TIME_WAIT = 75.0
+"""Seconds after which the system has forgotten a connection: 60 on Linux, 30 to 60 elsewhere, and some to spare."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,15 @@ def reserve_port(
         return _reserve_named(host, port, further(port))
     shunned = set(avoid)
     search = _first_then_any(search or _SEARCH, at_random=at_random)
-    for number in (*search, 0):
+    # The first is what people expect where it is not drawn, and a start that fails is tried on another one.
+    first = [] if at_random else [(number, False) for number in search[:1]]
+    rested, resting = ([(number, is_rested) for number in search] for is_rested in (True, False))
+    # The last resort is a port that the system chooses.
+    for number, is_rested in (*first, *rested, *resting, (0, True)):
         if number in shunned:
             continue
-        # The last resort is a port that the system chooses.
         candidate = number or _ephemeral(hosts_of(host)[0])
-        locks = _lock_all(host, candidate, further(candidate))
+        locks = _lock_all(host, candidate, further(candidate), rested=is_rested)
         if locks is not None:
             return Reservation(candidate, locks)
     raise PortInUseError(f"no free port from {min(search)} to {max(search)} on {host}")
@@ -116,7 +121,7 @@ def _reserve_named(host: str, port: int, further: Sequence[int]) -> Reservation:
         return Reservation(port, tuple(locks))
 
 
-def _lock_all(host: str, port: int, further: Sequence[int]) -> tuple[int, ...] | None:
+def _lock_all(host: str, port: int, further: Sequence[int], *, rested: bool) -> tuple[int, ...] | None:
     """Lock all of these ports, or none of them."""
     with contextlib.suppress(_Taken), _all_or_none() as locks:
         for number in (port, *further):
@@ -127,7 +132,7 @@ def _lock_all(host: str, port: int, further: Sequence[int]) -> tuple[int, ...] |
             if lock is None:
                 raise _Taken
             locks.append(lock)
-            if not _are_free(_hosts(host, number != port), number):
+            if not _are_free(_hosts(host, number != port), number, rested=rested):
                 raise _Taken
         return tuple(locks)
     return None
@@ -158,20 +163,46 @@ def _hosts(host: str, derived: bool) -> set[str]:
     return {*hosts_of(host), "127.0.0.1"} if derived else set(hosts_of(host))
 
 
-def _are_free(hosts: Iterable[str], port: int) -> bool:
-    return all(is_free(host, port) for host in hosts)
+def _are_free(hosts: Iterable[str], port: int, *, rested: bool = False) -> bool:
+    return all(is_free(host, port, rested=rested) for host in hosts)
 
 
-def is_free(host: str, port: int) -> bool:
+def await_rest(host: str, ports: Iterable[int], heard: Callable[[int], object]) -> bool:
+    """Wait until the last connections of a server before it are out of the way of one without SO_REUSEADDR.
+
+    Args:
+        host: The address that it listens on.
+        ports: Its ports.
+        heard: Called with what it is waited for, now and then while that lasts.
+
+    Returns:
+        Whether there was something to wait for, and it is over.
+    """
+    hosts, waited = hosts_of(host), False
+    deadline = time.monotonic() + _TIME_WAIT
+    while resting := [port for port in ports if not _are_free(hosts, port, rested=True)]:
+        if time.monotonic() > deadline or not all(_are_free(hosts, port) for port in resting):
+            return False
+        heard(resting[0])
+        waited = True
+        time.sleep(0.2)
+    return waited
+
+
+def is_free(host: str, port: int, *, rested: bool = False) -> bool:
     """Return whether a server could listen on this port now.
+
+    Args:
+        host: The address.
+        port: The port.
+        rested: Whether connections in TIME_WAIT count, which are in the way of a server without SO_REUSEADDR only.
 
     Raises:
         ServerStartupError: It never could.
     """
     try:
         with _probe(host) as probe:
-            # As servers do it: connections in TIME_WAIT do not count.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(not rested))
             probe.bind((host, port))
             probe.listen(1)
     except PermissionError as error:

@@ -82,13 +82,13 @@ class PoolProcess:
         return f"{how}{': ' if said else ''}{said}"
 
 
-def start_process(boot: Boot, *, env: Mapping[str, str], folder: Path) -> PoolProcess:
+def start_process(boot: Boot, *, env: Mapping[str, str], folder: str | None) -> PoolProcess:
     """Start the process of a pool; it ends by itself when this one is gone.
 
     Args:
         boot: What it has to know.
         env: Its environment, which its servers inherit.
-        folder: Its working directory, likewise.
+        folder: Its working directory, likewise; that of this process if None.
 
     Raises:
         OSError: It cannot be started.

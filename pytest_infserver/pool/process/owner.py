@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_infserver.launcher.runtime.view import View
     from pytest_infserver.launcher.server import InferenceServer
     from pytest_infserver.pool.wait_report import WaitReport
+    from pytest_infserver.system.environment import Surroundings
 
 _START_LIMIT = 60.0
 """Seconds in which the process must have told where it is reached."""
@@ -84,13 +85,16 @@ class PoolOwner:
         end: How it has ended, in words, if it was not told to; else None.
     """
 
-    def __init__(self, boot: Boot, make: Callable[[ServerConfig], InferenceServer], listeners: Listeners) -> None:
+    def __init__(
+        self, boot: Boot, make: Callable[[ServerConfig], InferenceServer], listeners: Listeners, before: Surroundings
+    ) -> None:
         """Start nothing yet.
 
         Args:
             boot: What the process has to know.
             make: Makes a server of a configuration.
             listeners: Whom to tell what it tells.
+            before: What it and its servers inherit.
         """
         self.told = Told()
         self.moments = SafeMoments()
@@ -106,8 +110,7 @@ class PoolOwner:
         self._is_ending = False
         self._changed = threading.Condition()
         self._pid = os.getpid()
-        self._env = dict(os.environ)
-        self._folder = Path.cwd()
+        self._before = before
 
     def begin(self, expected: Mapping[str, ServerConfig] | None = None) -> None:
         """Start the process, and do not wait for it.
@@ -122,7 +125,7 @@ class PoolOwner:
             return
         try:
             boot = dataclasses.replace(self._boot, expected=expected or {})
-            self._started = start_process(boot, env=self._env, folder=self._folder)
+            self._started = start_process(boot, env=self._before.env, folder=self._before.folder)
         except OSError as error:
             raise InferenceServerError(f"the process of the pool cannot be started: {error}") from None
         self._channel = Channel(
