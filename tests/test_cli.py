@@ -45,6 +45,21 @@ def test_check_prints_each_server_s_command(first: Path, capsys: pytest.CaptureF
     assert output.err == ""
 
 
+def test_check_prints_each_server_of_a_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "backend: vllm\nname: a\nmatrix:\n  model: [org/m1, m2]\n  config.server_args.x: [1, 2]\n"
+        "  exclude: [{model: m2, config.server_args.x: 2}]\n  include: [{model: m3, port: 9000}]\n"
+    )
+    assert main(["check", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "a-m1-1: vllm serve org/m1 --host 127.0.0.1 --port 8000 --x 1",
+        "a-m1-2: vllm serve org/m1 --host 127.0.0.1 --port 8000 --x 2",
+        "a-m2-1: vllm serve m2 --host 127.0.0.1 --port 8000 --x 1",
+        "a-m3-9000: vllm serve m3 --host 127.0.0.1 --port 9000",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

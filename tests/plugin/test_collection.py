@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from pathlib import Path
 
 import pytest
+from fake_servers import fake_block
 
 SIMPLE = """
 def test_it(inference_server):
@@ -65,6 +67,26 @@ def test_configuration_errors_are_exit_status_4_in_one_paragraph(inline_project,
     assert "servers.yaml:2:" in text
     assert "'comand'" in text
     assert "'command'" in text
+    assert inline_project.events() == []
+
+
+@pytest.mark.parametrize(
+    ("matrix", "words"),
+    [
+        ({"gpus": [1], "exclude": [{"gpus": 1}]}, "'matrix' stands for no server"),
+        (
+            {"gpus": [*range(100)], "nodes": [*range(1, 101)]},
+            "'matrix' stands for 10000 servers",
+        ),
+    ],
+)
+def test_a_matrix_of_no_server_or_of_too_many_starts_nothing(inline_project, quiet, matrix, words) -> None:
+    inline_project.servers(a=fake_block(matrix=matrix), b=[])
+    inline_project.files(test_simple=SIMPLE)
+    result = inline_project.run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    [line] = [line for line in quiet(result).splitlines() if line]
+    assert re.fullmatch(rf"ERROR: servers.yaml:\d+:\d+: {words}.*", line)
     assert inline_project.events() == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from fake_servers import fake_command
 
 
 @pytest.mark.promise
@@ -386,3 +387,68 @@ def test_a_failed_test_whose_fixture_has_a_server_that_has_ended_is_told_the_sco
     assert text.count("had ended before this test") == 1
     assert "scope='function', and given back after test_1.py::test_1" in " ".join(text.split())
     assert "write scope='module'" in " ".join(text.split())
+
+
+def test_it_takes_environment_and_directory_at_its_call(twin_project, servers_yaml) -> None:
+    """What a test changes before counts, what it changes afterwards does not, nor for anybody else."""
+    servers_yaml({"env_vars": {"MINE": "configured"}}, a=[])
+    twin_project.files(
+        test_1="""
+        import os, pathlib, pytest
+        from helpers import get, kill
+        HERE = os.getcwd()
+        def seen(server):
+            told = get(server, "/argv")
+            return [told["env"].get(name) for name in ("LEAK", "MINE", "GONE")], told["cwd"]
+        UNCHANGED = [None, "configured", "there"], HERE
+        def test_before(inference_server_factory, monkeypatch, tmp_path):
+            monkeypatch.setenv("LEAK", "from-a-test")
+            monkeypatch.setenv("MINE", "what is configured counts more")
+            monkeypatch.delenv("GONE")
+            monkeypatch.chdir(tmp_path)
+            server = inference_server_factory("a")
+            assert seen(server) == (["from-a-test", "configured", None], str(tmp_path))
+            assert inference_server_factory("a") is server
+            monkeypatch.setenv("LEAK", "another")
+            assert seen(inference_server_factory("a"))[0][0] == "another"
+            assert seen(inference_server_factory("a", fresh=True))[0][0] == "another"
+        @pytest.fixture(scope="module")
+        def held(inference_server_factory):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("LEAK", "at-the-call")
+                return inference_server_factory("a")
+        def test_afterwards(held, monkeypatch, tmp_path):
+            monkeypatch.setenv("LEAK", "too-late")
+            monkeypatch.chdir(tmp_path)
+            assert seen(held) == (["at-the-call", "configured", "there"], HERE)
+            kill(held)
+        def test_restarted(held): assert seen(held) == (["at-the-call", "configured", "there"], HERE)
+        def test_others(inference_server, inference_server_factory):
+            assert seen(inference_server) == UNCHANGED
+            assert inference_server_factory("a") is inference_server
+        """
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GONE", "there")
+        twin_project.run("--infserver-max-servers=8", "-v").assert_outcomes(passed=3, failed=1)
+
+
+def test_without_a_configuration_the_first_call_s_changes_reach_no_other_server(inline_project) -> None:
+    """The pool's process is started by that call."""
+    inline_project.files(
+        test_1=f"""
+        import os, sys
+        from helpers import get
+        COMMAND = {fake_command()!r}
+        def leak_of(server): return get(server, "/argv")["env"].get("LEAK"), get(server, "/argv")["cwd"]
+        HERE = os.getcwd()
+        def test_1(inference_server_factory, monkeypatch, tmp_path):
+            monkeypatch.setenv("LEAK", "from-a-test")
+            monkeypatch.chdir(tmp_path)
+            server = inference_server_factory(backend="command", launch_command=COMMAND)
+            assert leak_of(server) == ("from-a-test", str(tmp_path))
+        def test_2(inference_server_factory):
+            assert leak_of(inference_server_factory(backend="command", launch_command=COMMAND)) == (None, HERE)
+        """
+    )
+    inline_project.bare().assert_outcomes(passed=2)

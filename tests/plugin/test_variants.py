@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
 ENGINE = str(Path(__file__).parents[1] / "fake_engine.py")
+COMMAND = [sys.executable, "-S", ENGINE, "--port", "{port}"]
 
 
 @pytest.mark.promise
@@ -228,3 +231,60 @@ def test_marks_of_parameters_that_name_the_same_server(inline_project, servers_y
     (inline_project.path / "events.txt").unlink()
     inline_project.run("-k", "llama1 and test_it").assert_outcomes(passed=1, deselected=5)
     assert inline_project.events("started") == ["started llama+X=2"]
+
+
+def test_one_that_dies_is_there_again_for_the_next_test_and_three_times_at_most(inline_project, servers_yaml) -> None:
+    """As a configured one, with its own settings and on the same port; so is one that only the factory describes."""
+    servers_yaml(a=[])
+    inline_project.files(
+        test_mark="""
+        import pytest
+        from helpers import get, kill, note
+        @pytest.mark.infserver("a", env_vars={"X": "1"})
+        @pytest.mark.parametrize("n", range(6))
+        def test_it(inference_server, n):
+            assert get(inference_server, "/argv")["env"]["X"] == "1"
+            note("port", inference_server.port)
+            kill(inference_server)
+        """,
+        test_factory="""
+        import pytest
+        from helpers import get, kill, note
+        @pytest.fixture(scope="module")
+        def held(inference_server_factory): return inference_server_factory("a", env_vars={"X": "2"})
+        @pytest.mark.parametrize("n", range(6))
+        def test_it(held, n):
+            assert get(held, "/argv")["env"]["X"] == "2"
+            kill(held)
+        """,
+    )
+    result = inline_project.run("--infserver-max-servers=2")
+    result.assert_outcomes(failed=8, errors=4)
+    for name in ("a+X=1", "a+X=2"):
+        assert inline_project.events("started", of=[name]) == [f"started {name}"] * 4
+        assert f"{name} (command) has died 4 times and is not restarted any more" in result.stdout.str()
+    assert len(set(inline_project.events("port"))) == 1
+
+
+def test_a_fixed_port_that_is_taken_fails_the_tests_that_want_it_and_names_the_holder(
+    inline_project, servers_yaml, quiet
+) -> None:
+    """Whoever has it may be gone by the time of the test: only then can it be told."""
+    servers_yaml(a={"backend": "command", "launch_command": [*COMMAND, "--said", "a"], "port": 21999}, b=[])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        inline_project.files(
+            test_1=f"""
+            import pytest
+            @pytest.mark.infserver("a", port={port})
+            def test_mark(inference_server): pass
+            def test_factory(inference_server_factory): inference_server_factory("a", port={port})
+            @pytest.mark.infserver("b")
+            def test_other(inference_server): assert inference_server.check_health()
+            """
+        )
+        result = inline_project.run("--infserver-max-servers=2")
+    result.assert_outcomes(passed=1, failed=1, errors=1)
+    text = quiet(result)
+    assert text.count(f"a+port={port} (command) cannot start: port {port} is taken by pid {os.getpid()} ") == 2
+    assert inline_project.events("started") == ["started b"]
