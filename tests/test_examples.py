@@ -59,7 +59,6 @@ def test_several_servers(tmp_path: Path, nothing_left: None) -> None:
 
 
 @pytest.mark.run
-@pytest.mark.promise
 def test_router(tmp_path: Path, nothing_left: None) -> None:
     lines = run_example("router", tmp_path)
     assert "2 passed" in lines[-1]

@@ -78,8 +78,11 @@ def logs(project: Any) -> set[str]:
     return {path.parent.name for path in (project.path / "server_logs").rglob("command.txt")}
 
 
-@pytest.mark.promise
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "n2"], indirect=True)
+@pytest.mark.parametrize(
+    "workers",
+    [pytest.param((), id="alone", marks=pytest.mark.promise), pytest.param(("-n2",), id="n2")],
+    indirect=True,
+)
 def test_the_second_run_starts_them_while_it_collects_and_once(ahead) -> None:
     ahead.servers(a=[], b={**fake_block(), "needs": ["a"]}, unused=[])
     variants = """

@@ -54,7 +54,6 @@ def launches(project: Any) -> list[str]:
     return [line.split()[1] for line in project.events("started")]
 
 
-@pytest.mark.promise
 def test_three_jobs_run_each_test_once_and_start_each_server_once(twin_project: Any) -> None:
     project = prepare(twin_project)
     for number in (1, 2, 3):

@@ -58,9 +58,8 @@ def counted(output: str) -> dict[str, int]:
     return {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", last)}
 
 
-@pytest.mark.promise
-@pytest.mark.process
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.run
+@pytest.mark.parametrize("form", ["dropin", pytest.param("own", marks=pytest.mark.promise)])
 def test_llamacpp(form: str, tmp_path: Path, nothing_left: None) -> None:
     output = run("llamacpp", form, tmp_path)
     assert counted(output) == {"passed": TESTS["llamacpp"]}, output
