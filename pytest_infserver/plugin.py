@@ -52,7 +52,6 @@ __all__ = [
 RESUME: pytest.StashKey[Callable[[], None]] = pytest.StashKey()
 _OUR_FIXTURES = {"inference_server", "inference_servers", "inference_server_factory"}
 _CLIENTS = {"inference_client", "inference_async_client"}
-_MEASURES = {"inference_load", "inference_score"}
 MARKERS = (
     "backend(*names, exclude=...): run this test on servers of these backends only, or on all but those excluded",
     "infserver(*names, exclusive=False): run this test on servers with these names only (* and ? match), or alone",
@@ -281,7 +280,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show in a failed test what its server wrote, and fail a test whose server died."""
     report = yield
-    if not _MEASURES.isdisjoint(getattr(item, "fixturenames", ())):
+    # Not by the names of its fixtures: items of other plugins have none, and a test may ask for one while it runs.
+    if "pytest_infserver.reporting.record.measures" in sys.modules:
         from pytest_infserver.reporting.record.measures import attach
 
         attach(report, item)

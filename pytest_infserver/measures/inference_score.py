@@ -67,9 +67,9 @@ class InferenceScore:
         before = None if found is None else found.runs[0].get(_FIGURE)
         told = {
             "name": name,
-            "value": number if math.isfinite(number) else None,
-            "min": min,
-            "max": max,
+            "value": _told(number),
+            "min": _told(min),
+            "max": _told(max),
             "baseline": before,
             "server": None if who is None else who.name,
         }
@@ -94,3 +94,8 @@ class InferenceScore:
             return Baselines(folder, "run", {})
         target = load_target(server, lambda: "", list)
         return Baselines(folder, target.name, target.identity, target.engine)
+
+
+def _told(value: float | None) -> float | None:
+    """Return a number as reports take it: none of a library's types, nor one that JSON does not know."""
+    return None if value is None or not math.isfinite(value) else float(value)

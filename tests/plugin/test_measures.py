@@ -199,6 +199,27 @@ def test_scores_and_their_limits_without_any_server(inline_project) -> None:
     result.stdout.fnmatch_lines(["gsm8k *0.93 (+0) *test_fine"])
 
 
+def test_what_a_test_measures_while_it_runs_and_in_numbers_of_a_library_is_told(twin_project) -> None:
+    """Workers of xdist send only Python's own numbers, and JSON knows no infinity."""
+    project = twin_project
+    project.servers(a=block())
+    project.files(
+        test_it="""
+        class Number(float): pass
+
+        def test_it(request, inference_server):
+            score = request.getfixturevalue("inference_score")
+            score("gsm8k", Number(0.9), min=Number(0.5), max=Number(1), tolerance=Number(1))
+            score("loss", 3, min=-float("inf"), max=float("inf"))
+        """
+    )
+    result = project.run("-v")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["gsm8k *0.9 *>= 0.5, <= 1 *", "loss *3 *- *- *"])
+    (test,) = json.loads((project.path / "server_logs" / "run.json").read_text())["tests"]
+    assert [(one["value"], one["min"], one["max"]) for one in test["scores"]] == [(0.9, 0.5, 1.0), (3.0, None, None)]
+
+
 def test_a_score_far_from_its_baseline(inline_project, monkeypatch) -> None:
     project = inline_project
     project.files(
