@@ -91,6 +91,9 @@ def test_a_variant_that_is_called_otherwise_now_is_left_out(memory: Memory, test
         {"env_vars": {"HF_TOKEN": "hunter2hunter2"}},
         {"api_key": "hunter2hunter2"},
         {"config": {"server_args": {"api-key": "hunter2hunter2"}}},
+        {"config": {"server_args": ["--api-key", "hunter2hunter2"]}},
+        {"config": {"server_args": {"extra": ["--api-key=hunter2hunter2"]}}},
+        {"env_vars": {"DATABASE": "http://me:hunter2hunter2@db"}},
         {"model": Path("somewhere")},
     ],
     ids=str,
@@ -207,3 +210,5 @@ def test_the_key_tells_invocations_apart(pytester: pytest.Pytester, monkeypatch:
     keys.add(key())
     assert len(keys) == 6
     assert key() == key()
+    monkeypatch.setenv("INFSERVER_ENV", "HF_TOKEN=hunter2hunter2")
+    assert "hunter2" not in key("--infserver-env", "API_KEY=hunter2hunter2")
