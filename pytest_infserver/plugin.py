@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 RESUME: pytest.StashKey[Callable[[], None]] = pytest.StashKey()
+COLLECTED: pytest.StashKey[bool] = pytest.StashKey()
 _OUR_FIXTURES = {"inference_server", "inference_servers", "inference_server_factory"}
 _CLIENTS = {"inference_client", "inference_async_client"}
 MARKERS = (
@@ -194,6 +195,7 @@ def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.It
         return (yield)
     with session.config.stash[RUN].collecting(session.config, items) as left_out:
         result = yield
+    session.config.stash[COLLECTED] = True
     if left_out:
         session.config.hook.pytest_deselected(items=left_out)
     return result
@@ -207,7 +209,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     # Where something cannot be collected pytest is about to give up; xdist's workers go on.
     goes_on = option.continue_on_collection_errors or hasattr(session.config, "workerinput")
     gives_up = session.testsfailed and not goes_on
-    if RUN in session.config.stash and not option.collectonly and not gives_up:
+    # It is also called where collection was interrupted, or what it looked for was not found.
+    has_ended = RUN in session.config.stash and session.config.stash.get(COLLECTED, False)
+    if has_ended and not option.collectonly and not gives_up:
         session.config.stash[RUN].plan(session.config, session.items)
 
 

@@ -167,27 +167,37 @@ def test_what_nobody_wants_is_stopped(ahead, keep, monkeypatch) -> None:
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("what", ["no tests", "collection error"])
+@pytest.mark.parametrize("what", ["no tests", "collection error", "interrupt"])
 def test_they_are_stopped_where_nothing_runs(ahead, what) -> None:
-    ahead.servers(a=[])
+    ahead.servers(a=[], b=[])
+    ahead.files(test_1=TEST.replace("def test_server", '@__import__("pytest").mark.infserver("a")\ndef test_server'))
     (ahead.path / "left").write_text("")
     ahead.conftest(
         """
 import pathlib
 import pytest
 def pytest_collect_file(file_path):
-    if "error" in pathlib.Path(__file__).with_name("left").read_text() and file_path.name == "test_1.py":
+    left = pathlib.Path(__file__).with_name("left").read_text()
+    if left in ("collection error", "interrupt") and file_path.name == "test_1.py":
         import ahead
         ahead.wait_for("a")
-        raise ValueError("x")
+        raise KeyboardInterrupt if left == "interrupt" else ValueError("x")
 """
         + CHOOSES
     )
     ahead.run().assert_outcomes(passed=2)
+    plans = (ahead.path / PLANS).read_text()
     await_servers(ahead, "a")
     (ahead.path / "left").write_text(what)
+    if what == "interrupt":
+        ahead.files(test_0='import pytest\n@pytest.mark.infserver("b")\ndef test_other(inference_server): pass\n')
     result = ahead.run()
     assert result.ret != 0
+    if what == "interrupt":
+        # Of tests that nobody has collected to the end nothing is known.
+        assert "while pytest collected" not in result.stdout.str()
+    if what != "no tests":
+        assert (ahead.path / PLANS).read_text() == plans
     # That no process is left the fixture of all these tests looks at.
     assert logs(ahead) == {"a"}
     assert ahead.events("test") == []
