@@ -157,6 +157,10 @@ class MachineRoom(Room):
 
     def adopt(self, name: str, keys: Sequence[str]) -> None:
         """Note the room of a server that was running already; its supervisor holds the locks on its GPUs."""
+        port = self._ports.get(name)
+        if port is not None:
+            # Other runs wait for its end.
+            self._turns.take(port)
         if not keys:
             self._places.add(name)
             return

@@ -159,6 +159,22 @@ def test_a_server_that_ran_already_may_find_its_gpus_taken_when_it_has_ended(mon
     assert not room.renew("a")
 
 
+def test_the_port_of_a_server_that_ran_already_is_not_another_runs_turn(locks) -> None:
+    def room() -> MachineRoom:
+        return MachineRoom(2, [], {"a": Demand(0, "")}, gpus(0), {"a": 29_123})
+
+    here, other = room(), room()
+    here.adopt("a", [])
+    assert not other.claim("a")
+    assert other.fits("a", ())
+    assert "port 29123, which another run" in other.taken("a")
+    assert here.renew("a")
+    assert not other.claim("a")
+    here.release("a")
+    assert other.claim("a")
+    other.release("a")
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [

@@ -40,7 +40,7 @@ class StartStop:
             with self._changed:
                 if not self._room.renew(server.name):
                     raise ServerStartupError(
-                        f"{server} cannot start again: another process has taken its GPUs meanwhile"
+                        f"{server} cannot start again: another process has taken its GPUs, or its port, meanwhile"
                     )
                 claim, places = self._room.devices(server.name), self._room.places_left()
             if not server.attached and not server.runtime.launched and not server.runtime.runs_elsewhere:
