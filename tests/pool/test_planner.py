@@ -536,6 +536,32 @@ def test_a_start_that_was_expected_and_failed_is_tried_again_once_it_is_wanted()
     book.planner.want("a")
     assert book.planner.expect_no_more() == ([], ["a"])
     assert book.decide() == ["start a"]
-    book.planner.start_failed("a")
+    assert book.planner.start_failed("a")
     assert book.planner.expect_no_more() == ([], [])
     assert book.decide() == []
+
+
+def test_a_start_that_was_expected_and_fails_only_when_it_is_wanted_is_made_again_once() -> None:
+    book = Book()
+    book.planner.expect("a")
+    assert book.decide() == ["start a"]
+    book.planner.want("a")
+    assert book.planner.expect_no_more() == ([], [])
+    # Also for the workers that plan after the first one.
+    assert book.planner.expect_no_more() == ([], [])
+    assert not book.planner.start_failed("a")
+    assert book.decide() == ["start a"]
+    assert book.planner.start_failed("a")
+    assert book.decide() == []
+
+
+def test_one_that_was_ready_in_time_has_no_start_left_over() -> None:
+    book = Book()
+    book.planner.expect("a")
+    assert book.decide() == ["start a"]
+    book.planner.want("a")
+    book.planner.expect_no_more()
+    book.up("a")
+    book.planner.died("a")
+    assert book.decide() == ["start a"]
+    assert book.planner.start_failed("a")

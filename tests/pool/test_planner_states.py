@@ -44,6 +44,7 @@ class Runs(RuleBasedStateMachine):
         self.wanted: Counter[str] = Counter()
         self.pinned: set[str] = set()
         self.expected: set[str] = set()
+        self.early: set[str] = set()
         self.failed: set[str] = set()
         self.phases = dict.fromkeys(self.names, Phase.DOWN)
         self.leases: dict[int, Request] = {}
@@ -95,6 +96,7 @@ class Runs(RuleBasedStateMachine):
             if self.phases[name] is not Phase.DOWN and not self.is_wanted(name) and not self.users(name)
         }
         self.failed -= expected
+        self.early = (self.early - expected) | {name for name in expected if self.phases[name] is Phase.STARTING}
         asked_for = {name for one in self.waiting.values() for name in one.names}
         self.carry_out()
         # Also where others stay.
@@ -153,9 +155,11 @@ class Runs(RuleBasedStateMachine):
             self.planner.started(name, self.now)
             self.phases[name] = Phase.UP
         else:
-            self.planner.start_failed(name)
+            assert self.planner.start_failed(name) == (name not in self.early)
             self.phases[name] = Phase.DOWN
-            self.failed.add(name)
+            if name not in self.early:
+                self.failed.add(name)
+        self.early.discard(name)
         self.carry_out()
 
     @precondition(lambda self: Phase.STOPPING in self.phases.values())
@@ -163,6 +167,7 @@ class Runs(RuleBasedStateMachine):
     def stop_ends(self, data: Any) -> None:
         name = data.draw(st.sampled_from(self.in_phase(Phase.STOPPING)))
         self.planner.stopped(name)
+        self.early.discard(name)
         self.phases[name] = Phase.DOWN
         self.carry_out()
 

@@ -18,6 +18,7 @@ from pytest_infserver.errors import (
     LeakError,
     ServerDiedError,
     ServerStartupError,
+    ServerStartupTimeout,
 )
 from pytest_infserver.launcher.health.liveness import notice_death
 from pytest_infserver.launcher.keeping import kept
@@ -362,6 +363,31 @@ def test_a_failed_start_is_remembered_and_its_log_shown_once(pool, tellers) -> N
     assert fake(pool).launches == 1
     assert (first.log_start, second.log_start) == (40, 100)
     assert tellers.events == []
+
+
+@pytest.mark.parametrize("kind", [ServerStartupError, ServerStartupTimeout])
+def test_a_start_before_all_was_known_that_fails_later_is_made_again_unless_it_took_too_long(
+    pool, kept_by_others, monkeypatch, kind
+) -> None:
+    server, errors = fake(pool), [kind("no such file yet")]
+    start = server.start
+
+    def start_once_in_vain() -> None:
+        try:
+            start()
+        finally:
+            server.start_error = None
+
+    monkeypatch.setattr(server, "start", start_once_in_vain)
+    server.gate.clear()
+    pool.expect({"a": pool.configs["a"]})
+    eventually(lambda: server.launches == 1)
+    pool.plan({"1": ["a"]})
+    server.start_error = errors[0]
+    server.gate.set()
+    (lease,) = in_thread(lambda: pool.acquire("c1", ["a"], test="1"))()
+    assert lease.error is (None if kind is ServerStartupError else errors[0])
+    pool.release(lease.ticket)
 
 
 def test_an_error_of_a_backend_is_a_start_error_with_the_users_traceback(pool) -> None:

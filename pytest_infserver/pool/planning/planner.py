@@ -26,6 +26,7 @@ class _Server:
     idle_since: float = 0.0
     pinned: bool = False
     expected: bool = False
+    early: bool = False
     failed: bool = False
 
     @property
@@ -109,7 +110,7 @@ class Planner:
         expected = [server for server in self._servers.values() if server.expected]
         failed = [server for server in expected if server.failed]
         for server in expected:
-            server.expected = False
+            server.expected, server.early = False, server.phase is Phase.STARTING
         for server in failed:
             server.failed = False
         vain = [one.name for one in expected if one.phase is not Phase.DOWN and not (one.wanted_later or one.leases)]
@@ -151,11 +152,13 @@ class Planner:
         self._become(name, Phase.STARTING, Phase.UP)
         self._server(name).idle_since = now
 
-    def start_failed(self, name: str) -> None:
-        """Note that a start failed: who asks for the server gets it, as a failure."""
+    def start_failed(self, name: str) -> bool:
+        """Note that a start failed; return whether that is all: one that began before all was known is made again."""
+        early = self._server(name).early
         self._become(name, Phase.STARTING, Phase.DOWN)
         self._room.release(name)
-        self.give_up(name)
+        self._server(name).failed = not early
+        return not early
 
     def died(self, name: str) -> None:
         """Note that a server that was up has ended by itself; it keeps its room until it is stopped."""
@@ -195,7 +198,7 @@ class Planner:
     def _become(self, name: str, before: Phase, after: Phase) -> None:
         server = self._server(name)
         assert server.phase is before, (name, server.phase, after)
-        server.phase = after
+        server.phase, server.early = after, False
 
     def _server(self, name: str) -> _Server:
         return self._servers.setdefault(name, _Server(name))

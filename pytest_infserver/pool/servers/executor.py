@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pytest_infserver.errors import InferenceServerError, ServerDiedError
+from pytest_infserver.errors import InferenceServerError, ServerDiedError, ServerStartupTimeout
 from pytest_infserver.pool.planning.decisions import Phase, Sleep, Start, Stop
 from pytest_infserver.pool.planning.planner import ENDED
 from pytest_infserver.pool.servers.stop_refusals import stop_refusal, why_down
@@ -166,7 +166,10 @@ class Executor:
                 else:
                     # N tests do not each wait for the same failure.
                     self._failures.note(name, error or _ended_at_once(server))
-                    self._planner.start_failed(name)
+                    if self._planner.start_failed(name) or isinstance(error, ServerStartupTimeout):
+                        self._planner.give_up(name)
+                    else:
+                        self._failures.forget(name)
                     server.runtime.stop_refusal = why_down(server, self._books)
             self.proceed()
 
