@@ -60,9 +60,13 @@ class Generator:
 
         async def user() -> None:
             for _ in left:
+                if self._stopped.is_set():
+                    return
                 await self._client.send(next(self._bodies))
 
-        await asyncio.gather(*(user() for _ in range(min(self._load.warmup, self._load.concurrency or 8))))
+        users = [self._begin(user()) for _ in range(min(self._load.warmup, self._load.concurrency or 8))]
+        if users:
+            await asyncio.wait(users)
 
     async def run(self) -> None:
         """Send the others."""

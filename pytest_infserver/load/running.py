@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
-import math
 import os
 import signal
 import subprocess
@@ -180,7 +179,7 @@ class _Heard:
 
 def _result(target: Target, load: Workload, heard: _Heard, *, interrupted: bool) -> LoadResult:
     end = heard.end or {}
-    seconds = float(end.get("wall") or max((one.ended for one in heard.samples), default=math.nan))
+    seconds = float(end.get("wall") or max((one.ended for one in heard.samples), default=0.0))
     samples = [_cleaned(one, target.secrets) for one in heard.samples]
     return LoadResult(
         load,

@@ -132,6 +132,20 @@ def test_ctrl_c_gives_the_result_so_far(instant) -> None:
     assert "ended early: interrupted" in found.notes
 
 
+def test_ctrl_c_before_anything_is_measured(instant) -> None:
+    server = instant("--gap", "0.01")
+    timer = threading.Thread(target=lambda: (wait_for_requests(server), os.kill(os.getpid(), signal.SIGINT)))
+    timer.start()
+    with pytest.raises(LoadInterrupted) as caught:
+        server.load(requests=1, concurrency=8, warmup=20, prompt_tokens=5, output_tokens=100_000)
+    timer.join()
+    found = caught.value.result
+    assert "no request was sent" in found.notes
+    # What it says at its end: it did not have to be ended.
+    assert found.prompts == "the server's tokenizer"
+    json.dumps(found.as_dict(), allow_nan=False)
+
+
 def wait_for_requests(server):
     while len(seen(server)) < 6:
         time.sleep(0.05)
