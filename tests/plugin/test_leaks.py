@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_servers import fake_block
+from fake_servers import fake_block, fake_command
 from parts import part
 
 from pytest_infserver.system.disk.places import state_dir
@@ -176,6 +176,38 @@ def test_without_debug_mode_survivors_are_a_note(inline_project) -> None:
     result.assert_outcomes(passed=2)
     assert result.ret == 0
     result.stdout.fnmatch_lines(["*= infserver =*", "leaky (command): 1 of its processes did not end by themselves*"])
+
+
+OWN_STOP = """
+from pytest_infserver import CommandServer
+
+def made(tmp_path):
+    return CommandServer(launch_command={command!r}, output_dir=tmp_path, debug_mode=True, stop_timeout=1)
+
+def test_stop(tmp_path):
+    server = made(tmp_path).start()
+    server.stop()  # here
+
+def test_block(tmp_path):
+    with made(tmp_path):  # here
+        pass
+"""
+
+
+@pytest.mark.promise
+@pytest.mark.parametrize("style", ["long", "short"])
+def test_a_tests_own_stop_shows_the_test_and_nothing_of_the_inside(inline_project, style) -> None:
+    source = OWN_STOP.format(command=fake_command("--daemon"))
+    inline_project.files(test_1=source)
+    result = inline_project.run(f"--tb={style}")
+    result.assert_outcomes(failed=2)
+    for name in ("test_stop", "test_block"):
+        shown = part(result, name)
+        shown.fnmatch_lines(["*  # here", "E*LeakError: * left behind a process:"])
+        shown.no_fnmatch_line("*pytest_infserver/*.py*")
+    if style == "long":
+        lines = [number for number, line in enumerate(source.splitlines(), 1) if line.endswith("# here")]
+        result.stdout.fnmatch_lines([f"test_1.py:{number}: LeakError" for number in lines])
 
 
 def test_header_says_what_cannot_be_checked(inline_project) -> None:
