@@ -83,7 +83,7 @@ def parse():
     add(
         "--sleep-fault",
         default="",
-        choices=("", "refuse", "hang", "refuse-wake", "hang-wake", "die-at-wake", "sick-awake"),
+        choices=("", "refuse", "hang", "freeze", "refuse-wake", "hang-wake", "die-at-wake", "sick-awake"),
         help="what goes wrong when it is told to sleep, or to wake",
     )
     add("--no-reuseaddr", action="store_true", help="listen without SO_REUSEADDR, as few servers do")
@@ -220,6 +220,9 @@ class Handler(socketserver.StreamRequestHandler):
             self.reply(500, {"error": "not today"})
         elif fault == ("hang" if falls_asleep else "hang-wake"):
             time.sleep(600)
+        elif fault == "freeze" and falls_asleep:
+            # Not one of its threads answers any more, to a signal neither.
+            os.kill(os.getpid(), signal.SIGSTOP)
         elif fault == "die-at-wake" and not falls_asleep:
             os._exit(7)
         else:

@@ -122,6 +122,8 @@ def test_workers_share_them_alike(project, share):
 FAULTS = {
     # What goes wrong with "a": its launches, and what is said of it.
     "refuse": (2, ["a (sleeper): POST /sleep?level=1 answered 500*; say so; it is stopped to make room for b"]),
+    "hang": (2, ["a (sleeper): POST /sleep?level=1 gave no answer within 1 s; it is stopped to make room for b"]),
+    "freeze": (2, ["a (sleeper): POST /sleep?level=1 gave no answer within 1 s; it is stopped to make room for b"]),
     "refuse-wake": (2, ["a (sleeper): POST /wake_up answered 500*not today*; say so; it was asleep, and is *anew"]),
     "hang-wake": (2, ["a (sleeper): POST /wake_up gave no answer within 1 s; it was asleep, and is started anew"]),
     "die-at-wake": (2, ["a (sleeper) exited with code 7*", "*it was asleep, and is started anew*"]),
@@ -131,7 +133,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_goes_wrong_costs_a_start_and_no_test(inline_project, share, fault):
-    project = share(inline_project, fault, hang_timeout=1)
+    project = share(inline_project, fault, hang_timeout=1, stop_timeout=1)
     result = project.run(*SHARE)
     result.assert_outcomes(passed=4)
     count, words = FAULTS[fault]
