@@ -496,6 +496,32 @@ def test_a_kept_server_and_one_from_before_the_run(show: Callable[..., Watched])
     seen.assert_quiet()
 
 
+def test_a_server_that_was_asleep(show: Callable[..., Watched]) -> None:
+    record = sample_record(40)
+    life = record["servers"][1]["lives"][0]
+    ready, stopping = life["ready"], life["stopping"]
+    third = (stopping - ready) / 3
+    # The second nap is ended by the stop.
+    life["asleep"] = [[ready, ready + third], [stopping - third, None]]
+    seen = show(record)
+    naps = seen.page.locator("#timeline .lane").nth(2).locator("rect.asleep")
+    assert naps.count() == 2
+    boxes, up = (
+        [nap.bounding_box() for nap in naps.all()],
+        seen.page.locator("#timeline .lane").nth(2).locator("rect.up"),
+    )
+    whole = up.bounding_box()
+    assert whole is not None
+    for box in boxes:
+        assert box is not None
+        assert box["width"] == pytest.approx(whole["width"] / 3, rel=0.1, abs=3)
+    naps.first.hover()
+    assert "asleep for " in seen.page.locator(".tip").inner_text()
+    naps.last.click()
+    assert record["servers"][1]["name"] in seen.page.locator(".panel").inner_text()
+    seen.assert_quiet()
+
+
 def test_on_a_cluster_a_life_says_its_node(show: Callable[..., Watched]) -> None:
     record = sample_record(40)
     record["servers"][1]["lives"][0]["node"] = "gpu-1 (10.0.0.7)"

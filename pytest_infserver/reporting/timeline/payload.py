@@ -34,6 +34,7 @@ _DETAILS = 500_000
 """Characters for the tracebacks and captured outputs of all tests."""
 _LEAST_DETAILS = 600
 _MAX_PHASES = 60
+_MAX_NAPS = 1000
 _MAX_ARTIFACTS = 20
 _MEMORY_POINTS = 2400
 """Points for the memory of all servers; each keeps at least 20, and all the samples it has if that fits."""
@@ -151,6 +152,7 @@ class Payload:
     def _life(self, life: Mapping[str, Any]) -> dict[str, Any]:
         phases = [[self._ms(at), plain(name, 80)] for at, name in life["phases"][:_MAX_PHASES]]
         moments = {name: self._ms(life[name]) for name in ("launched", "ready", "stopping", "ended")}
+        naps = [[self._ms(begin), self._ms(woken)] for begin, woken in life["asleep"][:_MAX_NAPS]]
         words = {name: plain(life[name], 500) for name in ("node", "end", "how", "cause") if life[name]}
         numbers = {name: life[name] for name in ("launch", "pid")}
         return {
@@ -158,6 +160,7 @@ class Payload:
             **words,
             "taken": bool(life["taken_over"]),
             "phases": phases,
+            **({"asleep": naps} if naps else {}),
         }
 
     def _memory(self, points: Sequence[Any], most: int) -> list[list[int | None]]:

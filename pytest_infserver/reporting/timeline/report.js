@@ -258,6 +258,10 @@
       }
       const up = ready ?? (life.launched === undefined ? first : null);
       if (up !== null) piece(parts, lane, up, stopping ?? end, "up", 5, "", { life, index, phase: lane.server.attached ? "attached" : "ready", length: (stopping ?? end) - up });
+      for (const [begin, woken] of life.asleep ?? []) {
+        const until = Math.min(woken ?? end, stopping ?? end);
+        if (until > begin) piece(parts, lane, begin, until, "asleep", 14, "asleep", { life, index, phase: "asleep", length: until - begin });
+      }
       if (stopping !== null) piece(parts, lane, stopping, end, "stopping", 14, "stop", { life, index, phase: "stopping", length: end - stopping });
       const bad = life.end === "died" || life.end === "failed";
       const what = { server: lane.server, life, index };

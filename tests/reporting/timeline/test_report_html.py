@@ -143,6 +143,16 @@ def test_on_a_cluster_it_says_where_each_server_ran() -> None:
     assert not [life for other in others for life in other["lives"] if "node" in life]
 
 
+def test_it_says_when_a_server_was_asleep() -> None:
+    record = sample_record()
+    first, *others = [life for server in record["servers"] for life in server["lives"]]
+    first["asleep"] = [[record["started"] + 2, record["started"] + 3.5], [record["started"] + 4, None]]
+    lives = [life for server in Page(render_html(record, no_log)).data()["servers"] for life in server["lives"]]
+    assert lives[0]["asleep"] == [[2000, 3500], [4000, None]]
+    assert len(lives) == len(others) + 1
+    assert not [life for life in lives[1:] if "asleep" in life]
+
+
 def test_every_test_comes_back_from_the_compact_form() -> None:
     record = sample_record(300)
     record["tests"][7]["id"] = "tests/test_\N{PILE OF POO}.py::test_a[\N{PILE OF POO}x]"
