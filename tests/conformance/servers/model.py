@@ -144,7 +144,7 @@ class Model:
         if self.has("random") or (self.has("no seed") and seed is not None):
             seed = random.random()
         length = LENGTH
-        if "story" in prompt:
+        if "story" in prompt and not self.has("short story"):
             length = 400
         return words(prompt, length, seed)
 

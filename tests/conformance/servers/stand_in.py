@@ -9,13 +9,16 @@ import itertools
 import json
 import struct
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from http.server import ThreadingHTTPServer
 from typing import Any
 
 from .http import Http
 from .model import CONTEXT, MODEL, Model, Wrong, instance, pieces
+
+LONG_ANSWER = 100
+"""Tokens of an answer that takes its time."""
+LONG_SECONDS = 1.0
 
 
 class StandIn(ThreadingHTTPServer):
@@ -26,6 +29,8 @@ class StandIn(ThreadingHTTPServer):
         missing: Beginnings of paths that it does not have.
         key: The key that it wants.
         refusals: With which status and words each chat is refused.
+        slots: How many chats are answered at the same time, if it keeps slots of those that are closed.
+        over: Ends all that takes its time.
     """
 
     daemon_threads = True
@@ -39,10 +44,16 @@ class StandIn(ThreadingHTTPServer):
         self.looks = itertools.count()
         self.schema: Any = None
         self.refusals: list[tuple[int, str]] = []
+        self.slots = threading.Semaphore(4)
+        self.over = threading.Event()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def server_close(self) -> None:
+        self.over.set()
+        super().server_close()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing of clients that are gone."""
@@ -145,8 +156,14 @@ class Handler(Model, Http):
             number = 1
         answers = [self.tokens(prompt, body, index) for index in range(number)]
         if body.get("stream"):
-            self.chat_stream(body, count, *answers[0])
+            with self.slot():
+                self.chat_stream(body, count, *answers[0])
+                if self.has("keeps slots") or self.has("loses slots"):
+                    # Though nobody wants it any more.
+                    self.take_time(answers[0][0], LONG_SECONDS * (10 if self.has("loses slots") else 1))
             return
+        with self.slot():
+            self.take_time(answers[0][0], LONG_SECONDS)
         choices = []
         for index, (found, reason, _) in enumerate(answers):
             said = {"role": "assistant", "content": ("<think>" if self.has("think") else "") + "".join(found)}
@@ -160,6 +177,14 @@ class Handler(Model, Http):
             choices.append(one)
         made = {"id": self.new_id(), "object": "chat.completion", "created": 1, "model": MODEL}
         self.json({**made, "choices": choices, "usage": self.usage(count, answers[0][2])})
+
+    def slot(self) -> contextlib.AbstractContextManager[object]:
+        limited = self.has("keeps slots") or self.has("loses slots")
+        return self.server.slots if limited else contextlib.nullcontext()
+
+    def take_time(self, found: list[str], seconds: float) -> None:
+        if len(found) >= LONG_ANSWER and not self.has("quick story"):
+            self.server.over.wait(seconds)
 
     def logprob(self, token: str) -> dict[str, Any]:
         one = {"token": token, "logprob": -0.5, "bytes": list(token.encode())}
@@ -186,8 +211,6 @@ class Handler(Model, Http):
         if asked or self.has("always usage"):
             used = {**self.usage(count + self.has("other usage"), answered)}
             events.append({**made, "choices": finish[0]["choices"] if self.has("usage choices") else [], "usage": used})
-        if self.has("stuck") and next(self.server.count) > 5:
-            time.sleep(5)
         self.events([("", event) for event in events])
 
     def call(self, body: Mapping[str, Any], prompt: str, count: int) -> bool:
