@@ -204,7 +204,7 @@ def test_a_key_that_is_missing(stand_in: Start) -> None:
 
 def test_slots_that_are_freed_late(stand_in: Start) -> None:
     """Each request is answered well within its limit, and yet the streams have kept their slots to their end."""
-    with pytest.raises(AssertionError, match=r"8 streams of 200 tokens that were closed and an answer after them take"):
+    with pytest.raises(AssertionError, match=r"or the answer after them, had to wait for \d"):
         STATEMENTS["streaming.cancelling_frees_the_slot"](ask_of(stand_in("keeps slots").url))
 
 
@@ -213,7 +213,7 @@ def test_slots_that_are_not_freed(stand_in: Start) -> None:
         STATEMENTS["streaming.cancelling_frees_the_slot"](ask_of(stand_in("loses slots").url, seconds=4))
 
 
-@pytest.mark.parametrize(("wrong", "said"), [("short story", "came to its end"), ("quick story", "too little to tell")])
+@pytest.mark.parametrize(("wrong", "said"), [("short story", "came to its end"), ("same time", "too little to tell")])
 def test_slots_of_which_nothing_can_be_told(stand_in: Start, wrong: str, said: str) -> None:
     with pytest.raises(Unclear, match=said):
         STATEMENTS["streaming.cancelling_frees_the_slot"](ask_of(stand_in(wrong).url))

@@ -18,7 +18,7 @@ from .model import CONTEXT, MODEL, Model, Wrong, instance, pieces
 
 LONG_ANSWER = 100
 """Tokens of an answer that takes its time."""
-LONG_SECONDS = 1.0
+LONG_SECONDS = 2.0
 
 
 class StandIn(ThreadingHTTPServer):
@@ -183,7 +183,9 @@ class Handler(Model, Http):
         return self.server.slots if limited else contextlib.nullcontext()
 
     def take_time(self, found: list[str], seconds: float) -> None:
-        if len(found) >= LONG_ANSWER and not self.has("quick story"):
+        if self.has("same time"):
+            self.server.over.wait(0.2)
+        elif len(found) >= LONG_ANSWER:
             self.server.over.wait(seconds)
 
     def logprob(self, token: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -157,38 +158,42 @@ def test_letters_are_whole(ask: Ask) -> None:
 
 @pytest.mark.conformance_full
 def test_cancelling_frees_the_slot(ask: Ask) -> None:
-    """Streams that their clients close keep nobody waiting: the next answer is there before one would have ended.
+    """Streams that their clients close keep nobody waiting: the next one begins before one could have ended.
 
     Source: every client closes the connection when its user cancels.
     """
-    begin = time.monotonic()
-    long = ask.chat(_STORY, max_tokens=_LONG)
-    whole, begin = time.monotonic() - begin, time.monotonic()
-    ask.chat(max_tokens=1)
-    short = time.monotonic() - begin
+    whole, long = _timed(lambda: ask.chat(_STORY, max_tokens=_LONG))
+    short = min(_timed(lambda: ask.chat(max_tokens=1))[0] for _ in range(3))
     if choice(long).get("finish_reason") != "length":
         raise Unclear(f"the model came to its end before {_LONG} tokens: {shown(long)}")
-    if whole < (_CUT_OFF + 1) * short:
+    if whole < _CUT_OFF * short:
         raise Unclear(f"{_LONG} tokens take {whole:.3f} s, one takes {short:.3f} s: too little to tell")
-    seconds = _seconds_after_cut(ask)
-    if seconds >= whole:
+    wait = _longest_wait(ask)
+    if wait >= whole / 2:
         # Something else may have kept the machine busy.
-        seconds = _seconds_after_cut(ask)
-    assert seconds < whole, (
-        f"{_CUT_OFF} streams of {_LONG} tokens that were closed and an answer after them take {seconds:.1f} s, "
-        f"one whole answer of {_LONG} tokens {whole:.1f} s"
+        wait = _longest_wait(ask)
+    assert wait < whole / 2, (
+        f"one of {_CUT_OFF} streams that were closed, or the answer after them, had to wait for {wait:.1f} s; "
+        f"a whole answer of {_LONG} tokens takes {whole:.1f} s"
     )
 
 
-def _seconds_after_cut(ask: Ask) -> float:
-    """Return how long it takes to open and close the streams, and to be answered then."""
-    begin = time.monotonic()
+def _longest_wait(ask: Ask) -> float:
+    """Return how long it took until one of the streams began, or the answer after them was there."""
+
+    def cut() -> None:
+        with ask.cut_off(CHAT, ask.chat_body(_STORY, max_tokens=_LONG)) as stream:
+            assert stream.status == 200, f"a stream was answered with {stream.answer().short}"
+            next(stream.pieces(), b"")
+
     try:
-        for _ in range(_CUT_OFF):
-            with ask.cut_off(CHAT, ask.chat_body(_STORY, max_tokens=_LONG)) as stream:
-                assert stream.status == 200, f"a stream was answered with {stream.answer().short}"
-                next(stream.pieces(), b"")
-        content(ask.chat())
+        return max(_timed(one)[0] for one in [*[cut] * _CUT_OFF, lambda: content(ask.chat())])
     except NotAsked as error:
         raise AssertionError(f"after streams that were closed: {error}") from None
-    return time.monotonic() - begin
+
+
+def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Return how long a call takes, and what it returns."""
+    begin = time.monotonic()
+    result = call()
+    return time.monotonic() - begin, result
