@@ -152,7 +152,7 @@ _ORDERING_MARKS = ("order", "dependency")
 def somebody_orders(config: pytest.Config, items: Iterable[pytest.Item]) -> bool:
     """Return whether an option, a plugin or a mark on a test orders the tests, or needs them in an order."""
     options = any(config.getoption(name, None) for name in _ORDERING_OPTIONS)
-    return options or _is_shuffled(config) or _is_marked(items, *_ORDERING_MARKS)
+    return options or is_shuffled(config) or _is_marked(items, *_ORDERING_MARKS)
 
 
 def must_stay(config: pytest.Config, items: Iterable[pytest.Item]) -> bool:
@@ -160,10 +160,11 @@ def must_stay(config: pytest.Config, items: Iterable[pytest.Item]) -> bool:
 
     pytest-randomly shuffles tests in the first hook of all; pytest-dependency needs them in the order of the source.
     """
-    return _is_shuffled(config) or ("pytest_dependency" in _plugins(config) and _is_marked(items, "dependency"))
+    return is_shuffled(config) or ("pytest_dependency" in _plugins(config) and _is_marked(items, "dependency"))
 
 
-def _is_shuffled(config: pytest.Config) -> bool:
+def is_shuffled(config: pytest.Config) -> bool:
+    """Return whether pytest-randomly gives the tests another order in each run."""
     return "pytest_randomly" in _plugins(config) and bool(config.getoption("randomly_reorganize", False))
 
 

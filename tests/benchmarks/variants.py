@@ -82,7 +82,8 @@ def test_one(inference_server, n): time.sleep({2})
             # Each GPU has its share of starts and tests; those who run tests have theirs.
             each = math.ceil(VARIANTS / GPUS) * (START + TESTS * SECONDS * bool(workers))
             bound = max(each, START + VARIANTS * TESTS * SECONDS / max(1, workers))
-            command = [sys.executable, "-m", "pytest", "-q", "--infserver-config=s.yaml", "-p", "xdist", f"-n{workers}"]
+            command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "xdist", f"-n{workers}"]
+            command.append("--infserver-config=s.yaml")
             for run in ("first", "second"):
                 begin = time.monotonic()
                 done = subprocess.run(

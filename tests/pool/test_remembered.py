@@ -199,7 +199,9 @@ def test_of_the_workers_the_first_writes(pytester: pytest.Pytester, memory: Memo
 
 def test_the_key_tells_invocations_apart(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     def key(*words: str) -> str:
-        found = memory_of(pytester.parseconfigure("-pno:asyncio", f"--basetemp={pytester.path}/temp", *words))
+        found = memory_of(
+            pytester.parseconfigure("-pno:asyncio", "-pno:randomly", f"--basetemp={pytester.path}/temp", *words)
+        )
         assert found is not None
         return found.key
 
@@ -212,3 +214,10 @@ def test_the_key_tells_invocations_apart(pytester: pytest.Pytester, monkeypatch:
     assert key() == key()
     monkeypatch.setenv("INFSERVER_ENV", "HF_TOKEN=hunter2hunter2")
     assert "hunter2" not in key("--infserver-env", "API_KEY=hunter2hunter2")
+
+
+def test_nothing_is_known_where_the_order_is_another_one_each_time(pytester: pytest.Pytester) -> None:
+    pytest.importorskip("pytest_randomly")
+    for words, is_known in (([], False), (["-p", "no:randomly"], True), (["--randomly-dont-reorganize"], True)):
+        config = pytester.parseconfigure("-pno:asyncio", *words)
+        assert (memory_of(config) is not None) == is_known

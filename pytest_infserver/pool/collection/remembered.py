@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_infserver.compat import is_shuffled
 from pytest_infserver.system.disk.files import is_trusted, open_read, write_whole
 from pytest_infserver.system.disk.stamps import file_stamp
 from pytest_infserver.system.secrets import find_secrets, is_secret_name
@@ -94,13 +95,16 @@ class Memory:
 
 
 def memory_of(config: pytest.Config) -> Memory | None:
-    """Return where this run's plan is; None where pytest keeps nothing from one run to the next."""
+    """Return where this run's plan is; None where pytest keeps nothing, or tests have another order in each run.
+
+    What an order wants last would have the room of what this one wants first.
+    """
     worker: Mapping[str, Any] | None = getattr(config, "workerinput", None)
     if worker is not None:
         known = worker.get(INPUT)
         return None if known is None else Memory(**known, writes=worker["workerid"] == "gw0")
     cache = getattr(config, "cache", None)
-    if cache is None:
+    if cache is None or is_shuffled(config):
         return None
     called = config.invocation_params
     variables = sorted(one for one in os.environ.items() if one[0].startswith(("INFSERVER_", "PYTEST_ADDOPTS")))
