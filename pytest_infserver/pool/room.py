@@ -108,6 +108,7 @@ class MachineRoom(Room):
         """
         self._ports = dict(ports or {})
         self._turns = Turns()
+        self._missed: set[int] = set()
         self._limit = max_servers
         self.max_servers = max_servers or default_max_servers()
         self.visible = visible
@@ -138,12 +139,20 @@ class MachineRoom(Room):
         if name in self._asleep:
             return self._take_back(name)
         port = self._ports.get(name)
-        if self._with_its_port(name) or (port is not None and not self._turns.take(port)):
+        if self._with_its_port(name) or (port is not None and not self._has_turn(port, ahead)):
             return False
         has_room = self._claim_devices(name) if self._needs_devices(name) else self._claim_place(name, beyond)
         if not has_room:
             self._end_turns()
         return has_room
+
+    def _has_turn(self, port: int, ahead: bool) -> bool:
+        if ahead and self._missed - {port}:
+            # Another run has one that this run wants. It may want this one as well, and both would wait for ever.
+            return False
+        has_it = self._turns.take(port)
+        self._missed = self._missed - {port} if has_it else self._missed | {port}
+        return has_it
 
     def _claim_place(self, name: str, beyond: bool) -> bool:
         if len(self._places) >= self.max_servers and not beyond:

@@ -175,6 +175,26 @@ def test_the_port_of_a_server_that_ran_already_is_not_another_runs_turn(locks) -
     other.release("a")
 
 
+def test_of_two_runs_that_begin_together_none_holds_a_port_that_the_other_waits_for(locks) -> None:
+    def room() -> MachineRoom:
+        return MachineRoom(2, [], {name: Demand(0, "") for name in "abc"}, gpus(0), {"a": 29_124, "b": 29_125})
+
+    here, other = room(), room()
+    assert here.claim("a", ahead=True)
+    assert not other.claim("a", ahead=True)
+    assert not other.claim("b", ahead=True)
+    # What has no port of its own has nothing to do with it.
+    assert other.claim("c", ahead=True)
+    assert here.claim("b", ahead=True)
+    here.release("a")
+    here.release("b")
+    other.release("c")
+    assert other.claim("a", ahead=True)
+    assert other.claim("b", ahead=True)
+    other.release("a")
+    other.release("b")
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [
@@ -216,7 +236,7 @@ def test_the_room_of_real_configurations(tmp_path, monkeypatch) -> None:
     assert room.places_left() == 0
 
 
-def test_servers_with_the_same_port_take_turns() -> None:
+def test_servers_with_the_same_port_take_turns(locks) -> None:
     needs = {name: Demand(0, "none") for name in "abc"}
     room = MachineRoom(4, (), needs, gpus(0), {"a": 8123, "b": 8123, "c": None})
     assert room.claim("a")
@@ -231,6 +251,8 @@ def test_servers_with_the_same_port_take_turns() -> None:
     assert room.shortage(["a", "c"]) is None
     room.release("a")
     assert room.claim("b")
+    # Else this process has the port's turn as long as it lives.
+    room.release("b")
 
 
 def test_who_sleeps_lends_its_gpus_and_gets_the_same_ones_back() -> None:
