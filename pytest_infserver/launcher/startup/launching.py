@@ -75,9 +75,9 @@ def _launch_on_some_port(runtime: ProcessRuntime, tried: list[int]) -> None:
                 raise
             if server.settings.port is None:
                 server.give(port=None)
-            elif not launched or not (
-                _reports_port_taken(runtime, functools.partial(_is_drawn, server)) or _await_rest(runtime)
-            ):
+            elif not (
+                launched and _reports_port_taken(runtime, functools.partial(_is_drawn, server))
+            ) and not _await_rest(runtime):
                 # The port is the user's choice.
                 raise
 
