@@ -181,7 +181,7 @@ def await_rest(host: str, ports: Iterable[int], heard: Callable[[int], object]) 
     hosts, waited = hosts_of(host), False
     deadline = time.monotonic() + _TIME_WAIT
     while resting := [port for port in ports if not _are_free(hosts, port, rested=True)]:
-        if time.monotonic() > deadline or not all(map(_is_resting, resting)):
+        if time.monotonic() > deadline or not all(_are_free(hosts, port) or _is_resting(port) for port in resting):
             return False
         heard(resting[0])
         waited = True
