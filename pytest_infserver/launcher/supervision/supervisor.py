@@ -329,16 +329,21 @@ class Supervisor:
         """Return the pid of a process that a root which has ended has left behind, or None."""
         left = [] if self._stop.begun else self._tree.processes()
         if self._tree.ready:
-            # Who has served stays in the root's session for the moment that it outlives the root; a daemon has its own.
-            left = [process for process in left if _session_of(process.pid) not in (None, self._tree.root)]
+            # A worker outlives who has served for a moment, in its session or not; a daemon has its own, and serves.
+            left = [process for process in left if _is_daemon(process.pid, self._tree.root)]
         return left[0].pid if left else None
 
 
-def _session_of(pid: int) -> int | None:
+def _is_daemon(pid: int, root: int | None) -> bool:
+    """Return whether a process has left its root's session, and accepts connections."""
+    # Imported here because most servers leave nothing.
+    from pytest_infserver.system.proc_net import listeners, socket_inodes
+
     try:
-        return os.getsid(pid)
+        sockets = socket_inodes(pid) if os.getsid(pid) != root else set()
+        return any(listener.inode in sockets for listener in listeners(pid))
     except OSError:
-        return None
+        return False
 
 
 def _encoded(words: Sequence[str]) -> list[bytes]:
