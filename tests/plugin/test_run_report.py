@@ -476,16 +476,10 @@ def test_a_kept_server_has_neither_start_nor_stop_in_the_second_run(project, run
             [life] = server_of(record_of(project), "a")["lives"]
             assert (life["taken_over"], life["end"]) == (taken_over, "kept")
         events = [json.loads(line)["event"] for line in (project.path / "server_logs/a/events.jsonl").open()]
-        assert [event for event in events if event != "phase"] == [
-            "starting",
-            "launched",
-            "ready",
-            "test",
-            "kept",
-            "taken_over",
-            "test",
-            "kept",
-        ]
+        lives = [event for event in events if event not in ("phase", "test")]
+        assert lives == ["starting", "launched", "ready", "kept", "taken_over", "kept"]
+        # A worker may write its line when the server is kept already.
+        assert events.count("test") == 2
     finally:
         stop = "import sys; from pytest_infserver.cli.main import main; sys.exit(main(['stop', '--all']))"
         subprocess.run([sys.executable, "-c", stop], timeout=60, check=True)
