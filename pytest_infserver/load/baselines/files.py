@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
@@ -113,7 +114,7 @@ class Baselines:
     def elsewhere(self, what: str) -> list[str]:
         """Return of which other machines there are baselines, in words."""
         found = []
-        for path in sorted(self.folder.glob(f"{glob_escape(self._stem(what))}-*.json")):
+        for path in sorted(self.folder.glob(f"{glob.escape(self._stem(what))}-*.json")):
             try:
                 data = json.loads(read_start(path, _MAX_FILE))
                 found.append(f"{path.name}: {in_words(data['machine'])}, saved {data['saved']}")
@@ -144,11 +145,6 @@ class Baselines:
         except OSError as error:
             raise BaselineError(f"the baseline {path} cannot be written: {error}") from None
         return path
-
-
-def glob_escape(text: str) -> str:
-    """Return a text as a pattern that matches just it."""
-    return re.sub(r"([*?[])", r"[\1]", text)
 
 
 def _time(value: Any) -> float:
