@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,17 @@ import pytest
 
 HARD_LIMIT = 120.0
 """Seconds after which a test, or a run of pytest inside of one, counts as hung."""
+FOREIGN_VARIABLES = frozenset(
+    ("BUILD_NUMBER", "BUILDKITE", "CI", "COLUMNS", "FORCE_COLOR", "GITHUB_ACTIONS", "GITLAB_CI", "LINES", "PY_COLORS")
+) | {"PYTEST_ADDOPTS"}
+"""What changes how pytest and this plugin show a run."""
 
 
 def cleaned_environment() -> dict[str, str]:
     """Return this process's environment as tests shall have it."""
-    kept = {name: value for name, value in os.environ.items() if not _is_our_setting(name)}
+    kept = {
+        name: value for name, value in os.environ.items() if name not in FOREIGN_VARIABLES and not _is_our_setting(name)
+    }
     # Stand-ins of engines take any option, and their tables would stay in the cache.
     return {**kept, "NO_COLOR": "1", "INFSERVER_DEVICE_LOCKS": "0", "INFSERVER_CHECK_OPTIONS": "0"}
 
@@ -80,3 +87,15 @@ def own_state_dir(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("INFSERVER_STATE_DIR", str(folder))
     first = 10_000 + os.getpid() % 200 * 50
     monkeypatch.setattr("pytest_infserver.launcher.startup.ports._SEARCH", range(first, first + 50))
+
+
+def port_of_nobody() -> int:
+    """Return a free port where neither this package nor the system looks for one."""
+    for port in range(21_000 + int.from_bytes(os.urandom(2), "big") % 10_000, 32_000):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")

@@ -28,6 +28,7 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from isolation import port_of_nobody
 from sampling import sampled
 
 from pytest_infserver import CommandServer, LeakError, ServerStartupError, ServerState
@@ -1145,6 +1146,8 @@ def client_server(tmp_path: Path, docker: Daemon) -> Iterator[Callable[..., Comm
             **{
                 "launch_command": docker.client,
                 "stop_command": ["/bin/sh", "-c", stop or docker.stop],
+                # The container's listener is not known to be ours: it must be nobody else's.
+                "port": port_of_nobody(),
                 "own_listener": False,
                 "output_dir": tmp_path / "server_logs",
                 "startup_timeout": LONG,
@@ -1241,6 +1244,7 @@ def test_stop_command_runs_when_the_start_fails(tmp_path: Path, traces: Traces) 
     server = CommandServer(
         launch_command=docker.client,
         stop_command=["/bin/sh", "-c", docker.stop],
+        port=port_of_nobody(),
         own_listener=False,
         output_dir=tmp_path,
         startup_timeout=15,
@@ -1282,6 +1286,7 @@ def test_stop_command_runs_when_the_owner_ends(
         docker.client,
         debug_mode=debug_mode,
         stop_command=["/bin/sh", "-c", docker.stop],
+        port=port_of_nobody(),
         own_listener=False,
     )
     traces.follow()

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from isolation import port_of_nobody
 from plugin.conftest import SHARED_LIMIT, Project
 
 pytestmark = pytest.mark.run
@@ -34,19 +35,6 @@ def test_it(inference_server, n):
     assert answer["pid"] == inference_server.pid
     assert answer["env"]["HOME"] == __file__.rpartition("/")[0] + "/home"
 """
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port that nobody uses; below those that the system gives to connections."""
-    for port in range(21000 + os.getpid() % 5000, 32000):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("no port is free")
 
 
 def run_at_once(folder: Path, count: int, port: int | None, *words: str) -> None:
@@ -86,19 +74,19 @@ def run_at_once(folder: Path, count: int, port: int | None, *words: str) -> None
 
 
 @pytest.mark.promise
-def test_two_runs_with_one_fixed_port_take_turns(tmp_path: Path, nothing_left: None, free_port: int) -> None:
-    run_at_once(tmp_path, 2, free_port)
+def test_two_runs_with_one_fixed_port_take_turns(tmp_path: Path, nothing_left: None) -> None:
+    run_at_once(tmp_path, 2, port_of_nobody())
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("words", [(), ("-pxdist", "-n2")], ids=["alone", "n2"])
 @pytest.mark.parametrize("is_fixed", [False, True])
 def test_five_runs_start_each_server_once(
-    tmp_path: Path, nothing_left: None, free_port: int, is_fixed: bool, words: tuple[str, ...]
+    tmp_path: Path, nothing_left: None, is_fixed: bool, words: tuple[str, ...]
 ) -> None:
     if words:
         pytest.importorskip("xdist")
-    run_at_once(tmp_path, 5, free_port if is_fixed else None, *words)
+    run_at_once(tmp_path, 5, port_of_nobody() if is_fixed else None, *words)
 
 
 IN_A_ROW = """
@@ -110,20 +98,22 @@ def test_it(inference_server):
 """
 
 
-def test_five_runs_in_a_row_have_one_named_port(inline_project: Project, free_port: int) -> None:
-    inline_project.servers({"port": free_port}, a=[], b=[])
-    inline_project.files(test_1=f"PORT = {free_port}{IN_A_ROW}")
+def test_five_runs_in_a_row_have_one_named_port(inline_project: Project) -> None:
+    port = port_of_nobody()
+    inline_project.servers({"port": port}, a=[], b=[])
+    inline_project.files(test_1=f"PORT = {port}{IN_A_ROW}")
     for _ in range(5):
         inline_project.run().assert_outcomes(passed=2)
         with socket.socket() as probe, pytest.raises(OSError, match="in use"):
-            probe.bind(("127.0.0.1", free_port))
+            probe.bind(("127.0.0.1", port))
     assert sorted(inline_project.events("started")) == ["started a"] * 5 + ["started b"] * 5
 
 
 @pytest.mark.nightly
-def test_runs_in_a_row_of_a_server_without_reuseaddr(inline_project: Project, free_port: int) -> None:
+def test_runs_in_a_row_of_a_server_without_reuseaddr(inline_project: Project) -> None:
     """The next one waits until the system has forgotten the connections."""
-    inline_project.servers({"port": free_port}, a=["--no-reuseaddr"])
-    inline_project.files(test_1=f"PORT = {free_port}{IN_A_ROW}")
+    port = port_of_nobody()
+    inline_project.servers({"port": port}, a=["--no-reuseaddr"])
+    inline_project.files(test_1=f"PORT = {port}{IN_A_ROW}")
     for _ in range(2):
         inline_project.run().assert_outcomes(passed=1)

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import pyte
 import pytest
+from isolation import FOREIGN_VARIABLES, cleaned_environment
 from screens import lines_of, resize
 
 LIMIT = 100.0
 """Seconds after which a run has hung."""
 TERMINAL_VARIABLES = {"TERM": "xterm-256color", "PYTHONDONTWRITEBYTECODE": "1"}
-FOREIGN_VARIABLES = ("COLUMNS", "LINES", "CI", "BUILD_NUMBER", "PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST")
 
 
 class Terminal:
@@ -80,9 +80,8 @@ class PtyRun(Terminal):
         def take_terminal() -> None:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
-        environment = {**os.environ, **TERMINAL_VARIABLES, **(env or {})}
-        for name in FOREIGN_VARIABLES:
-            environment.pop(name, None)
+        environment = {**cleaned_environment(), **TERMINAL_VARIABLES, **(env or {})}
+        environment.pop("PYTEST_CURRENT_TEST", None)
         self.process = subprocess.Popen(
             argv,
             cwd=cwd,
@@ -142,10 +141,10 @@ class InlineRun(Terminal):
         reader.start()
         try:
             with pytest.MonkeyPatch.context() as patch:
+                for name in (*FOREIGN_VARIABLES, "PYTEST_CURRENT_TEST"):
+                    patch.delenv(name, raising=False)
                 for name, value in {**TERMINAL_VARIABLES, **(env or {})}.items():
                     patch.setenv(name, value)
-                for name in FOREIGN_VARIABLES:
-                    patch.delenv(name, raising=False)
                 with _standard_files(self._slave, patch):
                     self._code = run()
         finally:
