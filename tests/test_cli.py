@@ -332,7 +332,7 @@ def test_check_asks_servers_that_run(
 def test_check_asks_a_server_that_another_process_has_started(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fake_server: Callable[..., CommandServer]
 ) -> None:
-    server = fake_server().start()
+    server = fake_server(name=f"fake-{os.getpid()}").start()
     path = tmp_path / "servers.yaml"
     path.write_text(f"servers:\n  {server.name}: {{backend: command, launch_command: [run, '{{port}}']}}\n")
     assert main(["check", "--probe", str(path)]) == 0

@@ -187,11 +187,12 @@ def test_file_that_is_no_socket_any_more_stays(start: Start, folder: Path) -> No
 
 @pytest.mark.parametrize("relative", [False, True])
 def test_socket_that_was_passed_on_stays_as_long_as_it_is_used(start: Start, folder: Path, relative: bool) -> None:
-    path = folder / "s"
+    # A name that no other test has at this moment: relative ones cannot be told apart.
+    path = folder / folder.name
     watch = UnixSockets()
     with channel() as (ours, theirs):
         ends = ours.fileno(), theirs.fileno()
-        name = "s" if relative else path
+        name = path.name if relative else path
         server = start(f"{BIND}{SEND}\nsend({ends[0]}, listener.fileno())", name, pass_fds=ends, cwd=str(folder))
         other = start(f"{RECEIVE}\nreceive({ends[1]})", pass_fds=ends)
     watch.look([server.holdings], None)
