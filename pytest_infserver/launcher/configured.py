@@ -211,7 +211,12 @@ class ConfiguredServer(ServerSpec):
         return api_key_of(self, self._key_words())[1]
 
     def _key_words(self) -> Sequence[str]:
-        return self.server_args() if self.attached else self.configured_command().argv
+        return self.server_args() if self.attached else self._launched_words()
+
+    def _launched_words(self) -> Sequence[str]:
+        """Return the words that it was launched with, also by another process, or what the backend says of them."""
+        # A backend that draws its key, say, would say something else there.
+        return self.configured_command().argv if self.told.argv is None else self.told.argv
 
     @property
     def devices(self) -> DeviceClaim | None:

@@ -118,7 +118,7 @@ class InferenceServer(ServerHandle):
         if self.attached:
             names = served_names(self.server_args(), asked(self), self.model)
         else:
-            names = served_names(self.configured_command().argv, asked(self), self.model_path)
+            names = served_names(self._launched_words(), asked(self), self.model_path)
         if names or not (self.attached or self.running):
             return names
         return asked_names(asked(self).address)

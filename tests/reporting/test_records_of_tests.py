@@ -49,6 +49,17 @@ def test_the_three_phases_make_one_record() -> None:
     assert (record["started"], record["ended"], record["outcome"]) == (10, 13, "passed")
 
 
+def test_a_test_whose_setup_was_not_recorded_has_what_it_has_used() -> None:
+    """It has asked for the first server of its run itself."""
+    records = Records(frozenset)
+    use = {"name": "a", "launch": 1, "log_start": 0, "log_end": 5, "metrics": None}
+    assert records.add(report("call", at=11)) is None
+    done = records.add(report("teardown", at=12, infserver=[use]))
+    assert done is not None
+    assert (done["started"], done["ended"], done["outcome"]) == (11, 13, "passed")
+    assert [one["name"] for one in done["servers"]] == ["a"]
+
+
 @pytest.mark.parametrize("reported", [("setup",), ("setup", "call")])
 def test_a_test_without_an_end_has_not_passed(reported: tuple[str, ...]) -> None:
     assert add(Records(frozenset), *map(report, reported))["outcome"] == "interrupted"

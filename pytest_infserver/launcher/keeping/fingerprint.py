@@ -153,7 +153,7 @@ def take_fingerprint(server: ConfiguredServer) -> Fingerprint:
     # A copy: others may read the port meanwhile.
     twin = copy.copy(server)
     twin.give(port=server.settings.port, ports={})
-    twin.told = dataclasses.replace(server.told, reach=None)
+    twin.told = dataclasses.replace(server.told, reach=None, argv=None)
     twin.launched_command = None
     # Which GPUs it got counts no more than which port.
     twin.use_devices(None)

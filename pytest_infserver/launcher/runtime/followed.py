@@ -140,6 +140,7 @@ def apply_view(runtime: Runtime, view: View) -> FollowedProcess:
         reach=None if view.remote or server.attached else view.reach,
         secrets=view.secrets,
         command=view.command,
+        argv=view.argv,
     )
     server.give(port=None if server.attached else view.port, ports=view.ports)
     server.device_keys = view.devices

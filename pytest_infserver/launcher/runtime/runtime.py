@@ -383,6 +383,7 @@ class Runtime(ABC):
             stop_seconds=server.stop_seconds,
             end=status.last_end,
             command=told.command if command is None else str(command),
+            argv=told.argv if command is None else command.argv,
             ports={} if server.attached else dict(server.ports),
             child_deaths=() if process is None else tuple((now - at, what) for at, what in process.child_deaths),
             reach=None if server.remote or server.attached else server.reach,

@@ -18,6 +18,7 @@ class ToldByOwner:
         reach: Where the server is reached, without its key; None if its flags have to be asked.
         secrets: What must not be shown of it; None if its command is not known yet.
         command: The command that it was launched with, as one would type it, without secrets.
+        argv: The words of that command, with secrets; None if they are not known.
     """
 
     node: str | None = None
@@ -26,3 +27,4 @@ class ToldByOwner:
     reach: Address | None = None
     secrets: frozenset[str] | None = field(default=None, repr=False)
     command: str | None = None
+    argv: tuple[str, ...] | None = field(default=None, repr=False)

@@ -40,6 +40,7 @@ class View:
         devices: The keys of its GPUs.
         stop_seconds: How long its last stop took.
         command: The command that it was launched with, as one would type it, without secrets.
+        argv: The words of that command, with secrets; None if it was not launched yet.
         end: How the process of an earlier launch has ended that was stopped.
         ports: Its further ports by name.
         child_deaths: How many seconds ago processes of it were killed by a signal while it was in use, and which.
@@ -70,6 +71,7 @@ class View:
     stop_seconds: float | None = None
     end: Exit | None = None
     command: str | None = None
+    argv: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)
     ports: Mapping[str, int] = dataclasses.field(default_factory=dict)
     reach: Address | None = None
     child_deaths: tuple[tuple[float, str], ...] = ()

@@ -66,7 +66,9 @@ class TestRecords:
             # Its test may still pass.
             return None
         key = report.nodeid, _worker(report)
-        if report.when not in _PHASES or (key not in self._open and report.when != "setup"):
+        # The run may have come into being in the call of this test, so that its setup was not recorded.
+        begins = report.when == "setup" or (report.when == "call" and report.nodeid not in self._last)
+        if report.when not in _PHASES or (key not in self._open and not begins):
             # What turns up afterwards: an error at the stop of a server, or the crash of a worker.
             self._amend(report, key)
             return None
