@@ -25,9 +25,8 @@ def cores() -> float:
 
 def memory() -> int:
     """Return how much memory this process may use, in bytes."""
-    import psutil
-
-    size = int(psutil.virtual_memory().total)
+    # Not by /proc/meminfo, which some containers do not have.
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for file in ("memory.max", "memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):
             size = min(size, int((_CGROUP / file).read_text()))
