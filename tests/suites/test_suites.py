@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from engines.provision import environment
+from engines.provision import environment, llama_server_binary
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -63,6 +63,14 @@ def counted(output: str) -> dict[str, int]:
 def test_llamacpp(form: str, tmp_path: Path, nothing_left: None) -> None:
     output = run("llamacpp", form, tmp_path)
     assert counted(output) == {"passed": TESTS["llamacpp"]}, output
+
+
+@pytest.mark.engine("llama-server")
+@pytest.mark.parametrize("form", FORMS)
+def test_the_binary_of_llamacpp(form: str, tmp_path: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LLAMA_SERVER_BIN_PATH", "LLAMACPP_BINARY"):
+        monkeypatch.setenv(name, str(llama_server_binary()))
+    test_llamacpp(form, tmp_path, nothing_left)
 
 
 @pytest.mark.parametrize("form", FORMS)

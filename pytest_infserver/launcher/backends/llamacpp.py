@@ -81,6 +81,8 @@ class LlamaCppServer(InferenceServer):
         added=("base_path",),
     )
     api_key_variables = ("LLAMA_API_KEY",)
+    # The one of --host: seen with build 10434.
+    known_leftovers = ("socket:*.sock",)
     fatal_patterns = (re.compile(rb"exiting due to model loading error|couldn't bind HTTP server socket"),)
     cause_patterns = (
         re.compile(rb"error: invalid argument.*|error while handling argument.*"),
