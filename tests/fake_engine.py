@@ -223,6 +223,8 @@ class Handler(socketserver.StreamRequestHandler):
         elif fault == "freeze" and falls_asleep:
             # Not one of its threads answers any more, to a signal neither.
             os.kill(os.getpid(), signal.SIGSTOP)
+            # It may be a moment before this thread is stopped, too.
+            time.sleep(600)
         elif fault == "die-at-wake" and not falls_asleep:
             os._exit(7)
         else:
