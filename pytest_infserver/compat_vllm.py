@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ class RemoteOpenAIServer:
         model: The model.
         host: Where the server listens.
         port: Its port.
+        uds: Its unix socket, or None.
     """
 
     DUMMY_API_KEY = "token-abc123"
@@ -84,7 +86,7 @@ class RemoteOpenAIServer:
             config={"server_args": args},
         )
         self.server.start()
-        self.host, self.port = self.server.host, self.server.port
+        self.host, self.port, self.uds = self.server.host, self.server.port, self.server.address.uds
 
     @property
     def proc(self) -> EngineProcess:
@@ -107,6 +109,17 @@ class RemoteOpenAIServer:
     def get_async_client(self, **kwargs: Any) -> openai.AsyncOpenAI:
         """Return a new asynchronous client, good in any event loop."""
         return self.server.async_client(**{**self._client_settings(), **kwargs})
+
+    def get_client_anthropic(self, **kwargs: Any) -> Any:
+        """Return a new client of the package anthropic, which must be installed."""
+        return import_module("anthropic").Anthropic(**{**self._anthropic_settings(), **kwargs})
+
+    def get_async_client_anthropic(self, **kwargs: Any) -> Any:
+        """Return a new asynchronous client of the package anthropic."""
+        return import_module("anthropic").AsyncAnthropic(**{**self._anthropic_settings(), **kwargs})
+
+    def _anthropic_settings(self) -> dict[str, Any]:
+        return {"base_url": self.url_root, "max_retries": 0, **self._client_settings()}
 
     def _client_settings(self) -> dict[str, Any]:
         return {"timeout": _CLIENT_TIMEOUT, "api_key": self.server.api_key or self.DUMMY_API_KEY}

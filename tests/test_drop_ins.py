@@ -11,12 +11,13 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fake_servers import FAKE_ENGINE
 
-from pytest_infserver import ConfigError
+from pytest_infserver import ConfigError, VLLMServer
 from pytest_infserver.compat_llamacpp import ServerError, ServerProcess, server_instances
 from pytest_infserver.compat_sglang import kill_process_tree, popen_launch_server
 from pytest_infserver.compat_vllm import RemoteOpenAIServer
@@ -71,6 +72,23 @@ def test_a_module_fixture_of_vllm(in_folder: None) -> None:
         process = server.proc
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == process.returncode is not None
+
+
+def test_its_clients_of_anthropic(in_folder: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Client(SimpleNamespace):
+        """Has what it was made with."""
+
+    package = SimpleNamespace(Anthropic=Client, AsyncAnthropic=Client)
+    monkeypatch.setitem(sys.modules, "anthropic", package)  # type: ignore[arg-type]
+    with RemoteOpenAIServer("some/model", [], max_wait_seconds=20) as server:
+        for client in (server.get_client_anthropic(timeout=5), server.get_async_client_anthropic(timeout=5)):
+            assert (client.base_url, client.api_key, client.timeout) == (server.url_root, "token-abc123", 5)
+        assert server.uds is None
+
+
+def test_its_unix_socket(in_folder: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VLLMServer, "start", lambda server: server)
+    assert RemoteOpenAIServer("some/model", ["--uds", "/tmp/vllm.sock"]).uds == "/tmp/vllm.sock"
 
 
 @pytest.mark.parametrize("form", ["--port {}", "--port={}"])
