@@ -18,7 +18,7 @@ ROOT = HERE.parent.parent
 PAGE = ROOT / "docs" / "moving-over.md"
 FORMS = ("dropin", "own")
 LIMITS = {"llamacpp": 100, "vllm": 900, "sglang": 900}
-TESTS = {"llamacpp": 13, "vllm": 6, "sglang": 3}
+TESTS = {"llamacpp": 13, "vllm": 5, "sglang": 3}
 SLOW = [pytest.param(name, marks=[pytest.mark.engine(name), pytest.mark.nightly]) for name in ("vllm", "sglang")]
 MAIN = "import sys; sys.path += {paths!r}; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
 

@@ -1,5 +1,4 @@
 import asyncio
-import json
 import os
 
 import pytest
@@ -15,10 +14,6 @@ ENV = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_SERVER_DEV_MODE": "1",
 }
-CITY = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
-TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": CITY}}]
-CALL = {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "get_weather"}}, "max_tokens": 64}
-QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +42,6 @@ def test_concurrent_streams(client):
         return await asyncio.gather(tokens(), tokens(), tokens())
 
     assert len(set(asyncio.run(all_of_them()))) == 1
-
-
-def test_a_tool_is_called(server):
-    answer = server.get_client().chat.completions.create(model="tiny", messages=QUESTION, **CALL)
-    [call] = answer.choices[0].message.tool_calls
-    assert call.function.name == "get_weather"
-    assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
 
 
 def test_the_prefix_cache_is_reset(server):

@@ -1,15 +1,8 @@
 import asyncio
-import json
 
 import pytest
 
 pytestmark = pytest.mark.infserver(server_args={"served-model-name": "tiny", "enable-prefix-caching": True})
-
-
-CITY = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
-TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": CITY}}]
-CALL = {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "get_weather"}}, "max_tokens": 64}
-QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 
 def test_models(inference_client):
@@ -26,13 +19,6 @@ def test_concurrent_streams(inference_async_client):
         return await asyncio.gather(tokens(), tokens(), tokens())
 
     assert len(set(asyncio.run(all_of_them()))) == 1
-
-
-def test_a_tool_is_called(inference_client):
-    answer = inference_client.chat.completions.create(model="tiny", messages=QUESTION, **CALL)
-    [call] = answer.choices[0].message.tool_calls
-    assert call.function.name == "get_weather"
-    assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
 
 
 def test_the_prefix_cache_is_reset(inference_server, inference_session):
