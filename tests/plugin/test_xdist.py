@@ -66,7 +66,7 @@ def test_a_server_starts_once_for_all_workers_and_ends_after_its_last_test(
         pytest.importorskip("pytest_randomly")
     servers_yaml(a=[], b=[])
     project.conftest(ENDS)
-    project.files(test_1=SHARED % ("a", 4, 0), test_2=SHARED % ("b", 8, 0.2))
+    project.files(test_1=SHARED % ("a", 4, 0.2), test_2=SHARED % ("b", 8, 0.2))
     plugins = ("pytest_randomly",) if random else ()
     result = run(f"--dist={mode}", "--infserver-max-servers=2", plugins=plugins)
     result.assert_outcomes(passed=24 if mode == "each" else 12)

@@ -66,7 +66,7 @@ def test_llamacpp(form: str, tmp_path: Path, nothing_left: None) -> None:
 
 
 @pytest.mark.engine("llama-server")
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [pytest.param("dropin", marks=pytest.mark.nightly), "own"])
 def test_the_binary_of_llamacpp(form: str, tmp_path: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LLAMA_SERVER_BIN_PATH", "LLAMACPP_BINARY"):
         monkeypatch.setenv(name, str(llama_server_binary()))
