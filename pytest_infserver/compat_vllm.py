@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partialmethod
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pytest_infserver.errors import ConfigError
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 
     from pytest_infserver.launcher.engine_process import EngineProcess
 
-_CLIENT_TIMEOUT = 600
-_STARTUP_TIMEOUT = 480.0
-_STOP_TIMEOUT = 15.0
+_CLIENT_TIMEOUT, _STARTUP_TIMEOUT, _STOP_TIMEOUT = 600, 480.0, 15.0
 
 
 class RemoteOpenAIServer:
@@ -29,9 +28,7 @@ class RemoteOpenAIServer:
     Attributes:
         server: The `VLLMServer` that does the work.
         model: The model.
-        host: Where the server listens.
-        port: Its port.
-        uds: Its unix socket, or None.
+        host, port, uds: Where the server listens; ``uds`` is a unix socket, or None.
     """
 
     DUMMY_API_KEY = "token-abc123"
@@ -64,12 +61,14 @@ class RemoteOpenAIServer:
             ConfigError: The arguments name a port although one is to be looked for.
             ServerStartupError: It has not become ready. That is a RuntimeError, too.
         """
-        args, host = _without(vllm_serve_args, "--host")
-        args, named_port = _without(args, "--port")
-        if named_port is not None and auto_port:
+        named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        named.add_argument("--host", default="127.0.0.1")
+        named.add_argument("--port")
+        found, args = named.parse_known_args(list(vllm_serve_args))
+        if found.port is not None and auto_port:
             raise ConfigError("the arguments have a --port: leave it out, or say auto_port=False")
         if port is None and not auto_port:
-            port = int(named_port or 8000)
+            port = int(found.port or 8000)
         if seed is not None and not any(word.partition("=")[0] == "--seed" for word in args):
             args += ["--seed", str(seed)]
         if override_hf_configs is not None:
@@ -78,7 +77,7 @@ class RemoteOpenAIServer:
         self.server = VLLMServer(
             model,
             name=name_of_test_file("vllm"),
-            host=host or "127.0.0.1",
+            host=found.host,
             port=port,
             startup_timeout=max_wait_seconds or _STARTUP_TIMEOUT,
             stop_timeout=_STOP_TIMEOUT,
@@ -110,16 +109,13 @@ class RemoteOpenAIServer:
         """Return a new asynchronous client, good in any event loop."""
         return self.server.async_client(**{**self._client_settings(), **kwargs})
 
-    def get_client_anthropic(self, **kwargs: Any) -> Any:
+    def _anthropic(self, kind: str, **kwargs: Any) -> Any:
         """Return a new client of the package anthropic, which must be installed."""
-        return import_module("anthropic").Anthropic(**{**self._anthropic_settings(), **kwargs})
+        settings = {"base_url": self.url_root, "max_retries": 0, **self._client_settings(), **kwargs}
+        return getattr(import_module("anthropic"), kind)(**settings)
 
-    def get_async_client_anthropic(self, **kwargs: Any) -> Any:
-        """Return a new asynchronous client of the package anthropic."""
-        return import_module("anthropic").AsyncAnthropic(**{**self._anthropic_settings(), **kwargs})
-
-    def _anthropic_settings(self) -> dict[str, Any]:
-        return {"base_url": self.url_root, "max_retries": 0, **self._client_settings()}
+    get_client_anthropic = partialmethod(_anthropic, "Anthropic")
+    get_async_client_anthropic = partialmethod(_anthropic, "AsyncAnthropic")
 
     def _client_settings(self) -> dict[str, Any]:
         return {"timeout": _CLIENT_TIMEOUT, "api_key": self.server.api_key or self.DUMMY_API_KEY}
@@ -137,24 +133,8 @@ class RemoteOpenAIServer:
     def __enter__(self) -> RemoteOpenAIServer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.shutdown()
-
-
-def _without(args: Sequence[str], flag: str) -> tuple[list[str], str | None]:
-    """Return arguments without one of them, and its value, None if it was not there."""
-    rest: list[str] = []
-    value: str | None = None
-    words = iter(args)
-    for word in words:
-        name, equals, text = word.partition("=")
-        if name == flag:
-            value = text if equals else next(words, "")
-        else:
-            rest.append(word)
-    return rest, value
 
 
 def name_of_test_file(otherwise: str) -> str:

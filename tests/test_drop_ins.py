@@ -265,3 +265,9 @@ def test_a_llamacpp_without_a_model_is_a_router(llama: ServerProcess, tmp_path: 
         llama.start()
     assert llama.server is not None
     assert "given --host 127.0.0.1" in llama.server.read_log()
+
+
+@pytest.mark.parametrize("name", ["compat_llamacpp", "compat_sglang", "compat_vllm"])
+def test_a_drop_in_is_short_enough_to_be_read(name: str) -> None:
+    path = Path(__file__).parents[1] / "pytest_infserver" / f"{name}.py"
+    assert len(path.read_text().splitlines()) <= 150
