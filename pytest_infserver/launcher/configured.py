@@ -276,7 +276,9 @@ class ConfiguredServer(ServerSpec):
 
     @property
     def _key_secrets(self) -> frozenset[str]:
-        keys = (self.settings.api_key, environment().get(self.settings.api_key_env or ""))
+        variable = self.settings.api_key_env
+        # The environment is copied, and this is asked for in every test.
+        keys = (self.settings.api_key, None if variable is None else environment().get(variable))
         return frozenset(key for key in keys if key is not None and len(key) >= MIN_LENGTH)
 
     def use_devices(self, claim: DeviceClaim | None) -> None:
