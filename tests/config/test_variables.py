@@ -82,6 +82,17 @@ def test_no_error_shows_a_secret(
             assert not shown, text
 
 
+@pytest.mark.parametrize("secret", ["package.module:Class", "00000000,0000000;0:"])
+def test_a_part_of_a_secret_that_is_imported_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secret: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", secret)
+    (tmp_path / "c.yaml").write_text("name: a\nmodel: m\nbackend: ${HF_TOKEN}\n")
+    [text] = errors_of(tmp_path / "c.yaml")
+    assert "raised an error that is not shown" in text
+    assert not [piece for piece in ("package", "module", "0000000;0") if piece in text]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

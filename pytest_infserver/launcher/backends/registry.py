@@ -84,7 +84,10 @@ def find_backend(config: ServerConfig) -> type[InferenceServer]:
     try:
         backend = call(what, lambda: getattr(importlib.import_module(module_name), attribute))
     except UserCodeError as error:
-        raise config.error(str(error), "backend") from None
+        # The error names a part of what is imported, which is not recognised as a piece of a secret.
+        is_secret = name not in str(config.error(name, "backend"))
+        text = f"{what} raised an error that is not shown, as it may show a secret" if is_secret else str(error)
+        raise config.error(text, "backend") from None
     if not (isinstance(backend, type) and issubclass(backend, InferenceServer)):
         raise config.error(f"backend '{name}' is not a subclass of InferenceServer", "backend")
     return backend
