@@ -135,7 +135,7 @@ class ConfiguredServer(ServerSpec):
     def address(self) -> Address:
         """Where the server is reached from here, and what a request to it needs."""
         key = asked(self).api_key
-        return dataclasses.replace(self.reach, api_key=key, key_source=self._key_source)
+        return dataclasses.replace(self.reach, api_key=key, key_source=api_key_of(self, self._known_words())[1])
 
     @property
     def reach(self) -> Address:
@@ -204,18 +204,13 @@ class ConfiguredServer(ServerSpec):
     @property
     def api_key(self) -> str | None:
         """The API key that requests to the server need, or None."""
-        return api_key_of(self, self._key_words())[0]
+        return api_key_of(self, self._known_words())[0]
 
-    @property
-    def _key_source(self) -> str:
-        return api_key_of(self, self._key_words())[1]
-
-    def _key_words(self) -> Sequence[str]:
-        return self.server_args() if self.attached else self._launched_words()
-
-    def _launched_words(self) -> Sequence[str]:
-        """Return the words that it was launched with, also by another process, or what the backend says of them."""
-        # A backend that draws its key, say, would say something else there.
+    def _known_words(self) -> Sequence[str]:
+        """Return the words that it was, or would be, launched with, also by another process; else its arguments."""
+        if self.attached:
+            return self.server_args()
+        # A backend that draws its key, say, would say something else if it were asked here.
         return self.configured_command().argv if self.told.argv is None else self.told.argv
 
     @property

@@ -115,10 +115,7 @@ class InferenceServer(ServerHandle):
 
         The server's command tells them. One that runs and does not say what its model is called is asked.
         """
-        if self.attached:
-            names = served_names(self.server_args(), asked(self), self.model)
-        else:
-            names = served_names(self._launched_words(), asked(self), self.model_path)
+        names = served_names(self._known_words(), asked(self), self.model if self.attached else self.model_path)
         if names or not (self.attached or self.running):
             return names
         return asked_names(asked(self).address)
