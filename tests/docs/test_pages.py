@@ -180,3 +180,10 @@ if __name__ == "__main__":
     for one in BLOCKS:
         if one.reason is not None:
             print(f"{one}: {one.reason}")
+
+
+@pytest.mark.parametrize("page", ["install", "yaml"])
+def test_the_line_for_editors_names_the_file_of_the_schema(page: str) -> None:
+    text = " ".join((ROOT / "docs" / f"{page}.md").read_text().split())
+    [written] = re.findall(r"infserver schema > ([\w.]+)", text)
+    assert f"`# yaml-language-server: $schema={written}`" in text
