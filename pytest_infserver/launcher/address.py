@@ -58,7 +58,9 @@ def _attached(settings: ServerConfig) -> Address:
 
 def _launched(server: ServerSpec, flags: AddressFlags) -> Address:
     settings, argv = server.settings, _words(server)
-    env = {**environment(), **asked(server).env_vars}
+    # Not all of the environment: this is asked for with every lease.
+    names = (*flags.certificate, *flags.uds, *flags.base_path)
+    env = {**{name: os.environ.get(name) for name in names}, **asked(server).env_vars}
     first_host = hosts_of(server.host)[0]
     certificate = setting(flags.certificate, argv, env)
     uds, base_path = setting(flags.uds, argv, env), setting(flags.base_path, argv, env)

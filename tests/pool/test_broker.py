@@ -174,6 +174,34 @@ def test_what_goes_wrong_inside_is_an_error_and_not_the_end(pool, join, monkeypa
     assert acquired(member, "a").error is None
 
 
+def test_giving_back_waits_for_nobody_and_what_is_asked_next_comes_after_it(pool, join, monkeypatch) -> None:
+    member = join("gw0")
+    ticket, may_go_on, seen = acquired(member, "a").ticket, threading.Event(), []
+    release, pin = pool.release, pool.pin
+
+    def slow(*arguments: Any) -> None:
+        assert may_go_on.wait(LIMIT)
+        seen.append("released")
+        release(*arguments)
+
+    monkeypatch.setattr(pool, "release", slow)
+    monkeypatch.setattr(pool, "pin", lambda name: (seen.append("pinned"), pin(name)))
+    member.release(ticket)
+    threading.Timer(0.1, may_go_on.set).start()
+    member.pin("b")
+    assert seen == ["released", "pinned"]
+
+
+def test_a_release_that_goes_wrong_ends_the_run(pool, join, monkeypatch) -> None:
+    member = join("gw0")
+    ticket = acquired(member, "a").ticket
+    monkeypatch.setattr(pool._leasing, "give_back", lambda ticket, done: 1 / 0)
+    member.release(ticket)
+    assert "ZeroDivisionError" in str(acquired(member, "a").error)
+    with pytest.raises(ZeroDivisionError):
+        pool.raise_exit()
+
+
 # A server alone.
 
 

@@ -29,6 +29,7 @@ from pytest_infserver.pool.member import LocalMember, Plan
 from pytest_infserver.pool.pool import Pool
 from pytest_infserver.pool.servers import executor
 from pytest_infserver.pool.servers.policy import MAX_RESTARTS, Hooks, Policy
+from pytest_infserver.pool.wait_report import WaitReport
 from pytest_infserver.system.http.address import Address
 
 pytestmark = pytest.mark.usefixtures("hard_limit")
@@ -280,11 +281,27 @@ def test_what_ends_the_run_while_it_is_planned_is_raised_there(pool, tellers) ->
         member.plan(Plan({"1": ["a"]}))
 
 
-def test_a_client_that_is_gone_gets_nothing_that_had_been_granted_meanwhile(pool) -> None:
+def test_nobody_is_told_of_a_wait_that_was_none(pool) -> None:
     pool.pin("a")
+    pool.release(pool.acquire("c1", ["a"])[0].ticket)
+    told: list[WaitReport] = []
+    pool.release(pool.acquire("c1", ["a"], waiting=told.append)[0].ticket)
+    assert not told
+    gate = fake(pool, "b").gate
+    gate.clear()
+    pool.acquire("c1", ["b"], waiting=lambda report: (told.append(report), gate.set()))
+    assert told[0].waits
+    assert not told[-1].waits
 
-    def leave(wait_report: object) -> None:
-        pool.leave("c1")
+
+def test_a_client_that_is_gone_gets_nothing_that_had_been_granted_meanwhile(pool) -> None:
+    fake(pool).gate.clear()
+
+    def leave(wait_report: WaitReport) -> None:
+        if wait_report.waits:
+            fake(pool).gate.set()
+        else:
+            pool.leave("c1")
 
     (lease,) = in_thread(lambda: pool.acquire("c1", ["a"], exclusive=True, waiting=leave))()
     assert "c1 is gone" in str(lease.error)

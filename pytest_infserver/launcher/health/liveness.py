@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_infserver.launcher.user_code import asked
-from pytest_infserver.system.proc_net import listeners
+from pytest_infserver.system.proc_net import is_listening
 
 if TYPE_CHECKING:
     from pytest_infserver.launcher.server import InferenceServer
@@ -63,7 +63,7 @@ def _is_seen_to_listen(server: InferenceServer) -> bool:
     if not _LINUX or not server.settings.own_listener or server.remote or server.reach.uds is not None:
         return False
     try:
-        return any(listener.port == server.port for listener in listeners())
+        return is_listening(server.port)
     except OSError:
         return False
 

@@ -185,7 +185,7 @@ class RemoteMember:
         for server in list(self._servers.values()):
             server.runtime.stop_refusal = self._stop_refusal(server)
         with self._unless_gone():
-            self._ask("release", ticket=ticket, done=done, user=user)
+            self._tell("release", ticket=ticket, done=done, user=user)
 
     def await_stopped(self, name: str) -> None:
         """Wait until a server has ended that nobody wants any more."""
@@ -300,15 +300,29 @@ class RemoteMember:
             if not self.is_gone:
                 raise
 
-    def _ask(self, verb: str, **arguments: Any) -> Any:
+    @contextlib.contextmanager
+    def _turn_of(self, verb: str) -> Iterator[None]:
         if os.getpid() != self._pid:
             raise InferenceServerError(f"the server belongs to process {self._pid}: only that one may {verb} it")
         with self._asking:
             self._forget_interrupted()
+            yield
+
+    def _ask(self, verb: str, **arguments: Any) -> Any:
+        with self._turn_of(verb):
             kind, answer = self._exchange(verb, arguments)
         if kind == FAILED:
             raise error_called(*answer)
         return answer
+
+    def _tell(self, verb: str, **arguments: Any) -> None:
+        """Ask for something without waiting for it: what goes wrong with it ends the run, which the pool says."""
+        with self._turn_of(verb):
+            self._number += 1
+            try:
+                self._broker.send((self._number, verb, arguments))
+            except OSError:
+                raise self._gone() from None
 
     def _exchange(self, verb: str, arguments: Mapping[str, Any]) -> tuple[str, Any]:
         self._number += 1
@@ -340,7 +354,7 @@ class RemoteMember:
             number, kind, answer = self._broker.recv()
             if kind in (WAITING, PROGRESS):
                 self._told_meanwhile(kind, answer)
-            # The answer to a question that was interrupted may still come.
+            # The answer to a question that was interrupted may still come, or to one that nobody waits for.
             elif number == wanted:
                 self._acquiring = None
                 return kind, answer

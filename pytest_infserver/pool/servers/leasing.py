@@ -54,7 +54,8 @@ class Leasing:
 
         Args:
             ticket: Its number.
-            waiting: Gets what all who wait are waiting for, now and then, and once when this has come to an end.
+            waiting: Gets what all who wait are waiting for, now and then, and once when this has come to an end; not
+                of a request that is answered at once.
             progress: Gets what takes long for another reason.
         """
         told = 0.0
@@ -69,6 +70,9 @@ class Leasing:
                 answered = self._is_answered(ticket)
             for line in self._handles.take_lines():
                 progress(line)
+            if answered and not told:
+                # Nobody was shown a wait.
+                return
             # Whoever shows it does not show more.
             if answered or time.monotonic() - told >= _TELL_EVERY:
                 told = time.monotonic()
