@@ -19,6 +19,7 @@ from engines.recipes import ENGINES
 from fake_servers import FAKE_ENGINE, fake_command, write_servers
 from in_process import load_all, without_a_trace
 from isolation import HARD_LIMIT, cleaned_environment, no_process_left
+from left_to_nightly import is_left_out
 from tiers import CHOICES, TIERS, SpawnWatch, tier_of
 
 from pytest_infserver import CommandServer
@@ -61,9 +62,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its tier."""
+    """Mark each test with its tier, and what is left to .ci/nightly."""
     for item in items:
         item.add_marker(tier_of(item))
+        if is_left_out(item):
+            item.add_marker("nightly")
 
 
 @pytest.hookimpl(trylast=True)

@@ -9,7 +9,11 @@ from installed import installed
 from parts import part
 
 
-@pytest.fixture(scope="module", params=[(), pytest.param(("-n2",), marks=pytest.mark.promise)], ids=["alone", "n2"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param((), marks=pytest.mark.nightly), pytest.param(("-n2",), marks=pytest.mark.promise)],
+    ids=["alone", "n2"],
+)
 def shared(request, shared_project):
     """A project with a file of tests for each story, each with servers of its own; and what its run showed."""
     if request.param:

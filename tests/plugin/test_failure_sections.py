@@ -20,7 +20,11 @@ SECRET = "very-secret-\u00e9-1"
 QUICK = {"heartbeat_interval": 0.05}
 
 
-@pytest.fixture(scope="module", params=[(), pytest.param(("-n2",), marks=pytest.mark.promise)], ids=["alone", "n2"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param((), marks=pytest.mark.nightly), pytest.param(("-n2",), marks=pytest.mark.promise)],
+    ids=["alone", "n2"],
+)
 def shared(request, shared_project, tmp_path_factory):
     """A project with a file of tests for each kind of failure, each with its own servers; and what its run showed."""
     if request.param:

@@ -54,7 +54,11 @@ def hostile_spy(folder: Path, mode: str, **profile: object) -> dict[str, Any]:
     return {"profile": {**SPY["profile"], "binary_path": str(script), **profile}}
 
 
-@pytest.fixture(scope="module", params=[(), pytest.param(("-n2",), marks=pytest.mark.promise)], ids=["alone", "n2"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param((), marks=pytest.mark.nightly), pytest.param(("-n2",), marks=pytest.mark.promise)],
+    ids=["alone", "n2"],
+)
 def shared(request, shared_project):
     """A project with a file of tests for each matter, each with servers of its own; and what its run showed."""
     if request.param:

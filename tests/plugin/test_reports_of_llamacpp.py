@@ -60,7 +60,11 @@ def test_lives_again(inference_server):
 """
 
 
-@pytest.fixture(scope="module", params=[(), pytest.param(("-n2",), marks=pytest.mark.promise)], ids=["alone", "n2"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param((), marks=pytest.mark.nightly), pytest.param(("-n2",), marks=pytest.mark.promise)],
+    ids=["alone", "n2"],
+)
 def report(request, shared_project):
     """Run the tests; return the project, the result and the record."""
     if request.param:

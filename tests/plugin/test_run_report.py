@@ -33,7 +33,11 @@ QUICK = {"heartbeat_interval": 0.05}
 HTML = installed("pytest_html.plugin", "pytest_metadata.plugin")
 
 
-@pytest.fixture(scope="module", params=[(), pytest.param(("-n2",), marks=pytest.mark.promise)], ids=["alone", "n2"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param((), marks=pytest.mark.nightly), pytest.param(("-n2",), marks=pytest.mark.promise)],
+    ids=["alone", "n2"],
+)
 def shared(request, shared_project, tmp_path_factory):
     """A project with a file of tests for each matter, each with servers of its own; and what its run showed."""
     if request.param:

@@ -185,7 +185,11 @@ def write_project(folder: Path, **files: str) -> None:
         (folder / f"{name}.py").write_text(text)
 
 
-@pytest.fixture(scope="module", params=[(), ("-p", "xdist", "-n2")], ids=["alone", "n2"])
+@pytest.fixture(
+    scope="module",
+    params=[(), pytest.param(("-p", "xdist", "-n2"), marks=pytest.mark.nightly)],
+    ids=["alone", "n2"],
+)
 def looked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, shared_project: object) -> Looked:
     if request.param:
         pytest.importorskip("xdist")
