@@ -41,8 +41,8 @@ def by_load(server: InferenceServer, options: argparse.Namespace, tool: str | No
     return found.ttft.p50, found.requests_per_second, found.output_tokens_per_second
 
 
-def run(command: list[str], folder: Path) -> None:
-    env = {**os.environ, **OFFLINE, "HF_HOME": str(folder / "cache")}
+def run(command: list[str], folder: Path, offline: dict[str, str]) -> None:
+    env = {**os.environ, **offline, "HF_HOME": str(folder / "cache")}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=LIMIT, check=False)
     if done.returncode:
         said = (done.stdout + done.stderr).strip().splitlines()
@@ -57,10 +57,13 @@ def by_aiperf(server: InferenceServer, options: argparse.Namespace, folder: Path
         *("--warmup-request-count", str(options.concurrency), "--random-seed", "0"),
         *("--synthetic-input-tokens-mean", str(options.prompt_tokens), "--synthetic-input-tokens-stddev", "0"),
         *("--output-tokens-mean", str(options.output_tokens), "--output-tokens-stddev", "0"),
-        *("--extra-inputs", "ignore_eos:true", "--extra-inputs", "temperature:0"),
+        # Its own key for the length of an answer is one that llama.cpp does not know here.
+        *("--extra-inputs", f"max_tokens:{options.output_tokens}", "--extra-inputs", "ignore_eos:true"),
+        *("--extra-inputs", "temperature:0"),
         *("--use-server-token-count", "--output-artifact-dir", str(folder)),
     ]
-    run(command, folder)
+    # Told that it is offline, it takes a tokenizer's folder for a name on the hub.
+    run(command, folder, {})
     (file,) = folder.rglob("profile_export_aiperf.json")
     found = json.loads(file.read_text())
     return (
@@ -79,7 +82,7 @@ def by_vllm(server: InferenceServer, options: argparse.Namespace, folder: Path) 
         *("--num-warmups", str(options.concurrency), "--temperature", "0", "--disable-tqdm"),
         *("--save-result", "--result-filename", str(folder / "result.json")),
     ]
-    run(command, folder)
+    run(command, folder, OFFLINE)
     found = json.loads((folder / "result.json").read_text())
     return found["median_ttft_ms"] / 1e3, found["request_throughput"], found["output_throughput"]
 
@@ -94,18 +97,13 @@ def main() -> None:
     parser.add_argument("--tokenizer", help="a tokenizer's folder, for aiperf and vllm")
     options = parser.parse_args()
     arguments = {"parallel": options.concurrency, "ctx-size": 2048 * options.concurrency}
-    with (
-        tempfile.TemporaryDirectory() as name,
-        create_server(
-            "llamacpp", model=options.model, config={"server_args": arguments}, output_dir=f"{name}/logs"
-        ) as server,
-    ):
-        tools: dict[str, tuple[str | None, Callable[[Path], Figures]]] = {
-            "pytest-infserver": (None, lambda folder: by_load(server, options, None)),
-            "guidellm": ("GUIDELLM", lambda folder: by_load(server, options, "guidellm")),
-            "aiperf": ("AIPERF", lambda folder: by_aiperf(server, options, folder)),
-            "vllm bench serve": ("VLLM", lambda folder: by_vllm(server, options, folder)),
-        }
+    tools: dict[str, tuple[str | None, Callable[[InferenceServer, Path], Figures]]] = {
+        "pytest-infserver": (None, lambda server, folder: by_load(server, options, None)),
+        "guidellm": ("GUIDELLM", lambda server, folder: by_load(server, options, "guidellm")),
+        "aiperf": ("AIPERF", lambda server, folder: by_aiperf(server, options, folder)),
+        "vllm bench serve": ("VLLM", lambda server, folder: by_vllm(server, options, folder)),
+    }
+    with tempfile.TemporaryDirectory() as name:
         print("| tool | TTFT p50 | requests/s | output tokens/s | processor time | took |\n|-|-|-|-|-|-|")
         for tool, (variable, measure) in tools.items():
             if variable is not None and not os.environ.get(variable):
@@ -113,13 +111,17 @@ def main() -> None:
                 continue
             folder = Path(name) / tool.replace(" ", "-")
             folder.mkdir()
-            before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-            try:
-                ttft, requests, tokens = measure(folder)
-            except (InferenceServerError, OSError, ValueError, KeyError, subprocess.TimeoutExpired) as error:
-                print(f"{tool} has failed: {error}", file=sys.stderr)
-                continue
-            after, took = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - begun
+            # A server of its own for each: another's prompts would be in its cache.
+            with create_server(
+                "llamacpp", model=options.model, config={"server_args": arguments}, output_dir=f"{name}/logs"
+            ) as server:
+                before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+                try:
+                    ttft, requests, tokens = measure(server, folder)
+                except (InferenceServerError, OSError, ValueError, KeyError, subprocess.TimeoutExpired) as error:
+                    print(f"{tool} has failed: {error}", file=sys.stderr)
+                    continue
+                after, took = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - begun
             spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             print(
                 f"| {tool} | {1e3 * ttft:.1f} ms | {requests:.1f} | {tokens:.0f} | {spent:.1f} s | {took:.1f} s |",
