@@ -165,15 +165,18 @@ class InferenceServer(ServerHandle):
                 ``requests=200``, ``prompt_tokens=256``, ``output_tokens=64``; times are in seconds.
 
         Raises:
-            ConfigError: A setting is unknown or has a wrong value.
-            InferenceServerError: The server does not run, or the extra ``load`` is not installed.
+            ConfigError: A setting is unknown or has a wrong value, or the ``tool`` cannot do that.
+            InferenceServerError: The server does not run, or the extra ``load`` or the tool is not installed.
             LoadInterrupted: Ctrl-C, with the result so far.
         """
         from pytest_infserver.launcher.operations.load_target import load_target
-        from pytest_infserver.load.running import measure
         from pytest_infserver.load.workload import make_workload
 
         made = make_workload(**workload)
+        if made.tool is None:
+            from pytest_infserver.load.running import measure
+        else:
+            from pytest_infserver.load.tools.guidellm import measure
         self.raise_if_dead()
         if not (self.attached or self.running):
             raise InferenceServerError(f"{self.name} does not run: start it before a load")

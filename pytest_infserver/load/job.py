@@ -10,6 +10,11 @@ from typing import Any
 from pytest_infserver.load.workload import Workload
 from pytest_infserver.system.http.address import Address
 
+ASKED = ("prompt", "messages")
+"""What of a request's body is its own; the rest is the same in all of a load."""
+MOST_PROMPTS = 20_000
+"""So many are made for another tool, where a duration alone decides how many it needs."""
+
 
 @dataclass(frozen=True)
 class Job:

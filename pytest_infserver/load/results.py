@@ -37,6 +37,7 @@ class LoadResult:
         generator_share: The generator's share of one core.
         server_share: How many cores the server has used, or None where that is not known.
         interrupted: Why it has ended early, or None.
+        tool: The tool that has sent it and that one's version; None for our own generator.
         again: Measures the same once more.
         reference: What it is compared with.
     """
@@ -50,6 +51,7 @@ class LoadResult:
     generator_share: float | None = None
     server_share: float | None = None
     interrupted: str | None = None
+    tool: str | None = None
     again: Callable[[], LoadResult] | None = field(default=None, repr=False, compare=False)
     reference: Reference | None = field(default=None, repr=False, compare=False)
 
@@ -162,6 +164,7 @@ class LoadResult:
         Raises:
             AssertionError: It is slower, requests have failed, or a baseline is missing that must be there.
             BaselineError: The file of the baseline is none, or cannot be written.
+            ValueError: An argument is wrong, or the other result was measured by another tool.
         """
         __tracebackhide__ = True
         self.require_good()
@@ -172,6 +175,8 @@ class LoadResult:
         def of(result: LoadResult) -> dict[str, float]:
             return {name: value for name, value in result.figures.items() if not figures or name in figures}
 
+        if than is not None and than.load.tool != self.load.tool:
+            raise ValueError("assert_not_slower: loads of two tools are not compared, for they measure otherwise")
         if than is not None:
             verdict: Verdict | None = check_pairs(lambda: of(self.repeated()), lambda: of(than.repeated()), by, repeats)
             if verdict is not None and self.reference is not None:
@@ -228,6 +233,8 @@ class LoadResult:
     def notes(self) -> list[str]:
         """What has to be known to read the numbers."""
         found = [f"ended early: {self.interrupted}"] if self.interrupted else []
+        if self.tool is not None:
+            found.append(f"sent by {self.tool}, which does not tell the times between parts (itl)")
         if not self.samples:
             found.append("no request was sent")
         if self.load.is_open:
@@ -237,8 +244,9 @@ class LoadResult:
         silent = sum(one.output_tokens is None for one in self.good)
         if silent:
             found.append(f"no usage in {silent} of {self.completed} answers: their tokens are not counted")
-        parts = sum(len(one.gaps) + 1 for one in self.good if one.output_tokens and one.first is not None)
-        tokens = sum(one.output_tokens or 0 for one in self.good if one.first is not None)
+        streamed = [one for one in self.good if one.output_tokens and one.first is not None and one.last is None]
+        parts = sum(len(one.gaps) + 1 for one in streamed)
+        tokens = sum(one.output_tokens or 0 for one in streamed)
         if parts and tokens > 1.1 * parts:
             found.append(f"{tokens / parts:.1f} tokens came at a time: itl is the time between two such parts")
         if self.generator_share is not None and self.generator_share > _BUSY:
@@ -264,6 +272,7 @@ class LoadResult:
             "generator_share": self.generator_share,
             "server_share": self.server_share,
             "interrupted": self.interrupted,
+            "tool": self.tool,
             "notes": self.notes,
         }
 

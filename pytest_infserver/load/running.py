@@ -6,10 +6,8 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
-import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +19,7 @@ from pytest_infserver.errors import InferenceServerError
 from pytest_infserver.load.baselines.files import FOLDER, Baselines
 from pytest_infserver.load.baselines.reference import Reference
 from pytest_infserver.load.job import Job
+from pytest_infserver.load.own_process import own_command
 from pytest_infserver.load.results import LoadResult
 from pytest_infserver.load.samples import Sample, sample_from
 from pytest_infserver.load.workload import Workload
@@ -30,8 +29,6 @@ from pytest_infserver.system.text import clean
 _LAST_WORDS = 10.0
 """Seconds that the generator has for what it still has to say."""
 _MAX_ERROR = 4096
-_PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
-_PROGRAM = "import runpy, sys; sys.path.append(sys.argv.pop(1)); runpy.run_module('{}', run_name='__main__')"
 
 
 @dataclass(frozen=True)
@@ -74,13 +71,11 @@ def measure(target: Target, load: Workload) -> LoadResult:
         InferenceServerError: The extra ``load`` is not installed, or the generator has failed.
         LoadInterrupted: Ctrl-C; the result so far is in it.
     """
-    if importlib.util.find_spec("aiohttp") is None:
-        raise InferenceServerError("a load needs the package aiohttp: pip install 'pytest-infserver[load]'")
+    require_aiohttp()
     job = target.job(load)
     heard = _Heard(lambda: _cpu_seconds(target.pids()))
-    program = _PROGRAM.format("pytest_infserver.load.generator")
     process = subprocess.Popen(
-        [sys.executable, "-I", *["-B"] * sys.dont_write_bytecode, "-c", program, _PACKAGE_ROOT],
+        own_command("pytest_infserver.load.generator"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -130,6 +125,16 @@ def measure(target: Target, load: Workload) -> LoadResult:
     if interrupted:
         raise LoadInterrupted(result)
     return result
+
+
+def require_aiohttp() -> None:
+    """Raise where the extra ``load`` is missing.
+
+    Raises:
+        InferenceServerError: It is; the message says how to install it.
+    """
+    if importlib.util.find_spec("aiohttp") is None:
+        raise InferenceServerError("a load needs the package aiohttp: pip install 'pytest-infserver[load]'")
 
 
 class _Heard:

@@ -20,6 +20,7 @@ class Sample:
         output_tokens: The same of the answer.
         failure: Of which kind its failure is, or None.
         text: What was said about that.
+        last: When the last part of the text came, where the single gaps are not known, else None.
     """
 
     due: float
@@ -31,6 +32,7 @@ class Sample:
     output_tokens: int | None = None
     failure: str | None = None
     text: str | None = None
+    last: float | None = None
 
     @property
     def ttft(self) -> float | None:
@@ -45,9 +47,11 @@ class Sample:
     @property
     def tpot(self) -> float | None:
         """Time for each token after the first, whatever parts they came in."""
-        if not self.gaps or self.output_tokens is None or self.output_tokens < 2:
+        if self.output_tokens is None or self.output_tokens < 2:
             return None
-        return sum(self.gaps) / (self.output_tokens - 1)
+        if self.first is not None and self.last is not None:
+            return (self.last - self.first) / (self.output_tokens - 1)
+        return sum(self.gaps) / (self.output_tokens - 1) if self.gaps else None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for JSON."""

@@ -13,6 +13,7 @@ from pytest_infserver.errors import ConfigError
 
 _KINDS = ("completions", "chat")
 _ARRIVALS = ("poisson", "constant")
+_TOOLS = ("guidellm",)
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Workload:
         seed: The same seed makes the same prompts at the same times.
         timeout: A request that takes longer has failed.
         extra_body: Further keys of each request.
+        tool: None for our own generator, or ``guidellm``, which is installed in an environment of its own and found on
+            PATH or by the variable GUIDELLM.
         limits: Goodput counts the requests that keep these limits: ``{"ttft": 0.5, "tpot": 0.05, "e2e": 5}``.
     """
 
@@ -60,6 +63,7 @@ class Workload:
     timeout: float = 600.0
     extra_body: dict[str, Any] = field(default_factory=dict)
     limits: dict[str, float] = field(default_factory=dict)
+    tool: str | None = None
 
     @property
     def is_open(self) -> bool:
@@ -70,6 +74,9 @@ class Workload:
     def key(self) -> str:
         """A short hash of all that decides how fast a server looks."""
         told = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("timeout", "limits")}
+        if self.tool is None:
+            # Baselines that were written before there were tools stay good.
+            del told["tool"]
         for name in ("text", "dataset"):
             if told[name] is not None:
                 told[name] = hashlib.sha256(Path(told[name]).read_bytes()).hexdigest()
@@ -81,7 +88,8 @@ class Workload:
         much = [f"{self.requests} requests"] if self.requests else []
         much += [f"{self.duration:g} s"] if self.duration else []
         what = "a dataset" if self.dataset else f"{self.prompt_tokens} tokens"
-        return f"{', '.join(much)}, {how}, {what} in, {self.output_tokens} out"
+        by = "" if self.tool is None else f", by {self.tool}"
+        return f"{', '.join(much)}, {how}, {what} in, {self.output_tokens} out{by}"
 
 
 def make_workload(**settings: Any) -> Workload:
@@ -133,4 +141,14 @@ def _problem(load: Workload) -> str | None:
         file = getattr(load, name)
         if file is not None and not Path(file).is_file():
             return f"{name}: there is no file {file}"
+    return None if load.tool is None else _problem_of_tool(load)
+
+
+def _problem_of_tool(load: Workload) -> str | None:
+    if load.tool not in _TOOLS:
+        return f"tool is {' or '.join(_TOOLS)}, not {load.tool!r}"
+    if load.warmup and load.requests is None:
+        return f"{load.tool} knows no warmup of a load that a duration alone ends: say requests"
+    if load.ramp and load.is_open and load.arrivals == "poisson":
+        return f"{load.tool} knows no ramp of poisson arrivals: say arrivals='constant'"
     return None

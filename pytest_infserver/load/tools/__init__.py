@@ -1,0 +1,1 @@
+"""Loads that are sent by a program of somebody else's, from an environment of its own."""
