@@ -11,7 +11,7 @@ from parts import part
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param((), marks=pytest.mark.nightly), pytest.param(("-n2",), marks=pytest.mark.promise)],
+    params=[pytest.param((), marks=pytest.mark.nightly), ("-n2",)],
     ids=["alone", "n2"],
 )
 def shared(request, shared_project):

@@ -56,7 +56,7 @@ def hostile_spy(folder: Path, mode: str, **profile: object) -> dict[str, Any]:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param((), marks=pytest.mark.nightly), pytest.param(("-n2",), marks=pytest.mark.promise)],
+    params=[pytest.param((), marks=pytest.mark.nightly), ("-n2",)],
     ids=["alone", "n2"],
 )
 def shared(request, shared_project):
