@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -92,18 +91,6 @@ def test_load(tmp_path: Path, nothing_left: None) -> None:
     lines = run_example("load", tmp_path)
     assert any(line.startswith("test_speed_of_many_users[tiny] ") for line in lines)
     assert "3 passed" in lines[-1]
-
-
-LM_EVAL = os.environ.get("LM_EVAL") or shutil.which("lm_eval")
-
-
-@pytest.mark.nightly
-@pytest.mark.run
-@pytest.mark.skipif(LM_EVAL is None, reason="needs lm_eval in an environment of its own, named by LM_EVAL")
-def test_lm_eval(tmp_path: Path, nothing_left: None) -> None:
-    lines = run_example("lm_eval", tmp_path, LM_EVAL=str(LM_EVAL))
-    assert any(line.startswith("sums ") for line in lines)
-    assert "1 passed" in lines[-1]
 
 
 @pytest.mark.nightly

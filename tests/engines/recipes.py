@@ -146,6 +146,7 @@ CLIENTS = {
         _client("langchain-openai", "1.7.4"),
         _client("instructor", "1.17.0"),
         _client("llama-index-llms-openai-like", "0.8.1"),
+        Engine("lm_eval", "0.4.13", packages=("lm_eval[api]==0.4.13",)),
     )
 }
 """Libraries that ask the engines, each as people install it; see `clients/`."""

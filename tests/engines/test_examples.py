@@ -51,6 +51,7 @@ def run_example(folder: str, model: str, output_dir: Path, sglang: Path | str = 
         "VLLM_BINARY": environment("vllm") / "bin" / "vllm",
         "SGLANG_BINARY": sglang,
         "TRANSFORMERS_BINARY": environment("transformers") / "bin" / "transformers",
+        "LM_EVAL": environment("lm_eval") / "bin" / "lm_eval",
         "MODEL": models_dir() / model,
         "INFSERVER_OUTPUT_DIR": output_dir,
     }
@@ -85,6 +86,13 @@ class TestExamples:
     @pytest.mark.engine("transformers")
     def test_transformers(self, tmp_path: Path) -> None:
         assert "3 passed" in run_example("transformers", "tiny", tmp_path)[-1]
+
+    @pytest.mark.nightly
+    @pytest.mark.engine("lm_eval")
+    def test_lm_eval(self, tmp_path: Path) -> None:
+        lines = run_example("lm_eval", "tiny", tmp_path)
+        assert any(line.startswith("sums ") for line in lines)
+        assert "1 passed" in lines[-1]
 
     @pytest.mark.nightly
     @pytest.mark.engine("vllm", "sglang", "transformers")

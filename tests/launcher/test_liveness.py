@@ -73,8 +73,8 @@ def restrict(monkeypatch: pytest.MonkeyPatch, error: OSError | None) -> None:
             raise error
         yield from ()
 
-    for module in (liveness, ports):
-        monkeypatch.setattr(module, "listeners", fail)
+    monkeypatch.setattr(ports, "listeners", fail)
+    monkeypatch.setattr(liveness, "is_listening", lambda port: any(fail()))
 
 
 @pytest.mark.parametrize("error", [PermissionError(), FileNotFoundError(), None], ids=repr)
@@ -108,7 +108,7 @@ def test_a_server_whose_listener_is_seen_gets_no_connection(listener: socket.soc
 def test_a_server_that_listens_elsewhere_is_asked_by_a_connection(
     how: dict[str, bool], listener: socket.socket, monkeypatch: pytest.MonkeyPatch, connections: list[int]
 ) -> None:
-    monkeypatch.setattr(liveness, "listeners", lambda: pytest.fail("these are other listeners"))
+    monkeypatch.setattr(liveness, "is_listening", lambda port: pytest.fail("these are other listeners"))
     server = Server(listener.getsockname()[1], **how)
     notice_death(server)  # type: ignore[arg-type]
     assert server.waited == []

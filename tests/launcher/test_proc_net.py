@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pytest_infserver.system import proc_net
-from pytest_infserver.system.proc_net import Listener, listeners, socket_inodes, unix_sockets
+from pytest_infserver.system.proc_net import Listener, is_listening, listeners, socket_inodes, unix_sockets
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/net")
 
@@ -75,6 +75,15 @@ def test_only_listeners_are_found_among_many_connections() -> None:
         assert not others & {listener.inode for listener in listeners()}
         for other in (*clients, *accepted):
             other.close()
+
+
+def test_whether_somebody_listens_on_a_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+        assert is_listening(port)
+        assert not is_listening(bound.getsockname()[1])
+    assert not is_listening(port)
 
 
 def test_many_listeners_are_all_found() -> None:

@@ -23,4 +23,5 @@ def no_descriptor_left() -> Iterator[None]:
     """Make sure that the test closes what it opens."""
     before = open_descriptors()
     yield
-    assert open_descriptors() == before
+    # What an earlier test has left open may be closed meanwhile.
+    assert open_descriptors() <= before

@@ -29,9 +29,10 @@ def test_every_standard_module_that_the_package_imports_is_imported_early() -> N
     apart = (
         "embedded_llamacpp",
         "option_reader.py",
-        # The two files of the process that makes a load.
+        # The files of the processes that make a load, and its prompts.
         "generator.py",
         "client.py",
+        "prompt_rows.py",
         "supervision",
         "node",
         "agent",
