@@ -44,9 +44,7 @@ def add_server_sections(report: pytest.TestReport, run: Run) -> pytest.TestRepor
     if report.failed and run.item is not None:
         report.sections += [(f"{name}: ended before this test", text) for name, text in run.holds.left_behind(run.item)]
     for server, log_start in run.servers_in_use():
-        # What was leased just now was looked at for that.
-        is_known = report.when == "setup" and report.passed
-        problem = None if is_known else _backend_problem(server, report)
+        problem = _backend_problem(server, report)
         reason = run.death(server)
         if reason is not None:
             _fail(report, reason)
