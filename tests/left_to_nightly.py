@@ -44,6 +44,8 @@ LEFT_OUT: Mapping[str, Mapping[str, Collection[str]]] = {
     },
     "engines/test_several_nodes_vllm.py": {"test_its_workers_are_on_both_nodes_and_end_with_it": ALL},
     "engines/test_sglang_with_stubbed_kernels.py": {"test_sigterm_during_the_start": ALL},
+    "launcher/test_devices.py": {"test_interrupt_at_any_line_of_a_claim": ALL},
+    "launcher/test_fingerprint.py": {"test_ten_thousand_sources_are_looked_at_quickly": ALL},
     "plugin/test_ahead_of_collection.py": {
         "test_the_second_run_starts_them_while_it_collects_and_once": WORKERS,
         "test_they_are_stopped_where_nothing_runs": ("no tests", "collection error"),

@@ -155,7 +155,6 @@ def test_with_workers_and_names_of_the_projects_own(
 
 
 @pytest.mark.run
-@pytest.mark.promise
 def test_llamacpp_keeps_the_core(run_pytest: Run, pytester: pytest.Pytester) -> None:
     """Of the embedded llama.cpp, with a real model, all that is not known is known to pass."""
     pytest.importorskip("xllamacpp")

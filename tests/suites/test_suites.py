@@ -59,7 +59,7 @@ def counted(output: str) -> dict[str, int]:
 
 
 @pytest.mark.run
-@pytest.mark.parametrize("form", ["dropin", pytest.param("own", marks=pytest.mark.promise)])
+@pytest.mark.parametrize("form", ["dropin", "own"])
 def test_llamacpp(form: str, tmp_path: Path, nothing_left: None) -> None:
     output = run("llamacpp", form, tmp_path)
     assert counted(output) == {"passed": TESTS["llamacpp"]}, output
