@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-STUB = Path(__file__).with_name("nvml_stub.c")
+STUB = Path(__file__).parent / "launcher" / "nvml_stub.c"
 LIMIT = 60.0
 """Seconds after which a program counts as hung."""
 _PREAMBLE = f"""
