@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from pytest_infserver.launcher.engine.address_flags import AddressFlags, read_key, setting
 from pytest_infserver.launcher.startup.ports import hosts_of
 from pytest_infserver.launcher.user_code import asked
-from pytest_infserver.system.environment import environment
 from pytest_infserver.system.http.address import Address, parse_address
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def configured_key(settings: ServerConfig, env_vars: Mapping[str, str | None]) -
     if settings.api_key is not None:
         return settings.api_key, "api_key"
     name = settings.api_key_env
-    value = None if name is None else env_vars.get(name) or environment().get(name)
+    value = None if name is None else env_vars.get(name) or os.environ.get(name)
     return (value, f"api_key_env: {name}") if value else (None, "")
 
 

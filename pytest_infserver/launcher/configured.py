@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,6 @@ from pytest_infserver.launcher.startup import ports
 from pytest_infserver.launcher.startup.named_ports import named_ports
 from pytest_infserver.launcher.user_code import asked, is_ours
 from pytest_infserver.models.builtin import builtin_path, is_builtin
-from pytest_infserver.system.environment import environment
 from pytest_infserver.system.http.address import Address, parse_address
 from pytest_infserver.system.secrets import MIN_LENGTH
 
@@ -271,9 +271,7 @@ class ConfiguredServer(ServerSpec):
 
     @property
     def _key_secrets(self) -> frozenset[str]:
-        variable = self.settings.api_key_env
-        # The environment is copied, and this is asked for in every test.
-        keys = (self.settings.api_key, None if variable is None else environment().get(variable))
+        keys = (self.settings.api_key, os.environ.get(self.settings.api_key_env or ""))
         return frozenset(key for key in keys if key is not None and len(key) >= MIN_LENGTH)
 
     def use_devices(self, claim: DeviceClaim | None) -> None:

@@ -175,9 +175,9 @@ class LoadResult:
         def of(result: LoadResult) -> dict[str, float]:
             return {name: value for name, value in result.figures.items() if not figures or name in figures}
 
-        if than is not None and than.load.tool != self.load.tool:
-            raise ValueError("assert_not_slower: loads of two tools are not compared, for they measure otherwise")
         if than is not None:
+            if than.load.tool != self.load.tool:
+                raise ValueError("assert_not_slower: loads of two tools are not compared, for they measure otherwise")
             verdict: Verdict | None = check_pairs(lambda: of(self.repeated()), lambda: of(than.repeated()), by, repeats)
             if verdict is not None and self.reference is not None:
                 self.reference.told(verdict)

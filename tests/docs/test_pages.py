@@ -176,14 +176,14 @@ def test_the_key_s_page_has_what_the_example_has() -> None:
     assert {key for key in known if not re.search(rf"^ +{key}:", example, re.MULTILINE)} <= {"api_key", "profile"}
 
 
-if __name__ == "__main__":
-    for one in BLOCKS:
-        if one.reason is not None:
-            print(f"{one}: {one.reason}")
-
-
 @pytest.mark.parametrize("page", ["install", "yaml"])
 def test_the_line_for_editors_names_the_file_of_the_schema(page: str) -> None:
     text = " ".join((ROOT / "docs" / f"{page}.md").read_text().split())
     [written] = re.findall(r"infserver schema > ([\w.]+)", text)
     assert f"`# yaml-language-server: $schema={written}`" in text
+
+
+if __name__ == "__main__":
+    for one in BLOCKS:
+        if one.reason is not None:
+            print(f"{one}: {one.reason}")

@@ -23,5 +23,4 @@ def no_descriptor_left() -> Iterator[None]:
     """Make sure that the test closes what it opens."""
     before = open_descriptors()
     yield
-    # What an earlier test has left open may be closed meanwhile.
-    assert open_descriptors() <= before
+    assert open_descriptors() == before
