@@ -272,14 +272,9 @@ def xdist(workers: int) -> list[str]:
 
 
 def bound(workers: int) -> float:
-    """Return the seconds that no scheduling can beat which moves no test within its module.
-
-    Workers of xdist are handed single tests, so that those without a server can fill the time of the starts; alone
-    nothing but the first test can, since each module has its tests with and without one in turn.
-    """
+    """Return the seconds that no scheduling can beat."""
     parallel = max(1, workers)
-    tests = SERVER_TESTS if workers else SERVER_TESTS + PLAIN_TESTS - 1
-    with_server = START_SECONDS + tests * TEST_SECONDS / parallel
+    with_server = START_SECONDS + SERVER_TESTS * TEST_SECONDS / parallel
     return max(with_server, (SERVER_TESTS + PLAIN_TESTS) * TEST_SECONDS / parallel)
 
 
